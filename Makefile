@@ -1,0 +1,34 @@
+# make search: set up and run the default search. make test: set up and run the tests.
+PYTHON ?= python3
+UV = .venv/bin/python -m uv
+UV_VERSION = 0.13.9
+
+.PHONY: search test test-slow lint lock setup
+search: setup
+	.venv/bin/python -m search.run +search=cpu_latency
+
+test: setup
+	.venv/bin/python -m pytest
+
+test-slow: setup
+	.venv/bin/python -m pytest -m slow
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+setup: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=python3.11")'
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --quiet --python .venv/bin/python -r requirements.lock
+	$(UV) pip install --quiet --python .venv/bin/python --no-deps --editable .
+	touch .venv/installed
+
+# Needs uv on the path; writes versions only, no addresses.
+lock:
+	uv pip compile --quiet --universal --all-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--output-file requirements.lock pyproject.toml

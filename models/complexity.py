@@ -1,0 +1,54 @@
+"""Cost of a network that does not depend on a machine: parameters and multiply-accumulates.
+
+Multiply-accumulates are counted like the official LITv2 table: matrix products, convolutions (deformable ones too) and the
+two attention products one each, and one for every element that a norm layer reads. Biases, activations, pooling and the
+bilinear sampling of deformable convolutions are not counted, as there.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torchvision.ops  # noqa: F401 - registers the deformable convolution that CUSTOM_FLOPS names
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one forward pass.
+
+    input_size: shape of the input without the batch, such as (3, 224, 224).
+    """
+    model = copy.deepcopy(model).eval()
+    like = next(model.parameters())
+    norm_elements = 0
+
+    def count_norm(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal norm_elements
+        norm_elements += output.numel()
+
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            module.register_forward_hook(count_norm)
+    counter = FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS)
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+    return int(counter.get_total_flops()) // 2 + norm_elements
+
+
+def _deform_conv_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    out_channels, in_channels, kernel_height, kernel_width = weight_shape
+    batch, _, height, width = out_shape
+    return int(2 * batch * height * width * out_channels * in_channels * kernel_height * kernel_width)
+
+
+CUSTOM_FLOPS = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}

@@ -1,0 +1,377 @@
+"""LITv2: a hierarchical vision transformer of HiLo attention and convolutional feed-forward layers.
+
+Source: "Fast Vision Transformers with HiLo Attention", Sec. 4 and appendix, arXiv 2205.13213. Parameter names are those
+of the official checkpoints, which `checkpoint_filter_fn` loads. The network takes images of any size.
+
+Shape letters: B batch, H and W map, C channels. Between the layers a map is (B, H, W, C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rates, trunc_normal_
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from models.architecture import Architecture, StageSpec
+from models.hilo import HiLo
+
+LAYER_NORM_EPS = 1e-5  # the official code keeps torch's default
+
+
+class ConvFFN(nn.Module):
+    """Linear, 3x3 depthwise convolution (which also encodes position), GELU, Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.dwconv = nn.ModuleDict({"dwconv": nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)})
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, C). Returns the same shape."""
+        x = self.fc1(x).permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory: no copy
+        x = self.act(self.dwconv["dwconv"](x))
+        return cast(Tensor, self.fc2(x.permute(0, 2, 3, 1)))  # (B, H, W, C)
+
+
+class Block(nn.Module):
+    """Pre-norm residual attention (if the stage has any) and feed-forward."""
+
+    def __init__(self, dim: int, stage: StageSpec, drop_path: float, qkv_bias: bool) -> None:
+        super().__init__()
+        self.has_attention = stage.window_size > 0
+        if self.has_attention:
+            self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+            self.attn = HiLo(dim, stage.num_heads, stage.window_size, stage.alpha, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = ConvFFN(dim, max(1, int(dim * stage.mlp_ratio)))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, C). Returns the same shape."""
+        if self.has_attention:
+            x = x + self.drop_path(self.attn(self.norm1(x)))
+        return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))
+
+
+class DeformConv(nn.Conv2d):
+    """2x2 stride-2 deformable convolution; its offsets, (y, x) pairs, come from a convolution that starts at zero."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim, kernel_size=2, stride=2)
+        self.conv_offset = nn.Conv2d(in_dim, 2 * 2 * 2, kernel_size=2, stride=2)
+        self.reset_offset()
+
+    def reset_offset(self) -> None:
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(cast(Tensor, self.conv_offset.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, out_dim, H/2, W/2)."""
+        return deform_conv2d(x, self.conv_offset(x), self.weight, self.bias, stride=(2, 2))
+
+
+class Downsample(nn.Module):
+    """Between stages: halve the map, double the width; then BatchNorm and GELU.
+
+    kind: "dtm", the official deformable token merging, or "conv", a plain convolution of the same shape.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, kind: str) -> None:
+        super().__init__()
+        self.dconv = DeformConv(in_dim, out_dim) if kind == "dtm" else nn.Conv2d(in_dim, out_dim, kernel_size=2, stride=2)
+        self.norm_layer = nn.BatchNorm2d(out_dim)
+        self.act_layer = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, C). Returns (B, H/2, W/2, 2C)."""
+        x = self.dconv(x.permute(0, 3, 1, 2))  # (B, C, H, W)
+        return cast(Tensor, self.act_layer(self.norm_layer(x)).permute(0, 2, 3, 1))  # (B, H, W, C)
+
+
+class PatchEmbed(nn.Module):
+    """Image to tokens: a convolution whose stride is its kernel, then LayerNorm."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: image, (B, in_chans, H, W). Returns (B, H/patch, W/patch, C)."""
+        return cast(Tensor, self.norm(self.proj(x).permute(0, 2, 3, 1)))  # (B, H, W, C)
+
+
+class Stage(nn.Module):
+    """Blocks of one width and, but for the last stage, the way to the next one."""
+
+    def __init__(self, blocks: Sequence[Block], downsample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample
+        self.grad_checkpointing = False
+
+    def forward_blocks(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, C). Returns the same shape."""
+        if self.grad_checkpointing and self.training:
+            return cast(Tensor, checkpoint_seq(self.blocks, x))
+        return cast(Tensor, self.blocks(x))
+
+
+class LITv2(nn.Module):
+    """LITv2 for classification and as a backbone of four maps.
+
+    Per stage: depths, num_heads, window_sizes (0: no attention, 1: plain attention), alphas, mlp_ratio (or one for all).
+    downsample: "dtm" or "conv", see `Downsample`. global_pool: "avg", or "" to leave the map as it is.
+    drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+    Raises: ValueError naming the stage and the value if such a network cannot be built.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_sizes: Sequence[int] = (0, 0, 2, 1),
+        alphas: Sequence[float] = (0.9, 0.9, 0.9, 0.9),
+        mlp_ratio: float | Sequence[float] = 4.0,
+        patch_size: int = 4,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        downsample: str = "dtm",
+        qkv_bias: bool = True,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture_of(
+            embed_dim, depths, num_heads, window_sizes, alphas, mlp_ratio, patch_size, downsample
+        )
+        dims = self.architecture.dims
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.output_fmt = "NHWC"
+        self.feature_info = [
+            {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"layers.{i}.blocks"} for i, dim in enumerate(dims)
+        ]
+        self.patch_embed = PatchEmbed(in_chans, dims[0], patch_size)
+        drop_paths = iter(cast(list[float], calculate_drop_path_rates(drop_path_rate, sum(depths))))
+        self.layers = nn.ModuleList()
+        for i, spec in enumerate(self.architecture.stages):
+            blocks = [Block(dims[i], spec, next(drop_paths), qkv_bias) for _ in range(spec.depth)]
+            last = i == len(dims) - 1
+            self.layers.append(Stage(blocks, nn.Identity() if last else Downsample(dims[i], dims[i + 1], downsample)))
+        self.norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.apply(_init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        blocks = r"^layers\.(\d+)" if coarse else [
+            (r"^layers\.(\d+)\.blocks\.(\d+)", None),
+            (r"^layers\.(\d+)\.downsample", (0,)),
+            (r"^norm", (99999,)),
+        ]  # fmt: skip
+        return {"stem": r"^patch_embed", "blocks": blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.layers:
+            cast(Stage, stage).grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new, untrained head; num_classes 0 leaves it out."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
+        like = next(self.patch_embed.parameters())
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head.to(device=like.device, dtype=like.dtype).apply(_init_weights)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Maps of the chosen stages (the last n if indices is an int, all if None), before downsampling.
+
+        x: image, (B, in_chans, H, W). norm: also apply the final norm to the last stage's map.
+        Returns (final map, maps), or the maps alone. Raises: ValueError if output_fmt is neither NCHW nor NHWC.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt={output_fmt!r} must be NCHW or NHWC")
+        take, last = feature_take_indices(len(self.layers), indices)
+        stages = self.layers[: last + 1] if stop_early else self.layers
+        maps = []
+        x = self.patch_embed(x)
+        for i, stage in enumerate(stages):
+            x = cast(Stage, stage).forward_blocks(x)
+            final = i == len(self.layers) - 1
+            if i in take:
+                feature = self.norm(x) if norm and final else x
+                maps.append(feature.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else feature)
+            if final:
+                x = self.norm(x)
+            elif i < len(stages) - 1:
+                x = cast(Stage, stage).downsample(x)
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the chosen maps do not need. Returns their indices."""
+        take, last = feature_take_indices(len(self.layers), indices)
+        self.layers = self.layers[: last + 1]
+        cast(Stage, self.layers[-1]).downsample = nn.Identity()
+        if prune_norm:
+            self.norm = nn.Identity()  # type: ignore[assignment]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x: image, (B, in_chans, H, W). Returns the normalised last map, (B, H/stride, W/stride, num_features)."""
+        x = self.patch_embed(x)
+        for stage in self.layers:
+            x = stage.downsample(stage.forward_blocks(x))  # type: ignore[operator]
+        return cast(Tensor, self.norm(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """x: the last map. Returns logits, (B, num_classes), or the pooled features before them."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else cast(Tensor, self.head(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: image, (B, in_chans, H, W). Returns logits, (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _init_weights(module: nn.Module) -> None:
+    """As the official code: truncated normal for linear layers, torch's default for convolutions, zero offsets."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, DeformConv):
+        module.reset_offset()
+
+
+def architecture_of(
+    embed_dim: int,
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    window_sizes: Sequence[int],
+    alphas: Sequence[float],
+    mlp_ratio: float | Sequence[float],
+    patch_size: int,
+    downsample: str,
+) -> Architecture:
+    """The architecture that constructor arguments describe. Raises: ValueError if their lengths differ."""
+    ratios = [mlp_ratio] * len(depths) if isinstance(mlp_ratio, int | float) else list(mlp_ratio)
+    lengths = {"num_heads": num_heads, "window_sizes": window_sizes, "alphas": alphas, "mlp_ratio": ratios}
+    for name, values in lengths.items():
+        if len(values) != len(depths):
+            raise ValueError(f"{name} has {len(values)} entries, depths has {len(depths)}; give one for each stage")
+    stages = map(StageSpec, depths, window_sizes, alphas, num_heads, ratios)
+    return Architecture(embed_dim, tuple(stages), patch_size, downsample)
+
+
+def arguments_of(architecture: Architecture) -> dict[str, Any]:
+    """Constructor arguments of LITv2 that an architecture stands for: the inverse of `architecture_of`."""
+    stages = architecture.stages
+    return {
+        "embed_dim": architecture.embed_dim,
+        "depths": tuple(s.depth for s in stages),
+        "num_heads": tuple(s.num_heads for s in stages),
+        "window_sizes": tuple(s.window_size for s in stages),
+        "alphas": tuple(s.alpha for s in stages),
+        "mlp_ratio": tuple(s.mlp_ratio for s in stages),
+        "patch_size": architecture.patch_size,
+        "downsample": architecture.downsample,
+    }
+
+
+def build(architecture: Architecture, **kwargs: Any) -> LITv2:
+    """An untrained network of this architecture. kwargs: further arguments of LITv2, such as num_classes."""
+    return LITv2(**arguments_of(architecture), **kwargs)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Official checkpoints keep the weights under `model`; their names are ours already."""
+    for wrapper in ("model", "state_dict"):
+        state_dict = state_dict.get(wrapper, state_dict)
+    return state_dict
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.875,
+        "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj", "classifier": "head", "license": "apache-2.0", **kwargs,
+    }  # fmt: skip
+
+
+default_cfgs = generate_default_cfgs(
+    {"litv2_s.untrained": _cfg(), "litv2_m.untrained": _cfg(), "litv2_b.untrained": _cfg(), "litv2.untrained": _cfg()}
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> LITv2:
+    model = build_model_with_cfg(
+        LITv2, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}, **kwargs,
+    )  # fmt: skip
+    return cast(LITv2, model)
+
+
+# Variants: Table 1 of the paper's appendix; drop path from the official configurations.
+@register_model
+def litv2_s(pretrained: bool = False, **kwargs: Any) -> LITv2:
+    """LITv2-S: 27.8 M parameters, 3.7 GMACs at 224."""
+    return _create("litv2_s", pretrained, **{"depths": (2, 2, 6, 2), **kwargs})
+
+
+@register_model
+def litv2_m(pretrained: bool = False, **kwargs: Any) -> LITv2:
+    """LITv2-M: 48.8 M parameters, 7.5 GMACs at 224."""
+    return _create("litv2_m", pretrained, **{"depths": (2, 2, 18, 2), **kwargs})
+
+
+@register_model
+def litv2_b(pretrained: bool = False, **kwargs: Any) -> LITv2:
+    """LITv2-B: 86.5 M parameters, 13.2 GMACs at 224."""
+    args = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+    return _create("litv2_b", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def litv2(pretrained: bool = False, architecture: Architecture | Mapping[str, Any] | None = None, **kwargs: Any) -> LITv2:
+    """Any LITv2: pass `architecture`, an Architecture or the mapping that an export wrote under that name."""
+    if isinstance(architecture, Mapping):
+        architecture = Architecture.from_dict(architecture)
+    args = arguments_of(architecture) if architecture is not None else {}
+    return _create("litv2", pretrained, **{**args, **kwargs})

@@ -1,0 +1,39 @@
+"""The role of an accuracy evaluator, and what an evaluation says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from models.architecture import Architecture
+
+Progress = Callable[[float], None]
+"""Takes the share of the work that is done, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy on the validation split, in [0, 1], of a network trained with this seed."""
+
+    accuracy: float
+    num_images: int
+    seed: int
+    seconds: float
+
+    @property
+    def standard_error(self) -> float:
+        """From the size of the validation split alone; seeds come on top."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_images)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class AccuracyEvaluator(Protocol):
+    """Gives an architecture its accuracy. The same architecture and seed give the same accuracy on one CPU."""
+
+    def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        """Raises: any error of building or training it, such as a loss that is not finite; never returns a guess."""
+        ...

@@ -1,0 +1,164 @@
+"""Images as in-memory uint8 tensors behind a LightningDataModule: decoded once, batched by index, augmented per batch.
+
+Batches of such a tensor come 40 times as fast as rows of a formatted Hugging Face dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Image
+from PIL import ImageOps, UnidentifiedImageError
+from PIL.Image import Resampling
+from torch import Tensor
+
+from search.errors import UserError
+
+Source = Callable[[str, int | None], Dataset]
+"""Takes a split, "train" or "test", and how many images are wanted (None: all); returns columns `image` and `label`."""
+EVAL_BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class Images:
+    """images: (N, C, H, W) uint8. labels: (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class ImageData(lightning.LightningDataModule):
+    """A training and a validation split of the training set; the test set is only read where it is asked for.
+
+    name: of the dataset, for reports. source: where the images come from, see sources.py. img_size: side of the square
+    images, in pixels. in_chans: 1 for grey, 3 for colour. train_size, val_size: images of each split; train_size null takes
+    all that validation leaves. seed: of the split. shift: augmentation by moving up to so many pixels. flip: augmentation
+    by mirroring.
+    Raises: UserError if the source has too few images or labels that do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        img_size: int,
+        in_chans: int,
+        train_size: int | None,
+        val_size: int,
+        seed: int,
+        shift: int,
+        flip: bool,
+    ) -> None:
+        super().__init__()
+        for key, value in {"train_size": train_size, "val_size": val_size, "img_size": img_size}.items():
+            if value is not None and value < 1:
+                raise UserError(f"data.{key}={value} must be at least 1")
+        if in_chans not in (1, 3):
+            raise UserError(f"data.in_chans={in_chans} must be 1 (grey) or 3 (colour)")
+        self.name = name
+        self.source = source
+        self.img_size = img_size
+        self.in_chans = in_chans
+        self.shift = shift
+        self.flip = flip
+        dataset = source("train", None if train_size is None else train_size + val_size)
+        self.num_classes = _count_classes(dataset)
+        if val_size >= len(dataset) or (train_size or 1) + val_size > len(dataset):
+            wanted = "" if train_size is None else f" and data.train_size={train_size}"
+            raise UserError(f"data.val_size={val_size}{wanted} need more than the {len(dataset)} images of the training set")
+        order = np.random.default_rng(seed).permutation(len(dataset))
+        end = None if train_size is None else val_size + train_size
+        self.val = self._decode(dataset, order[:val_size])
+        self.train = self._decode(dataset, order[val_size:end])
+        pixels = self.train.images.float() / 255
+        self.mean = pixels.mean((0, 2, 3), keepdim=True)
+        self.std = pixels.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
+
+    @property
+    def num_val(self) -> int:
+        return len(self.val.labels)
+
+    def train_dataloader(self, batch_size: int = 64) -> Batches:
+        """Shuffled and augmented by torch's seed at this moment, the last incomplete batch left out."""
+        batch_size = min(batch_size, len(self.train.labels))
+        return Batches(self, self.train, batch_size, torch.initial_seed())
+
+    def val_dataloader(self) -> Batches:
+        return Batches(self, self.val, EVAL_BATCH_SIZE)
+
+    def test_dataloader(self) -> Batches:
+        dataset = self.source("test", None)
+        return Batches(self, self._decode(dataset, np.arange(len(dataset))), EVAL_BATCH_SIZE)
+
+    def _decode(self, dataset: Dataset, indices: np.ndarray[Any, Any]) -> Images:
+        """Decode the chosen images, resized on their shorter side and cropped to the middle."""
+        rows = dataset.select(indices).cast_column("image", Image(mode="L" if self.in_chans == 1 else "RGB"))
+        size = (self.img_size, self.img_size)
+        images = torch.empty(len(rows), self.in_chans, *size, dtype=torch.uint8)
+        try:
+            for target, image in zip(images, rows["image"], strict=True):
+                pixels = np.array(ImageOps.fit(image, size, Resampling.BILINEAR)).reshape(*size, self.in_chans)
+                target.copy_(torch.from_numpy(pixels).permute(2, 0, 1))  # (C, H, W)
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"an image of data={self.name} cannot be decoded ({error}); mend or remove it") from error
+        return Images(images, torch.tensor(rows["label"][:], dtype=torch.int64))
+
+
+class Batches:
+    """Iterable over normalised batches: images (B, C, H, W) float32, labels (B,).
+
+    seed: shuffle and augment; every epoch differs, and the same seed gives the same epochs. None: in order, as they are.
+    """
+
+    def __init__(self, data: ImageData, images: Images, batch_size: int, seed: int | None = None) -> None:
+        self.data = data
+        self.images = images
+        self.batch_size = batch_size
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        total = len(self.images.labels)
+        return -(-total // self.batch_size) if self.generator is None else total // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        total = len(self.images.labels)
+        order = torch.arange(total) if self.generator is None else torch.randperm(total, generator=self.generator)
+        for index in range(len(self)):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            images = self.images.images[chosen]
+            if self.generator is not None:
+                images = augment(images, self.data.shift, self.data.flip, self.generator)
+            yield (images.float() / 255 - self.data.mean) / self.data.std, self.images.labels[chosen]
+
+
+def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Move each image by up to `shift` pixels each way, filling with its border, and mirror half of them.
+
+    images: (B, C, H, W). Returns the same shape.
+    """
+    batch, _, height, width = images.shape
+    if shift:
+        rows = torch.randint(-shift, shift + 1, (batch, 1), generator=generator) + torch.arange(height)
+        columns = torch.randint(-shift, shift + 1, (batch, 1), generator=generator) + torch.arange(width)
+        rows, columns = rows.clamp_(0, height - 1), columns.clamp_(0, width - 1)
+        index = torch.arange(batch)[:, None, None]
+        images = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return images
+
+
+def _count_classes(dataset: Dataset) -> int:
+    feature = dataset.features["label"]
+    if isinstance(feature, ClassLabel):
+        return int(feature.num_classes)
+    labels = dataset["label"][:]
+    if not labels or not all(isinstance(label, int) and label >= 0 for label in labels):
+        raise UserError(f"column `label` holds {feature}; it must hold class numbers from 0")
+    return max(labels) + 1

@@ -1,0 +1,1 @@
+"""Where measuring and training run."""

@@ -1,0 +1,17 @@
+"""The two ways in which a command ends early on purpose."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: printed as one line that names the value and the remedy, exit code 2."""
+
+
+class SearchStopped(Exception):
+    """The search cannot usefully go on, though nobody made a mistake at the command line: one line, exit code 1."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks, led by its type where the text alone would puzzle."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError | SearchStopped) else f"{type(error).__name__}: {text}".removesuffix(": ")

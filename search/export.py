@@ -1,0 +1,168 @@
+"""`python -m search.export study.name=NAME`: write the front as YAML files, all trials as CSV, and a plot of both."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig
+
+from search import config_file
+from search.cli import main
+from search.errors import UserError
+from search.study import Finished, accuracy_of, finished_trials, front, latest_of_each, open_study
+from search.view import make_console, trial_table
+
+PACKAGES = ("torch", "torchvision", "timm", "optuna", "lightning", "datasets")
+
+
+def export(cfg: DictConfig) -> None:
+    """Export a study of this machine."""
+    folder = Path("outputs") / str(cfg.study.name)
+    if not folder.is_dir():
+        raise UserError(f"there is no {folder} here; run a search with study.name={cfg.study.name} first, or change folder")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
+    members = export_front(study, folder)
+    if not members:
+        raise UserError(f"study {cfg.study.name} has no network yet that is both trained and within its budget; search on")
+    console = make_console()
+    console.print(trial_table(f"Front of {study.study_name}", members))
+    console.print(f"saved in {folder / 'pareto'}, {folder / 'pareto.csv'} and {folder / 'pareto.png'}", soft_wrap=True)
+
+
+def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
+    """Write what a study has found so far below its folder. Returns the front."""
+    trials = finished_trials(study)
+    members = front(trials)
+    pareto = folder / "pareto"
+    pareto.mkdir(exist_ok=True)
+    wanted = {member_name(member) for member in members}
+    for old in pareto.glob("trial-*.yaml"):
+        if old.name not in wanted:
+            old.unlink()  # an earlier export's member that has since been dominated
+    for member in members:
+        path = pareto / member_name(member)
+        comment = f"One network of the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
+        config_file.write(path, comment, member.architecture, _facts(study, member))
+    (folder / "pareto.csv").write_text(_csv(trials, members), encoding="utf-8")
+    _plot(trials, members, study, folder / "pareto.png")
+    return members
+
+
+def member_name(member: Finished) -> str:
+    return f"trial-{member.number:05d}.yaml"
+
+
+def _facts(study: optuna.Study, member: Finished) -> dict[str, Any]:
+    accuracy = member.outcome.accuracy
+    assert accuracy is not None
+    settings: Mapping[str, Any] = study.user_attrs["settings"]
+    return {
+        "accuracy": {
+            "validation": accuracy.accuracy,
+            "standard_error": accuracy.standard_error,
+            "num_images": accuracy.num_images,
+            "seed": accuracy.seed,
+            "data": settings["data"]["name"],
+            "train_size": settings["data"]["train_size"],
+            "max_epochs": settings["train"]["max_epochs"],
+        },
+        "latency": member.outcome.latency.summary(),
+        "device": dict(study.user_attrs["device"]),
+        "parameters": member.num_params,
+        "multiply_accumulates": member.num_macs,
+        "study": study.study_name,
+        "trial": member.number,
+        "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def _csv(trials: list[Finished], members: list[Finished]) -> str:
+    out = io.StringIO()
+    in_front = {member.number for member in members}
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ("trial", "in_front", "feasible", "accuracy", "accuracy_standard_error", "latency_ms", "latency_low_ms")
+        + ("latency_high_ms", "repetitions", "parameters", "multiply_accumulates", "origin", "architecture")
+    )
+    for trial in trials:
+        accuracy, latency = trial.outcome.accuracy, trial.outcome.latency
+        writer.writerow(
+            (
+                trial.number,
+                trial.number in in_front,
+                trial.outcome.feasible,
+                "" if accuracy is None else accuracy.accuracy,
+                "" if accuracy is None else accuracy.standard_error,
+                latency.latency_ms,
+                latency.low_ms,
+                latency.high_ms,
+                latency.repetitions,
+                trial.num_params,
+                trial.num_macs,
+                trial.origin,
+                trial.architecture.key,
+            )
+        )
+    return out.getvalue()
+
+
+def _plot(trials: list[Finished], members: list[Finished], study: optuna.Study, path: Path) -> None:
+    """All networks and the front, accuracy over latency, with standard errors and 95 % intervals."""
+    from matplotlib.figure import Figure  # a second to import
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    judged = latest_of_each(trials)
+    trained = [t for t in judged if t.outcome.accuracy is not None and t.outcome.feasible]
+    for group, style in (
+        (trained, {"color": "#9aa5b1", "label": "dominated"}),
+        (members, {"color": "#0b7285", "label": "front"}),
+    ):
+        latencies = [t.outcome.latency for t in group]
+        axes.errorbar(
+            [latency.latency_ms for latency in latencies],
+            [accuracy_of(t) for t in group],
+            xerr=(
+                [latency.latency_ms - latency.low_ms for latency in latencies],
+                [latency.high_ms - latency.latency_ms for latency in latencies],
+            ),
+            yerr=[t.outcome.accuracy.standard_error for t in group if t.outcome.accuracy],
+            fmt="o",
+            markersize=5,
+            capsize=2,
+            **style,
+        )
+    axes.step(
+        [t.outcome.latency.latency_ms for t in members], [accuracy_of(t) for t in members], where="post", color="#0b7285"
+    )
+    ruled_out = [t.outcome.latency.latency_ms for t in judged if not t.outcome.feasible]
+    if ruled_out:
+        axes.plot(
+            ruled_out,
+            [0.0] * len(ruled_out),
+            "x",
+            color="#d1495b",
+            label="over budget",
+            transform=axes.get_xaxis_transform(),
+        )
+    device = study.user_attrs["device"]
+    axes.set_xlabel(f"latency, ms ({device['device']}, {device['num_threads']} thread(s), batch {device['batch_size']})")
+    axes.set_ylabel("validation accuracy")
+    axes.set_title(f"Study {study.study_name}: {len(trials)} finished trials")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main(export, "export")

@@ -1,0 +1,58 @@
+"""Printed characters rendered with the fonts that matplotlib ships: the embedded dataset, which needs no network.
+
+One of 100 characters in one of 12 faces, slightly shifted, rotated, scaled, faded and noisy. Digits are too easy to tell
+networks apart; here accuracies spread over several times what two seeds differ by, within a minute of CPU time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+# Characters that differ in more than size from every other one.
+CHARACTERS = "0123456789ABCDEFGHJKLMNPQRSTUVWXYZabdefghijmnqrtuyΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπστφψωБДЖИЛУЦЧШЩЪЫЬЭЮЯбдвзлцю"
+FACES = ("Sans", "SansMono", "Serif")
+STYLES = {
+    "Sans": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    "SansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    "Serif": ("", "-Bold", "-Italic", "-BoldItalic"),
+}
+FONT_SIZES = (20, 23, 26)  # pixels, on the canvas below
+CANVAS = 32
+MAX_SHIFT = 3  # pixels
+MAX_ROTATION = 20  # degrees
+CONTRAST = (0.5, 1.0)
+NOISE = 0.15  # standard deviation of Gaussian noise, of full scale
+
+
+def render(num_images: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images, (num_images, 32, 32), and the index of their character. The same seed renders the same images."""
+    rng = np.random.default_rng(seed)
+    fonts = _fonts()
+    labels = rng.integers(len(CHARACTERS), size=num_images)
+    images = np.empty((num_images, CANVAS, CANVAS), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:] = _render_one(CHARACTERS[label], fonts[rng.integers(len(fonts))], rng)
+    return images, labels
+
+
+def _fonts() -> list[ImageFont.FreeTypeFont]:
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    files = [folder / f"DejaVu{face}{style}.ttf" for face in FACES for style in STYLES[face]]
+    return [ImageFont.truetype(str(file), size) for file in files for size in FONT_SIZES]
+
+
+def _render_one(character: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> NDArray[np.uint8]:
+    canvas = Image.new("L", (CANVAS, CANVAS))
+    x, y = CANVAS / 2 + rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
+    left, top, right, bottom = font.getbbox(character)
+    position = (x - (left + right) / 2, y - (top + bottom) / 2)
+    ImageDraw.Draw(canvas).text(position, character, fill=255, font=font)
+    canvas = canvas.rotate(rng.uniform(-MAX_ROTATION, MAX_ROTATION), resample=Image.Resampling.BILINEAR)
+    pixels = np.asarray(canvas, np.float32) * rng.uniform(*CONTRAST)
+    pixels += rng.normal(0, NOISE * 255, size=pixels.shape).astype(np.float32)
+    return np.clip(pixels, 0, 255).astype(np.uint8)

@@ -1,0 +1,68 @@
+"""Training one exported architecture, and its test accuracy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import lightning
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import save_file
+
+from models.complexity import count_params
+from models.litv2 import build as build_network
+from search import config_file
+from search.cli import build, set_up_logging
+from search.data import ImageData
+from search.errors import UserError, one_line
+from search.task import NonFiniteLoss, TrainSettings, fit, test_accuracy
+from search.view import describe
+
+log = logging.getLogger(__name__)
+
+
+def retrain(cfg: DictConfig) -> None:
+    """Train one architecture and write its weights and accuracy beside its file."""
+    path = Path(cfg.arch)
+    architecture, facts = config_file.read(path)
+    console = Console()
+    set_up_logging(console, None)
+    searched_on = (facts.get("accuracy") or {}).get("data")
+    if searched_on not in (None, cfg.data.name):
+        log.warning("this network was searched on %s and is trained on %s", searched_on, cfg.data.name)
+    settings: TrainSettings = build(cfg.train)
+    data: ImageData = build(cfg.data)
+    lightning.seed_everything(cfg.seed, verbose=False)
+    model = build_network(
+        architecture, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=settings.drop_path_rate
+    )
+    log.info("training %s (%s parameters)", describe(architecture), f"{count_params(model):,}")
+    start = time.perf_counter()
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("training", total=1.0)
+        try:
+            task = fit(model, data, settings, lambda share: progress.update(bar, completed=share))
+        except NonFiniteLoss as error:
+            raise UserError(one_line(error)) from error
+        progress.update(bar, completed=1.0)
+    seconds = time.perf_counter() - start
+    result = {
+        "test_accuracy": test_accuracy(task, data.test_dataloader(), settings),
+        "validation_accuracy": test_accuracy(task, data.val_dataloader(), settings),
+        "max_epochs": settings.max_epochs,
+        "train_size": len(data.train.labels),
+        "seed": cfg.seed,
+        "data": cfg.data.name,
+        "seconds": round(seconds, 1),
+    }
+    weights, report = (path.with_suffix(suffix) for suffix in (".safetensors", ".result.json"))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
+    report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    log.info(
+        "test accuracy %.4f, validation accuracy %.4f after %d epochs in %.0f s; weights in %s, figures in %s",
+        result["test_accuracy"], result["validation_accuracy"], settings.max_epochs, seconds, weights, report,
+    )  # fmt: skip

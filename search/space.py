@@ -1,0 +1,206 @@
+"""The search space: Optuna trial -> Architecture, and known networks -> parameters to start a study from.
+
+Parameters are `stageN.depth`, `stageN.window_size` and `stageN.alpha`, N from 1, and where a space lists several values
+`embed_dim`, `stageN.num_heads` and `stageN.mlp_ratio`. A value that cannot matter is not asked: alpha where the window is 0
+(no attention) or 1 (plain attention), heads without attention.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from models.architecture import NUM_STAGES, Architecture, StageSpec
+from search.errors import UserError
+
+Value = int | float
+Parameters = dict[str, Value]
+
+# What the authors chose for LITv2-S: Sec. 5.1, arXiv 2205.13213.
+LITV2_DEPTHS = (2, 2, 6, 2)
+LITV2_WINDOW_SIZES = (0, 0, 2, 1)
+LITV2_ALPHA = 0.9
+
+
+class Asks(Protocol):
+    """The part of `optuna.Trial` that a space needs."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class StageChoices:
+    """The values that one stage may take."""
+
+    depth: tuple[int, ...]
+    window_size: tuple[int, ...]
+    alpha: tuple[float, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+
+    def distinct(self) -> set[StageSpec]:
+        """Every different stage, in canonical form."""
+        return {
+            StageSpec(depth, window, alpha, heads, ratio).canonical()
+            for depth in self.depth
+            for window in self.window_size
+            for alpha in (self.alpha if window > 1 else (0.0,))
+            for heads in (self.num_heads if window else (1,))
+            for ratio in self.mlp_ratio
+        }
+
+
+class Space:
+    """All architectures that a search may propose.
+
+    embed_dim, and in each of the four stages depth, window_size, alpha, num_heads and mlp_ratio: a list of choices, or
+    one value to fix it.
+    Raises: UserError naming the stage and the value if a list is empty or a combination cannot be built.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int | Sequence[int],
+        stages: Sequence[Mapping[str, Any]],
+        patch_size: int,
+        downsample: str,
+    ) -> None:
+        if len(stages) != NUM_STAGES:
+            raise UserError(f"space.stages has {len(stages)} entries; LITv2 has {NUM_STAGES} stages")
+        self.embed_dim: tuple[int, ...] = _choices("space.embed_dim", embed_dim)
+        self.patch_size = patch_size
+        self.downsample = downsample
+        self.stages = tuple(_stage_choices(f"space.stages[{i}]", stage) for i, stage in enumerate(stages))
+        self._check_every_choice()
+
+    def suggest(self, trial: Asks) -> Architecture:
+        """The architecture that a trial's parameters stand for, in canonical form."""
+        embed_dim = _ask(trial, "embed_dim", self.embed_dim)
+        stages = tuple(_suggest_stage(trial, f"stage{n}", stage) for n, stage in enumerate(self.stages, start=1))
+        return Architecture(int(embed_dim), stages, self.patch_size, self.downsample).canonical()
+
+    def num_architectures(self) -> int:
+        """Number of different networks."""
+        return len(self.embed_dim) * math.prod(len(stage.distinct()) for stage in self.stages)
+
+    def known(self) -> dict[str, Parameters]:
+        """Networks to try first: the LITv2 pattern at every width, as close as the space allows."""
+        return {f"LITv2 pattern, width {width}": self._pattern(width) for width in self.embed_dim}
+
+    def anchor(self) -> Architecture:
+        """The network that latencies are measured against: the LITv2 pattern at the middle width."""
+        return self.architecture(self._pattern(self.embed_dim[len(self.embed_dim) // 2]))
+
+    def largest(self) -> Architecture:
+        """Every choice at its most expensive: bounds the latencies of a space for the hypervolume."""
+        stages = []
+        for choices in self.stages:
+            # Global attention is quadratic in the map and costs most; without any, the smallest window does.
+            window = min((w for w in choices.window_size if w), default=0)
+            heads = choices.num_heads[0] if window else 1
+            stages.append(StageSpec(max(choices.depth), window, max(choices.alpha), heads, max(choices.mlp_ratio)))
+        return Architecture(max(self.embed_dim), tuple(stages), self.patch_size, self.downsample).canonical()
+
+    def architecture(self, parameters: Mapping[str, Value]) -> Architecture:
+        """The architecture of given parameters; those that are fixed may be left out."""
+        return self.suggest(_Given(parameters))
+
+    def _pattern(self, width: int) -> Parameters:
+        parameters: Parameters = {"embed_dim": width}
+        for number, (stage, depth, window) in enumerate(
+            zip(self.stages, LITV2_DEPTHS, LITV2_WINDOW_SIZES, strict=True), start=1
+        ):
+            nearest_window = _nearest(stage.window_size, window)
+            parameters |= {
+                f"stage{number}.depth": _nearest(stage.depth, depth),
+                f"stage{number}.window_size": nearest_window,
+                f"stage{number}.num_heads": stage.num_heads[0],
+                f"stage{number}.mlp_ratio": _nearest(stage.mlp_ratio, 4.0),
+                f"stage{number}.alpha": _nearest(stage.alpha, LITV2_ALPHA),
+            }
+        recorder = _Given(parameters)
+        self.suggest(recorder)
+        return recorder.asked
+
+    def _check_every_choice(self) -> None:
+        first = [min(stage.distinct(), key=lambda spec: spec.window_size) for stage in self.stages]
+        for width in self.embed_dim:
+            for index, choices in enumerate(self.stages):
+                for spec in choices.distinct():
+                    stages = (*first[:index], spec, *first[index + 1 :])
+                    try:
+                        Architecture(width, stages, self.patch_size, self.downsample)
+                    except ValueError as error:
+                        raise UserError(f"space: {error}") from error
+
+
+class _Given:
+    """Answers a space's questions from given parameters, and remembers which were asked."""
+
+    def __init__(self, parameters: Mapping[str, Value]) -> None:
+        self.parameters = parameters
+        self.asked: Parameters = {}
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        return int(self._answer(name))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self._answer(name)
+
+    def _answer(self, name: str) -> Value:
+        self.asked[name] = self.parameters[name]
+        return self.asked[name]
+
+
+def _suggest_stage(trial: Asks, name: str, choices: StageChoices) -> StageSpec:
+    window = int(_ask(trial, f"{name}.window_size", choices.window_size))
+    return StageSpec(
+        depth=int(_ask(trial, f"{name}.depth", choices.depth)),
+        window_size=window,
+        alpha=float(_ask(trial, f"{name}.alpha", choices.alpha)) if window > 1 else 0.0,
+        num_heads=int(_ask(trial, f"{name}.num_heads", choices.num_heads)) if window else 1,
+        mlp_ratio=float(_ask(trial, f"{name}.mlp_ratio", choices.mlp_ratio)),
+    )
+
+
+def _ask(trial: Asks, name: str, choices: Sequence[Value]) -> Value:
+    """A single choice is not asked. Evenly spaced whole numbers keep their order for the sampler."""
+    if len(choices) == 1:
+        return choices[0]
+    steps = {b - a for a, b in itertools.pairwise(choices)}
+    if len(steps) == 1 and all(isinstance(c, int) for c in choices) and choices[1] > choices[0]:
+        return trial.suggest_int(name, int(choices[0]), int(choices[-1]), step=int(choices[1] - choices[0]))
+    return trial.suggest_categorical(name, list(choices))  # type: ignore[no-any-return]
+
+
+def _choices(name: str, value: Any) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if not values:
+        raise UserError(f"{name} is empty; list at least one value")
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            raise UserError(f"{name}: {item!r} is not a number")
+    return tuple(sorted(set(values)))
+
+
+def _stage_choices(name: str, stage: Mapping[str, Any]) -> StageChoices:
+    defaults: dict[str, Any] = {"mlp_ratio": 4.0}
+    keys = ("depth", "window_size", "alpha", "num_heads", "mlp_ratio")
+    if unknown := set(stage) - set(keys):
+        raise UserError(f"{name}: unknown {', '.join(map(str, unknown))}; known are {', '.join(keys)}")
+    given = {**defaults, **stage}
+    if missing := set(keys) - set(given):
+        raise UserError(f"{name}: {', '.join(sorted(missing))} missing")
+    choices = {key: _choices(f"{name}.{key}", given[key]) for key in keys}
+    for alpha in choices["alpha"]:
+        if not 0 <= alpha <= 1:
+            raise UserError(f"{name}.alpha={alpha} must be in [0, 1]")
+    return StageChoices(**choices)
+
+
+def _nearest(choices: Sequence[Value], wanted: Value) -> Value:
+    return min(choices, key=lambda choice: abs(choice - wanted))

@@ -1,0 +1,162 @@
+"""Image classification as a LightningModule, and the lean training run around it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from search.accuracy.base import Progress
+from search.data import ImageData
+
+Batch = tuple[Tensor, Tensor]
+REPORT_EVERY = 10  # steps between two reports of progress
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training diverged."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a network is trained: AdamW without decay on norms and biases, warm-up, cosine, label smoothing, clipping.
+
+    lr: highest learning rate. warmup: share of the steps spent rising to it. clip_norm: limit for the gradient's norm.
+    accelerator: as Lightning names it; "auto" takes a GPU if there is one.
+    """
+
+    max_epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup: float
+    label_smoothing: float
+    clip_norm: float
+    drop_path_rate: float
+    accelerator: str
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"train.lr={self.lr} must be above 0")
+        for name in ("warmup", "label_smoothing", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be in [0, 1)")
+
+
+class ImageClassification(lightning.LightningModule):
+    """Cross-entropy training of any classifier. Batches: images (B, C, H, W) float, labels (B,) int64."""
+
+    def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)  # type: ignore[no-any-return]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Raises: NonFiniteLoss, naming the step."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.settings.label_smoothing)
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(f"loss is {loss.item()} at step {self.global_step}; lower train.lr={self.settings.lr:g}")
+        return loss
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch
+        self.accuracy(self(images), labels)
+        self.log("accuracy", self.accuracy, on_epoch=True, on_step=False)
+
+    def configure_optimizers(self) -> Any:
+        settings = self.settings
+        groups = param_groups_weight_decay(self.model, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)  # fused: a tenth off a small network's step
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def warmup_cosine(step: int, num_steps: int, warmup: float) -> float:
+    """Share of the highest learning rate at a step: a linear rise over `warmup` of the steps, then half a cosine towards 0."""
+    rising = max(1, round(warmup * num_steps))
+    if step < rising:
+        return (step + 1) / rising
+    return (1 + math.cos(math.pi * (step + 1 - rising) / (num_steps + 1 - rising))) / 2
+
+
+class ReportProgress(Callback):
+    """Tell the share of the training that is done."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step % REPORT_EVERY == 0:
+            self.progress(trainer.global_step / max(1, int(trainer.estimated_stepping_batches)))
+
+
+def make_trainer(settings: TrainSettings, callbacks: list[Callback] | None = None) -> lightning.Trainer:
+    """A Trainer without files, bars or tables: about ten milliseconds a run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return lightning.Trainer(
+        max_epochs=settings.max_epochs,
+        accelerator=settings.accelerator,
+        devices=1,
+        gradient_clip_val=settings.clip_norm,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        deterministic="warn" if settings.accelerator == "cpu" else None,
+    )
+
+
+def fit(model: nn.Module, data: ImageData, settings: TrainSettings, progress: Progress) -> ImageClassification:
+    """Train a model; the batch order and the augmentation follow torch's current seed.
+
+    Raises: NonFiniteLoss if training diverges, KeyboardInterrupt if the user stops it.
+    """
+    task = ImageClassification(model, settings, data.num_classes)
+    trainer = make_trainer(settings, [ReportProgress(progress)])
+    with quiet_loader_advice():
+        trainer.fit(task, train_dataloaders=data.train_dataloader(settings.batch_size))
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return task
+
+
+def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> float:
+    """Top-1 accuracy of a trained model, in [0, 1]."""
+    with quiet_loader_advice():
+        (metrics,) = make_trainer(settings).test(task, dataloaders=batches, verbose=False)
+    return float(metrics["accuracy"])
+
+
+@contextmanager
+def quiet_loader_advice() -> Iterator[None]:
+    """Lightning advises workers and lengths for loaders that read files; ours are tensors in memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(does not have many workers|smaller than the logging interval).*")
+        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+        yield

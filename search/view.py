@@ -1,0 +1,161 @@
+"""What a search shows: a live page on a terminal, plain log lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from models.architecture import Architecture
+from search.study import Finished, SearchProgress
+
+log = logging.getLogger(__name__)
+LOG_WIDTH = 140  # characters
+ROWS = 12  # finished trials that stay in view
+
+
+def describe(architecture: Architecture) -> str:
+    """One line a person can read: width, then each stage's depth and attention."""
+    stages = []
+    for stage in architecture.stages:
+        if stage.window_size == 0:
+            attention = "conv"
+        elif stage.window_size == 1:
+            attention = "msa"
+        else:
+            attention = f"w{stage.window_size} lo {stage.lo_heads}/{stage.num_heads}"
+        stages.append(f"{stage.depth}x{attention}")
+    return f"{architecture.embed_dim}: " + ", ".join(stages)
+
+
+def accuracy_text(trial: Finished) -> str:
+    accuracy = trial.outcome.accuracy
+    if accuracy is None:
+        return "not trained"
+    return f"{accuracy.accuracy:.4f} ±{accuracy.standard_error:.4f}"
+
+
+def latency_text(trial: Finished) -> str:
+    latency = trial.outcome.latency
+    return f"{latency.latency_ms:.3f} [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
+
+
+def note_text(trial: Finished) -> str:
+    if not trial.outcome.feasible:
+        return "over budget"
+    if trial.outcome.reused_accuracy:
+        return "known network, measured again"
+    return "" if trial.origin == "sampled" else trial.origin
+
+
+def make_console() -> Console:
+    """A console for standard output; wide enough for a table's lines where no terminal sets the width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
+
+
+def trial_table(title: str, trials: list[Finished]) -> Table:
+    """Trials as rows: number, accuracy, latency with its interval, cost and architecture."""
+    table = Table(title=title, title_justify="left")
+    for header in ("trial", "accuracy", "latency, ms [95 %]", "MACs"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("width: blocks of each stage", overflow="fold")
+    for trial in trials:
+        note = f" [dim]({note_text(trial)})[/dim]" if note_text(trial) else ""
+        table.add_row(
+            str(trial.number),
+            accuracy_text(trial),
+            escape(latency_text(trial)),
+            f"{trial.num_macs / 1e6:,.1f} M",
+            describe(trial.architecture) + note,
+        )
+    return table
+
+
+class LogView:
+    """One log line for each event."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def phase(self, text: str, share: float | None = None) -> None:
+        if not share:
+            log.debug("phase: %s", text)
+
+    def trial_started(self, number: int, architecture: Architecture) -> None:
+        log.info("trial %d: %s", number, describe(architecture))
+
+    def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
+        log.info(
+            "trial %d finished (%d of %d): accuracy %s, latency %s ms%s; front %d, hypervolume %.4f, %s left",
+            trial.number,
+            progress.num_finished,
+            progress.num_wanted,
+            accuracy_text(trial),
+            latency_text(trial),
+            f" ({note_text(trial)})" if note_text(trial) else "",
+            progress.front_size,
+            progress.hypervolume,
+            duration(progress.seconds_left),
+        )
+
+    def trial_failed(self, number: int, reason: str) -> None:
+        log.warning("trial %d failed: %s", number, reason)
+
+
+class LiveView:
+    """The last trials as a table, and below it what is going on and how far the search is."""
+
+    def __init__(self, console: Console, num_wanted: int) -> None:
+        self.recent: deque[Finished] = deque(maxlen=ROWS)
+        self.current = "starting"
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=console
+        )
+        self.search = self.progress.add_task("search", total=num_wanted, text="")
+        self.trial = self.progress.add_task("trial", total=1.0, text="starting")
+        self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.update(self.trial, visible=False)
+        self.live.stop()
+
+    def phase(self, text: str, share: float | None = None) -> None:
+        self.progress.update(self.trial, completed=share or 0.0, text=f"{self.current}  {text}")
+
+    def trial_started(self, number: int, architecture: Architecture) -> None:
+        self.current = f"trial {number}  {describe(architecture)}"
+        self.phase("")
+
+    def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
+        self.recent.append(trial)
+        text = (
+            f"{progress.num_finished} of {progress.num_wanted}, front {progress.front_size}, "
+            f"hypervolume {progress.hypervolume:.4f}, {duration(progress.seconds_left)} left"
+        )
+        self.progress.update(self.search, completed=progress.num_finished, text=text)
+
+    def trial_failed(self, number: int, reason: str) -> None:
+        log.warning("trial %d failed: %s", number, reason)
+
+    def _render(self) -> Group:
+        return Group(trial_table("Finished trials", list(self.recent)), self.progress)
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, as 4:07."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

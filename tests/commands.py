@@ -1,0 +1,52 @@
+"""Running the project's commands as a user does: in a process of their own or, to save its imports, in this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+ROOT = Path(__file__).parents[1]
+
+# A search that ends within seconds: few images, one epoch, a quick look at the latency.
+TINY = [
+    "data.train_size=128",
+    "data.val_size=100",
+    "train.max_epochs=1",
+    "latency.max_seconds=0.3",
+    "latency.calibration_seconds=0.3",
+    "space.embed_dim=[8]",
+    "sampler=random",
+]
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
+    """A command in a process of its own, in `folder`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command(module, *arguments), cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def call(task: Callable[[Any], None], config_name: str, arguments: Sequence[str]) -> int:
+    """A command in this process. Returns its exit code."""
+    from search.cli import main
+
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main(task, config_name)
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code

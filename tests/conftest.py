@@ -1,0 +1,39 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from models.architecture import Architecture, StageSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def architecture() -> Architecture:
+    """Small, with attention of every kind: none, HiLo, and plain."""
+    stages = (StageSpec(1), StageSpec(1, 2, 0.5, 2), StageSpec(2, 2, 0.75, 4), StageSpec(1, 1, 0.0, 4))
+    return Architecture(8, stages, patch_size=2, downsample="conv")
+
+
+def load_golden(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(config, official weights, other tensors) of a golden file."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    return config, state, {key: value for key, value in tensors.items() if not key.startswith("state.")}
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,26 @@
+"""What every accuracy evaluator must do. An evaluator's test module makes a fixture `evaluator` and imports these tests."""
+
+from __future__ import annotations
+
+from models.architecture import Architecture
+from search.accuracy.base import Accuracy, AccuracyEvaluator
+
+
+def test_accuracy_is_a_share_with_its_error(evaluator: AccuracyEvaluator, architecture: Architecture) -> None:
+    result = evaluator.evaluate(architecture, seed=0, progress=lambda share: None)
+    assert 0 <= result.accuracy <= 1
+    assert 0 <= result.standard_error < 0.5
+    assert result.seconds > 0
+    assert Accuracy(**result.to_dict()) == result
+
+
+def test_same_seed_same_accuracy(evaluator: AccuracyEvaluator, architecture: Architecture) -> None:
+    first, second = (evaluator.evaluate(architecture, 3, lambda share: None) for _ in range(2))
+    assert first.accuracy == second.accuracy
+
+
+def test_progress_runs_from_zero_to_one(evaluator: AccuracyEvaluator, architecture: Architecture) -> None:
+    shares: list[float] = []
+    evaluator.evaluate(architecture, 0, shares.append)
+    assert shares == sorted(shares)
+    assert all(0 <= share <= 1 for share in shares)

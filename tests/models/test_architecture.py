@@ -1,0 +1,108 @@
+"""Architectures as plain data."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from models.architecture import Architecture, StageSpec, count_lo_heads
+
+
+def make(**kwargs: Any) -> Architecture:
+    return Architecture(**{"embed_dim": 16, "stages": (StageSpec(1, 2, 0.5, 4),) * 4, **kwargs})
+
+
+def test_dict_round_trip(architecture: Architecture) -> None:
+    assert Architecture.from_dict(architecture.to_dict()) == architecture
+
+
+def test_canonical_form_is_stable_and_keeps_the_network(architecture: Architecture) -> None:
+    canon = architecture.canonical()
+    assert canon.canonical() == canon
+    assert canon.key == architecture.key
+    assert [s.lo_heads for s in canon.stages] == [s.lo_heads for s in architecture.stages]
+
+
+def test_canonical_alpha_gives_back_the_heads_it_stands_for() -> None:
+    for heads, tenths in itertools.product(range(1, 65), range(11)):
+        stage = StageSpec(1, 2, tenths / 10, heads)
+        assert stage.canonical().lo_heads == stage.lo_heads == int(heads * (tenths / 10))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (StageSpec(2, 0, 0.1, 4), StageSpec(2, 0, 0.9, 2)),  # no attention: alpha and heads do not matter
+        (StageSpec(2, 1, 0.1, 4), StageSpec(2, 1, 0.9, 4)),  # plain attention: alpha does not matter
+        (StageSpec(2, 2, 0.51, 4), StageSpec(2, 2, 0.74, 4)),  # the same whole number of Lo-Fi heads
+    ],
+)
+def test_equal_networks_share_a_key(one: StageSpec, other: StageSpec) -> None:
+    keys = {make(stages=(stage, *[StageSpec(1)] * 3)).key for stage in (one, other)}
+    assert len(keys) == 1
+
+
+def test_different_networks_have_different_keys() -> None:
+    base = make()
+    changed = [
+        replace(base, embed_dim=32),
+        replace(base, patch_size=2),
+        replace(base, downsample="conv"),
+        *(
+            replace(base, stages=(replace(base.stages[0], **change), *base.stages[1:]))
+            for change in ({"depth": 2}, {"window_size": 4}, {"alpha": 1.0}, {"num_heads": 8}, {"mlp_ratio": 2.0})
+        ),
+    ]
+    assert len({a.key for a in [base, *changed]}) == 1 + len(changed)
+
+
+def test_official_head_split() -> None:
+    assert count_lo_heads(12, 2, 0.9) == 10
+    assert count_lo_heads(12, 1, 0.5) == 12
+
+
+def test_scaled_width_stays_divisible_by_heads() -> None:
+    narrow = Architecture(96, tuple(StageSpec(2, 2, 0.9, h) for h in (3, 6, 12, 24))).scaled(0.25)
+    assert narrow.embed_dim == 24
+    assert Architecture(96, tuple(StageSpec(2, 2, 0.9, h) for h in (3, 6, 12, 24))).scaled(0.001).embed_dim == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embed_dim": 0}, "embed_dim=0"),
+        ({"embed_dim": True}, "embed_dim=True"),
+        ({"embed_dim": 10**9}, "embed_dim=1000000000"),
+        ({"downsample": "pool"}, "downsample='pool'.*dtm, conv"),
+        ({"stages": (StageSpec(1),) * 3}, "4 stages, got 3"),
+        ({"stages": (StageSpec(0), *[StageSpec(1)] * 3)}, "stage 1: depth=0"),
+        ({"stages": (StageSpec(1, -1), *[StageSpec(1)] * 3)}, "stage 1: window_size=-1"),
+        ({"stages": (StageSpec(1, 2, 1.5), *[StageSpec(1)] * 3)}, "stage 1: alpha=1.5"),
+        ({"stages": (StageSpec(1, 2, float("nan")), *[StageSpec(1)] * 3)}, "stage 1: alpha=nan"),
+        ({"stages": (StageSpec(1, 2, 0.5, 3), *[StageSpec(1)] * 3)}, "dim=16 is not divisible by num_heads=3"),
+    ],
+)
+def test_impossible_architectures_name_the_value(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**change)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "text",
+        {"embed_dim": 8},
+        {"embed_dim": 8, "stages": "four"},
+        {"embed_dim": 8, "stages": [1, 2, 3, 4]},
+        {"embed_dim": 8, "stages": [{"depth": 1}] * 4, "_target_": "os.system"},
+        {"embed_dim": 8, "stages": [{"depth": "1"}] * 4},
+        {"embed_dim": 8, "stages": [{"window_size": 1}] * 4},
+        {"embed_dim": 8, "stages": [{"depth": 10**6}] * 4},
+    ],
+)
+def test_hostile_data_is_refused(data: Any) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Architecture.from_dict(data)

@@ -1,0 +1,217 @@
+"""The whole: search, resume, refuse, export, train, on real data with real training and measuring."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from models.architecture import Architecture
+from models.litv2 import build
+from search import config_file
+from search.export import export
+from search.run import run
+from search.study import finished_trials, front, open_study
+from search.train import train
+from tests.commands import TINY, call
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a finished study `first` of six trials."""
+    before = Path.cwd()
+    folder = tmp_path_factory.mktemp("user")
+    os.chdir(folder)
+    assert call(run, "config", ["+search=cpu_latency", "study.name=first", "study.n_trials=6", *TINY]) == 0
+    yield folder
+    os.chdir(before)
+
+
+def study_of(name: str) -> optuna.Study:
+    return open_study(name, f"sqlite:///outputs/{name}/study.db", create=False)
+
+
+def again(*arguments: str) -> int:
+    return call(run, "config", ["+search=cpu_latency", "study.name=first", *TINY, *arguments])
+
+
+def test_front_is_saved_in_every_form(folder: Path) -> None:
+    trials = finished_trials(study_of("first"))
+    assert len(trials) == 6
+    out = folder / "outputs" / "first"
+    members = front(trials)
+    assert sorted(p.name for p in (out / "pareto").iterdir()) == sorted(f"trial-{t.number:05d}.yaml" for t in members)
+    rows = list(csv.DictReader((out / "pareto.csv").open(encoding="utf-8")))
+    assert len(rows) == 6
+    assert sum(row["in_front"] == "True" for row in rows) == len(members)
+    assert (out / "pareto.png").stat().st_size > 10_000
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["study"]["name"] == "first"
+    samples = json.loads((out / "latency" / "trial-00000.json").read_text(encoding="utf-8"))
+    assert len(samples["ratios"]) == samples["repetitions"] > 1
+
+
+def test_exported_file_says_what_was_found(folder: Path) -> None:
+    member = front(finished_trials(study_of("first")))[0]
+    architecture, facts = config_file.read(folder / "outputs" / "first" / "pareto" / f"trial-{member.number:05d}.yaml")
+    assert architecture == member.architecture
+    assert member.outcome.accuracy is not None
+    assert facts["accuracy"]["validation"] == member.outcome.accuracy.accuracy
+    assert facts["accuracy"]["seed"] == 0
+    assert facts["latency"]["low_ms"] <= facts["latency"]["latency_ms"] <= facts["latency"]["high_ms"]
+    assert facts["device"]["num_threads"] == 1
+    assert {"python", "torch", "timm", "optuna"} <= set(facts["versions"])
+    assert (facts["study"], facts["trial"]) == ("first", member.number)
+
+
+def test_complete_study_says_so_at_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.session.search", lambda *args: pytest.fail("started an engine"))
+    assert again("study.n_trials=6") == 0
+    assert "study first is complete: 6 of 6 trials are finished" in capsys.readouterr().out
+
+
+def test_same_command_with_more_trials_goes_on(folder: Path) -> None:
+    before = [t.architecture.key for t in finished_trials(study_of("first"))]
+    assert again("study.n_trials=7") == 0
+    after = [t.architecture.key for t in finished_trials(study_of("first"))]
+    assert len(after) == 7
+    assert after[: len(before)] == before
+
+
+def test_same_seed_gives_the_same_trials_and_accuracies(folder: Path) -> None:
+    assert call(run, "config", ["+search=cpu_latency", "study.name=second", "study.n_trials=6", *TINY]) == 0
+    first, second = (
+        [
+            (t.architecture.key, t.outcome.accuracy.accuracy)
+            for t in finished_trials(study_of(name))[:6]
+            if t.outcome.accuracy
+        ]
+        for name in ("first", "second")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_epochs=2", "train.max_epochs was 1 and is now 2"),
+        ("space.embed_dim=[8,16]", "space.embed_dim was [8] and is now [8, 16]"),
+        ("data.val_size=90", "data.val_size was 100 and is now 90"),
+        ("study.seed=1", "study.seed was 0 and is now 1"),
+        ("latency.num_threads=2", "latency.num_threads was 1 and is now 2"),
+    ],
+)
+def test_changed_study_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:
+    before = (folder / "outputs/first/config.yaml").read_text(encoding="utf-8")
+    assert again("study.n_trials=20", override) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert (folder / "outputs/first/config.yaml").read_text(encoding="utf-8") == before
+
+
+def test_other_device_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of("first")
+    device = study.user_attrs["device"]
+    study.set_user_attr("device", {**device, "device": "Another CPU"})
+    assert again("study.n_trials=20") == 2
+    assert "device was 'Another CPU'" in capsys.readouterr().err
+    study.set_user_attr("device", device)
+
+
+def test_deployed_network_and_proxy_may_differ(folder: Path) -> None:
+    code = call(
+        run,
+        "config",
+        [
+            "+search=cpu_latency",
+            "study.name=proxy",
+            "study.n_trials=1",
+            *TINY,
+            "proxy.img_size=32",
+            "proxy.width_multiplier=0.5",
+        ]
+        + ["deploy.img_size=64", "deploy.num_classes=7"],
+    )
+    assert code == 0
+    (trial,) = finished_trials(study_of("proxy"))
+    deployed = build(trial.architecture, in_chans=1, num_classes=7)
+    assert trial.num_params == sum(p.numel() for p in deployed.parameters())
+    assert study_of("proxy").user_attrs["device"]["input_size"] == "1x64x64"
+
+
+def test_budget_is_shown_as_infeasible(folder: Path) -> None:
+    name = "budget"
+    code = call(
+        run, "config", ["+search=cpu_latency", f"study.name={name}", "study.n_trials=2", *TINY, "latency.budget_ms=0.001"]
+    )
+    assert code == 0
+    trials = finished_trials(study_of(name))
+    assert [t.outcome.feasible for t in trials] == [False, False]
+    assert front(trials) == []
+
+
+def test_export_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "outputs/first/pareto.csv").unlink()
+    stale = folder / "outputs/first/pareto/trial-99999.yaml"
+    stale.write_text("no longer in the front", encoding="utf-8")
+    assert call(export, "export", ["study.name=first"]) == 0
+    assert (folder / "outputs/first/pareto.csv").exists()
+    assert not stale.exists()
+    assert "saved in outputs/first/pareto" in capsys.readouterr().out
+
+
+def test_export_of_nothing_names_the_remedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(export, "export", ["study.name=unheard"]) == 2
+    assert "there is no outputs/unheard here; run a search with study.name=unheard first" in capsys.readouterr().err
+    assert call(export, "export", ["study.name=budget"]) == 2
+    assert "has no network yet" in capsys.readouterr().err
+
+
+def test_train_command(folder: Path) -> None:
+    path = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    sizes = ["data.train_size=128", "data.val_size=100", "train.max_epochs=1"]
+    assert call(train, "train", [f"arch={path}", *sizes]) == 0
+    result = json.loads(path.with_suffix(".result.json").read_text(encoding="utf-8"))
+    assert 0 <= result["test_accuracy"] <= 1
+    architecture, _ = config_file.read(path)
+    model = build(architecture, in_chans=1, num_classes=100)
+    model.load_state_dict(load_file(path.with_suffix(".safetensors")))
+    assert model.eval()(torch.zeros(1, 1, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("!!python/object/apply:os.system ['touch hacked']", "no YAML of plain data"),
+        ("format: 1\narchitecture: {_target_: os.system, embed_dim: 8, stages: []}", "unknown _target_"),
+        ("format: 2\narchitecture: {}", "no exported architecture"),
+        ("[1, 2", "no YAML of plain data"),
+        ("just text", "no exported architecture"),
+        ("format: 1\narchitecture: {embed_dim: 8, stages: [{depth: 1000000}]}", "4 stages, got 1"),
+        ("\0binary", "no YAML"),
+    ],
+)
+def test_hostile_file_is_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert call(train, "train", [f"arch={path}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not Path("hacked").exists()
+
+
+def test_architecture_file_round_trip(tmp_path: Path, architecture: Architecture) -> None:
+    config_file.write(tmp_path / "a.yaml", "one\ntwo", architecture, {"trial": 3})
+    assert config_file.read(tmp_path / "a.yaml") == (architecture, {"trial": 3})
+    assert (tmp_path / "a.yaml").read_text(encoding="utf-8").startswith("# one\n# two\n")

@@ -1,0 +1,297 @@
+"""The coordinator: exact counts, nothing trained twice, nothing lost, refusals, failures.
+
+Measuring and training are the slow parts, so these tests give the coordinator an engine that knows the answers at once;
+everything else, storage included, is the real thing. The real engine is tested in test_local_engine.py, the whole in
+test_run.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from models.architecture import Architecture
+from search.accuracy.base import Accuracy, Progress
+from search.errors import SearchStopped, UserError
+from search.latency.base import Calibration, Latency
+from search.objective import Objective
+from search.space import Space
+from search.study import (
+    INTERRUPTED,
+    Coordinator,
+    Finished,
+    finished_trials,
+    front,
+    locked,
+    open_study,
+    public_url,
+    remember,
+)
+from search.view import LogView
+
+SPACE = Space(
+    embed_dim=[8, 16],
+    stages=[{"depth": [1, 2], "window_size": [0, 1, 2], "alpha": [0.0, 0.5, 1.0], "num_heads": 2}] * 2
+    + [{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": 1}] * 2,
+    patch_size=2,
+    downsample="conv",
+)
+
+
+class KnownEngine:
+    """Answers from the architecture; counts what it was asked. `fault` may raise instead, given the architecture."""
+
+    def __init__(self, fault: Callable[[str, Architecture], None] = lambda part, architecture: None) -> None:
+        self.fault = fault
+        self.measured: list[str] = []
+        self.trained: list[str] = []
+
+    def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
+        self.fault("measure", architecture)
+        self.measured.append(architecture.key)
+        ms = architecture.embed_dim / 8 + sum(s.depth * (1 + s.window_size) for s in architecture.stages) / 10
+        return Latency(ms, ms * 0.99, ms * 1.01, 20, 6, True, 0.1, (1.0,) * 20)
+
+    def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        self.fault("train", architecture)
+        progress(0.5)
+        self.trained.append(architecture.key)
+        return Accuracy(1 - 1 / (architecture.embed_dim + sum(s.depth for s in architecture.stages)), 1000, seed, 0.1)
+
+    def fingerprint(self) -> dict[str, str | int]:
+        return {"device": "known"}
+
+    def calibrate(self, anchor: Architecture) -> Calibration:
+        return Calibration(anchor, 1.0, 0.99, 1.01, 50)
+
+    def close(self) -> None:
+        pass
+
+
+def sampler(kind: Any = optuna.samplers.RandomSampler, **kwargs: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
+    return lambda seed: kind(seed=seed, **kwargs)
+
+
+def coordinator(study: optuna.Study, engine: KnownEngine, budget_ms: float | None = None, **kwargs: Any) -> Coordinator:
+    arguments: dict[str, Any] = {
+        "space": SPACE,
+        "objective": Objective(engine, engine.calibrate(SPACE.anchor()), budget_ms, seed=0),
+        "make_sampler": sampler(),
+        "cost": lambda architecture: (1000, 2000),
+        "save_samples": lambda number, latency: None,
+        "publish": lambda trials: None,
+        "view": LogView(),
+        "reference_ms": 10.0,
+        "max_consecutive_failures": 3,
+    }
+    return Coordinator(study=study, **{**arguments, **kwargs})
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def run(storage: str, n_trials: int, engine: KnownEngine | None = None, **kwargs: Any) -> list[Finished]:
+    study = open_study("test", storage, create=True)
+    coordinator(study, engine or KnownEngine(), **kwargs).run(n_trials, None)
+    return finished_trials(study)
+
+
+def test_exactly_as_many_as_asked_for(storage: str) -> None:
+    assert len(run(storage, 12)) == 12
+    assert len(run(storage, 12)) == 12
+    assert len(run(storage, 20)) == 20
+
+
+def test_known_networks_come_first(storage: str) -> None:
+    trials = run(storage, 5)
+    assert [t.origin for t in trials[:2]] == list(SPACE.known())
+    assert {t.origin for t in trials[2:]} == {"sampled"}
+
+
+def test_nothing_is_trained_twice_and_a_repeat_refines_its_latency(storage: str) -> None:
+    engine = KnownEngine()
+    trials = run(storage, 100, engine)
+    assert len(engine.trained) == len(set(engine.trained)) < 100
+    assert len(engine.measured) == 100
+    repeated = [t for t in trials if t.outcome.reused_accuracy]
+    assert len(repeated) == 100 - len(engine.trained)
+    assert all(t.outcome.latency.repetitions >= 40 for t in repeated)
+    last = {t.architecture.key: t.outcome.latency.repetitions for t in trials}
+    assert all(last[key] == 20 * engine.measured.count(key) for key in last)
+
+
+def test_over_budget_is_infeasible_untrained_and_not_in_the_front(storage: str) -> None:
+    engine = KnownEngine()
+    trials = run(storage, 40, engine, budget_ms=2.0)
+    over = [t for t in trials if not t.outcome.feasible]
+    assert over
+    assert all(t.outcome.latency.latency_ms > 2.0 and t.outcome.accuracy is None for t in over)
+    assert not {t.architecture.key for t in over} & set(engine.trained)
+    assert all(t.outcome.latency.latency_ms <= 2.0 for t in front(trials))
+    study = open_study("test", storage, create=False)
+    for trial in study.trials:
+        value = trial.system_attrs["constraints"][0]
+        assert (value > 0) == (trial.state == TrialState.PRUNED)
+        assert trial.constraints == {"0": value}  # as Optuna's samplers read it
+        assert trial.user_attrs["status"].startswith("infeasible: latency") == (value > 0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        sampler(),
+        sampler(optuna.samplers.TPESampler, multivariate=True, group=True, n_startup_trials=5),
+        sampler(optuna.samplers.NSGAIISampler, population_size=6),
+    ],
+    ids=["random", "tpe", "nsga2"],
+)
+def test_same_seed_same_trials_also_after_a_resume(tmp_path: Path, make: Any) -> None:
+    def keys(name: str, *stops: int) -> list[str]:
+        for stop in stops:
+            trials = run(f"sqlite:///{tmp_path / name}.db", stop, make_sampler=make)
+        return [t.architecture.key for t in trials]
+
+    assert keys("one", 25) == keys("two", 25) == keys("resumed", 3, 11, 25)
+
+
+def test_interrupted_trial_does_not_count_and_the_rest_is_the_same(tmp_path: Path) -> None:
+    calls = 0
+
+    def interrupt_once_each(part: str, architecture: Architecture) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 4, 9, 14):
+            raise KeyboardInterrupt if calls % 2 else SystemExit(1)
+
+    engine, url = KnownEngine(interrupt_once_each), f"sqlite:///{tmp_path / 'a.db'}"
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            run(url, 15, engine)
+    interrupted = run(url, 15, engine)
+    plain = run(f"sqlite:///{tmp_path / 'b.db'}", 15)
+    assert [t.architecture for t in interrupted] == [t.architecture for t in plain]
+    states = [t.state for t in open_study("test", url, create=False).trials]
+    assert states.count(TrialState.FAIL) == 4
+
+
+def test_trial_left_running_by_a_kill_is_closed(storage: str) -> None:
+    study = open_study("test", storage, create=True)
+    SPACE.suggest(study.ask())
+    study.ask()
+    assert len(run(storage, 6)) == 6
+    left = [t for t in open_study("test", storage, create=False).trials if t.state == TrialState.FAIL]
+    assert [t.user_attrs["status"] for t in left] == [INTERRUPTED] * 2
+
+
+def test_failure_is_recorded_with_its_reason_and_the_search_goes_on(storage: str) -> None:
+    def diverge(part: str, architecture: Architecture) -> None:
+        if part == "train" and architecture.embed_dim == 16 and architecture.stages[0].depth == 1:
+            raise RuntimeError("loss is nan\nat step 3")
+
+    assert len(run(storage, 15, KnownEngine(diverge), max_consecutive_failures=50)) == 15
+    failed = [t for t in open_study("test", storage, create=False).trials if t.state == TrialState.FAIL]
+    assert failed
+    assert all(t.user_attrs["status"] == "RuntimeError: loss is nan at step 3" for t in failed)
+    assert all(t.values is None for t in failed)
+
+
+def test_several_failures_in_a_row_stop_the_search(storage: str) -> None:
+    def fail(part: str, architecture: Architecture) -> None:
+        raise MemoryError("no memory")
+
+    with pytest.raises(SearchStopped, match="3 failed trials in a row.*MemoryError: no memory"):
+        run(storage, 15, KnownEngine(fail))
+    assert len(run(storage, 5)) == 5
+
+
+def test_time_limit_stops_between_trials(storage: str) -> None:
+    study = open_study("test", storage, create=True)
+    assert not coordinator(study, KnownEngine()).run(1000, timeout_minutes=0.01)
+    assert 0 < len(finished_trials(study)) < 1000
+
+
+def test_raw_samples_and_progress_are_handed_on(storage: str) -> None:
+    saved: dict[int, Latency] = {}
+    published: list[int] = []
+    run(storage, 3, save_samples=saved.__setitem__, publish=lambda trials: published.append(len(trials)))
+    assert sorted(saved) == [0, 1, 2]
+    assert published == [1, 2, 3]
+
+
+def test_trial_attributes_read_back(storage: str) -> None:
+    for trial in run(storage, 10):
+        assert trial.outcome.accuracy is not None
+        assert math.isfinite(trial.outcome.latency.latency_ms)
+        assert (trial.num_params, trial.num_macs) == (1000, 2000)
+    study = open_study("test", storage, create=False)
+    stored = study.trials[0]
+    assert stored.values == [stored.user_attrs["accuracy"]["accuracy"], stored.user_attrs["latency"]["latency_ms"]]
+
+
+def test_changed_setting_is_refused_by_name(storage: str) -> None:
+    study = open_study("test", storage, create=True)
+    settings = {"train": {"max_epochs": 5, "lr": 0.1}, "space": {"embed_dim": [8, 16]}}
+    remember(study, "settings", settings, "restore it")
+    remember(study, "settings", settings, "restore it")
+    with pytest.raises(UserError, match=r"train.max_epochs was 5 and is now 6; restore it"):
+        remember(study, "settings", {**settings, "train": {"max_epochs": 6, "lr": 0.1}}, "restore it")
+    with pytest.raises(UserError, match=r"train.warmup was None and is now 1"):
+        remember(study, "settings", {**settings, "train": {"max_epochs": 5, "lr": 0.1, "warmup": 1}}, "restore it")
+
+
+def test_other_directions_are_refused(storage: str) -> None:
+    optuna.create_study(study_name="test", storage=storage, directions=["maximize", "maximize"])
+    with pytest.raises(UserError, match="optimises maximize, maximize"):
+        open_study("test", storage, create=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database, but long enough to look like something" * 50, b"SQLite format 3\0cut"]
+)
+def test_corrupt_database_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "study.db").write_bytes(content)
+    with pytest.raises(UserError, match=r"study.db cannot be used \(.*\); put back a copy") as caught:
+        open_study("test", f"sqlite:///{tmp_path / 'study.db'}", create=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////proc/no/such/study.db", "nodb://x/y"])
+def test_unusable_storage_is_one_clear_line(url: str) -> None:
+    with pytest.raises(UserError, match="cannot be used"):
+        open_study("test", url, create=True)
+
+
+def test_missing_study_is_named(storage: str) -> None:
+    with pytest.raises(UserError, match="there is no study test"):
+        open_study("test", storage, create=False)
+
+
+def test_password_is_not_shown() -> None:
+    assert public_url("postgresql://me:secret@db/x") == "postgresql://***@db/x"
+    assert public_url("sqlite:///outputs/a/study.db") == "sqlite:///outputs/a/study.db"
+
+
+def test_second_coordinator_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path / "a"), pytest.raises(UserError, match="in use by another search"), locked(tmp_path / "a"):
+        pass
+    with locked(tmp_path / "a"):
+        pass
+
+
+def test_folder_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(UserError, match="/proc/nowhere cannot be written"), locked(Path("/proc/nowhere")):
+        pass
+
+
+def test_objective_runs_in_order(storage: str) -> None:
+    order: list[str] = []
+    run(storage, 1, KnownEngine(lambda part, architecture: order.append(part)))
+    assert order == ["measure", "train"]

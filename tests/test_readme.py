@@ -1,0 +1,55 @@
+"""The README's commands are the project's commands, and the documents speak of the project alone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from search.cli import conf_dir
+from tests.commands import ROOT
+from tests.search.test_config import compose
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shell_lines() -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {word for line in shell_lines() if line.startswith("make ") for word in line.split()[1:]}
+    assert {"search", "test"} <= named <= targets
+
+
+@pytest.mark.parametrize("line", [line for line in shell_lines() if "-m search." in line and "--help" not in line])
+def test_search_commands_compose(line: str) -> None:
+    words = shlex.split(line)
+    module = words[words.index("-m") + 1]
+    overrides = words[words.index(module) + 1 :]
+    name = {"search.run": "config", "search.export": "export", "search.train": "train"}[module]
+    assert compose(*overrides, name=name)
+
+
+def test_code_map_names_what_exists() -> None:
+    paths = re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_short_enough_to_read() -> None:
+    assert len(README.splitlines()) < 200
+
+
+def test_lock_file_pins_versions_and_names_no_address() -> None:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    assert all(re.match(r"[\w.-]+(\[[\w,-]+\])?==[^ ]+( ;.*)?$", line) for line in lines)
+
+
+def test_conf_is_beside_the_package() -> None:
+    assert conf_dir() == Path(ROOT / "conf")
