@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rates, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
@@ -76,7 +75,7 @@ class DeformConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, out_dim, H/2, W/2)."""
-        return deform_conv2d(x, self.conv_offset(x), self.weight, self.bias, stride=(2, 2))
+        return cast(Tensor, deform_conv2d(x, self.conv_offset(x), self.weight, self.bias, stride=(2, 2)))
 
 
 class Downsample(nn.Module):
@@ -177,11 +176,9 @@ class LITv2(nn.Module):
         self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(_init_weights)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^layers\.(\d+)" if coarse else [
             (r"^layers\.(\d+)\.blocks\.(\d+)", None),
@@ -190,12 +187,10 @@ class LITv2(nn.Module):
         ]  # fmt: skip
         return {"stem": r"^patch_embed", "blocks": blocks}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.layers:
             cast(Stage, stage).grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head
 
@@ -341,11 +336,10 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> LITv2:
-    model = build_model_with_cfg(
+    return build_model_with_cfg(
         LITv2, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}, **kwargs,
     )  # fmt: skip
-    return cast(LITv2, model)
 
 
 # Variants: Table 1 of the paper's appendix; drop path from the official configurations.

@@ -50,7 +50,7 @@ def publish_front(study: optuna.Study, trials: list[Finished], budget_ms: float 
 
 
 def front_figure(trials: list[Finished], budget_ms: float | None) -> go.Figure:
-    """Accuracy over latency: the front, what it dominates, and along the bottom what the budget ruled out."""
+    """Accuracy over latency: the front, what it dominates, and along the bottom what the budget ruled out untrained."""
     judged = latest_of_each(trials)
     members = front(trials)
     in_front = {trial.architecture.key for trial in members}
@@ -64,12 +64,15 @@ def front_figure(trials: list[Finished], budget_ms: float | None) -> go.Figure:
         "Infeasible": {"color": "#d1495b", "symbol": "x"},
         "Front": {"color": "#0b7285", "symbol": "circle"},
     }
+    accuracies = [accuracy_of(t) for t in judged if t.outcome.accuracy]
+    lowest, highest = min(accuracies, default=0.0), max(accuracies, default=1.0)
+    bottom = lowest - 0.1 * (highest - lowest)  # where networks without an accuracy are drawn
     figure = go.Figure()
     for name, group in groups.items():
         latencies = [t.outcome.latency for t in group]
         figure.add_scatter(
             x=[latency.latency_ms for latency in latencies],
-            y=[accuracy_of(t) if t.outcome.accuracy else 0.0 for t in group],
+            y=[accuracy_of(t) if t.outcome.accuracy else bottom for t in group],
             error_x={
                 "type": "data",
                 "array": [latency.high_ms - latency.latency_ms for latency in latencies],

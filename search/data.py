@@ -161,4 +161,4 @@ def _count_classes(dataset: Dataset) -> int:
     labels = dataset["label"][:]
     if not labels or not all(isinstance(label, int) and label >= 0 for label in labels):
         raise UserError(f"column `label` holds {feature}; it must hold class numbers from 0")
-    return max(labels) + 1
+    return int(max(labels)) + 1

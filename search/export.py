@@ -124,10 +124,7 @@ def _plot(trials: list[Finished], members: list[Finished], study: optuna.Study, 
     axes = figure.add_subplot()
     judged = latest_of_each(trials)
     trained = [t for t in judged if t.outcome.accuracy is not None and t.outcome.feasible]
-    for group, style in (
-        (trained, {"color": "#9aa5b1", "label": "dominated"}),
-        (members, {"color": "#0b7285", "label": "front"}),
-    ):
+    for group, color, label in ((trained, "#9aa5b1", "dominated"), (members, "#0b7285", "front")):
         latencies = [t.outcome.latency for t in group]
         axes.errorbar(
             [latency.latency_ms for latency in latencies],
@@ -140,7 +137,8 @@ def _plot(trials: list[Finished], members: list[Finished], study: optuna.Study, 
             fmt="o",
             markersize=5,
             capsize=2,
-            **style,
+            color=color,
+            label=label,
         )
     axes.step(
         [t.outcome.latency.latency_ms for t in members], [accuracy_of(t) for t in members], where="post", color="#0b7285"

@@ -55,4 +55,5 @@ def _render_one(character: str, font: ImageFont.FreeTypeFont, rng: np.random.Gen
     canvas = canvas.rotate(rng.uniform(-MAX_ROTATION, MAX_ROTATION), resample=Image.Resampling.BILINEAR)
     pixels = np.asarray(canvas, np.float32) * rng.uniform(*CONTRAST)
     pixels += rng.normal(0, NOISE * 255, size=pixels.shape).astype(np.float32)
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    image: NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
+    return image

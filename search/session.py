@@ -64,10 +64,14 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
     """Start the engine, make sure it is the device the study was measured on, and run the coordinator."""
     log.info("study %s: %s different networks; preparing the data", cfg.study.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    network = {"in_chans": data.in_chans, "num_classes": cfg.deploy.num_classes or data.num_classes}
+    network: dict[str, int] = {
+        "img_size": cfg.deploy.img_size,
+        "in_chans": data.in_chans,
+        "num_classes": cfg.deploy.num_classes or data.num_classes,
+    }
     target = plain(cfg.latency)
     budget_ms = target.pop("budget_ms")
-    make_target = partial(build(target), img_size=cfg.deploy.img_size, **network)
+    make_target = partial(build(target), **network)
     construct(make_target)  # a mistake in its settings shows here, not in the measuring process
     evaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
     engine: Engine = construct(build(cfg.engine), make_target=make_target, evaluator=evaluator)
@@ -83,7 +87,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
                 space=space,
                 objective=Objective(engine, calibration, budget_ms, cfg.study.seed),
                 make_sampler=lambda seed: build(cfg.sampler, seed=seed),
-                cost=cache(partial(cost, img_size=cfg.deploy.img_size, **network)),
+                cost=cache(lambda architecture: cost(architecture, **network)),
                 save_samples=partial(save_samples, folder / "latency"),
                 publish=lambda trials: dashboard.publish_front(study, trials, budget_ms),
                 view=view,

@@ -88,14 +88,12 @@ class ImageClassification(lightning.LightningModule):
         groups = param_groups_weight_decay(self.model, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)  # fused: a tenth off a small network's step
         num_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def warmup_cosine(step: int, num_steps: int, warmup: float) -> float:
-    """Share of the highest learning rate at a step: a linear rise over `warmup` of the steps, then half a cosine towards 0."""
+    """Share of the highest learning rate at a step: a linear rise over `warmup` of the steps, then half a cosine to 0."""
     rising = max(1, round(warmup * num_steps))
     if step < rising:
         return (step + 1) / rising

@@ -33,8 +33,8 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """optuna-dashboard on a study with a front, dominated and infeasible trials."""
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """Address of a study in optuna-dashboard with a front, dominated and infeasible trials; number of an infeasible one."""
     folder = tmp_path_factory.mktemp("dashboard")
     storage = f"sqlite:///{folder / 'study.db'}"
     study = open_study("shown", storage, create=True)
@@ -44,7 +44,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     publish = lambda trials: dashboard.publish_front(study, trials, BUDGET_MS)  # noqa: E731
     coordinator(study, KnownEngine(), BUDGET_MS, publish=publish).run(25, None)
     trials = finished_trials(study)
-    assert {t.outcome.feasible for t in trials} == {True, False}
+    infeasible = [t.number for t in trials if not t.outcome.feasible]
+    assert 0 < len(infeasible) < len(trials)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -52,7 +53,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port)
-        yield f"http://127.0.0.1:{port}/dashboard/studies/1"
+        yield f"http://127.0.0.1:{port}/dashboard/studies/1", infeasible[0]
     finally:
         server.terminate()
         server.wait()
@@ -68,7 +69,8 @@ def _wait_for(port: int) -> None:
     raise AssertionError("optuna-dashboard did not start")
 
 
-def test_front_metrics_and_infeasible_trials_are_shown(url: str, tmp_path: Path) -> None:
+def test_front_metrics_and_infeasible_trials_are_shown(shown: tuple[str, int], tmp_path: Path) -> None:
+    url, infeasible = shown
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -85,9 +87,10 @@ def test_front_metrics_and_infeasible_trials_are_shown(url: str, tmp_path: Path)
         plot = page.locator(".main-svg", has_text="Front and budget").first
         assert "Infeasible" in plot.inner_html()
         assert "budget 2 ms" in plot.inner_html()
-        page.goto(f"{url}/trials")
-        page.get_by_text("Trial 0", exact=False).first.wait_for(timeout=30_000)
+        page.goto(f"{url}/trials?numbers={infeasible}")
         page.get_by_text("infeasible: latency", exact=False).first.wait_for(timeout=30_000)
+        page.screenshot(path=tmp_path / "trial.png", full_page=True)
         page.goto(f"{url}/note")
         page.get_by_text("Search for LITv2 networks", exact=False).first.wait_for(timeout=30_000)
+        page.screenshot(path=tmp_path / "note.png", full_page=True)
         browser.close()

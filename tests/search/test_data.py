@@ -116,7 +116,7 @@ def test_other_sizes_are_scaled_and_cropped() -> None:
 
     data = make(wide, train_size=10, val_size=5)
     assert data.train.images.shape == (10, 1, 16, 16)
-    assert (data.train.images == 200).float().mean() > 0.9
+    assert (data.train.images[..., 1:-1] == 200).all()  # the bright middle, but for its smoothed edge
 
 
 def test_glyphs_are_the_same_for_a_seed_and_cover_every_character() -> None:

@@ -49,7 +49,7 @@ def test_front_is_saved_in_every_form(folder: Path) -> None:
     out = folder / "outputs" / "first"
     members = front(trials)
     assert sorted(p.name for p in (out / "pareto").iterdir()) == sorted(f"trial-{t.number:05d}.yaml" for t in members)
-    rows = list(csv.DictReader((out / "pareto.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((out / "pareto.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 6
     assert sum(row["in_front"] == "True" for row in rows) == len(members)
     assert (out / "pareto.png").stat().st_size > 10_000
