@@ -18,6 +18,12 @@ MAX_DEPTH: Final = 128
 MAX_EMBED_DIM: Final = 4096
 MAX_WINDOW_SIZE: Final = 256
 MAX_MLP_RATIO: Final = 16.0
+MAX_INT: Final = 2**63 - 1
+
+
+def count_hidden(dim: int, mlp_ratio: float) -> int:
+    """Hidden width of a feed-forward layer."""
+    return int(dim * mlp_ratio)
 
 
 def count_lo_heads(num_heads: int, window_size: int, alpha: float) -> int:
@@ -50,7 +56,10 @@ class StageSpec:
         if self.window_size == 0:
             return replace(self, alpha=0.0, num_heads=1)
         # The smallest four-digit alpha with this number of Lo-Fi heads: `int(num_heads * alpha)` gives it back.
-        return replace(self, alpha=math.ceil(self.lo_heads / self.num_heads * 1e4) / 1e4)
+        alpha = round(self.lo_heads / self.num_heads, 4)
+        while int(self.num_heads * alpha) < self.lo_heads:
+            alpha = round(alpha + 1e-4, 4)
+        return replace(self, alpha=alpha)
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,8 @@ class Architecture:
     downsample: str = "dtm"
 
     def __post_init__(self) -> None:
-        _check_int("embed_dim", self.embed_dim, 1, MAX_EMBED_DIM)
-        _check_int("patch_size", self.patch_size, 1, 64)
+        check_int("embed_dim", self.embed_dim, 1, MAX_EMBED_DIM)
+        check_int("patch_size", self.patch_size, 1, 64)
         if self.downsample not in DOWNSAMPLES:
             raise ValueError(f"downsample={self.downsample!r} is unknown; choose one of {', '.join(DOWNSAMPLES)}")
         if len(self.stages) != NUM_STAGES:
@@ -94,8 +103,10 @@ class Architecture:
         """Equal for two architectures exactly if they are the same network by construction."""
         canon = self.canonical()
         stages = (
-            f"d{s.depth}w{s.window_size}" + (f"h{s.num_heads}l{s.lo_heads}" if s.window_size else "") + f"m{s.mlp_ratio:g}"
-            for s in canon.stages
+            f"d{s.depth}w{s.window_size}"
+            + (f"h{s.num_heads}l{s.lo_heads}" if s.window_size else "")
+            + f"m{count_hidden(dim, s.mlp_ratio)}"
+            for s, dim in zip(canon.stages, canon.dims, strict=True)
         )
         return "-".join([f"c{canon.embed_dim}p{canon.patch_size}{canon.downsample}", *stages])
 
@@ -131,23 +142,27 @@ def _width_step(stage: StageSpec, index: int) -> int:
 
 
 def _check_stage(name: str, stage: StageSpec, dim: int) -> None:
-    _check_int(f"{name}: depth", stage.depth, 1, MAX_DEPTH)
-    _check_int(f"{name}: window_size", stage.window_size, 0, MAX_WINDOW_SIZE)
-    _check_int(f"{name}: num_heads", stage.num_heads, 1, MAX_EMBED_DIM)
-    _check_number(f"{name}: alpha", stage.alpha, 0.0, 1.0)
-    _check_number(f"{name}: mlp_ratio", stage.mlp_ratio, 1 / dim, MAX_MLP_RATIO)
+    check_int(f"{name}: depth", stage.depth, 1, MAX_DEPTH)
+    check_int(f"{name}: window_size", stage.window_size, 0, MAX_WINDOW_SIZE)
+    check_int(f"{name}: num_heads", stage.num_heads, 1, MAX_EMBED_DIM)
+    check_number(f"{name}: alpha", stage.alpha, 0.0, 1.0)
+    check_number(f"{name}: mlp_ratio", stage.mlp_ratio, 1 / dim, MAX_MLP_RATIO)
     if stage.window_size and dim % stage.num_heads:
         raise ValueError(f"{name}: dim={dim} is not divisible by num_heads={stage.num_heads}; change embed_dim or num_heads")
 
 
-def _check_int(name: str, value: object, low: int, high: int) -> None:
+def check_int(name: str, value: object, low: int, high: int = MAX_INT) -> None:
+    """Raises: ValueError naming the value unless it is a whole number in the range."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be a whole number from {low} to {high}")
+        bounds = f"from {low} to {high}" if high < MAX_INT else f"of at least {low}"
+        raise ValueError(f"{name}={value!r} must be a whole number {bounds}")
 
 
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
+def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
+    """Raises: ValueError naming the value unless it is a finite number in the range."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
+        bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+        raise ValueError(f"{name}={value!r} must be a number {bounds}")
 
 
 def _check_keys(name: str, data: object, cls: type[Any]) -> None:

@@ -51,7 +51,8 @@ class HiLo(nn.Module):
         """x: tokens, (B, H, W, C). Returns the same shape."""
         _, height, width, _ = x.shape
         size = self.window_size
-        x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+        if height % size or width % size:  # padding by nothing would copy the map
+            x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
         padded_height, padded_width = x.shape[1:3]
         # Both branches read window order, so the map is rearranged twice a layer and not once a branch.
         windows = to_windows(x, size)

@@ -35,8 +35,11 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def main(task: Callable[[DictConfig], None], config_name: str) -> NoReturn:
-    """Compose the configuration from the command line, run the task, and exit with its code."""
+def main(task: Callable[[DictConfig], None], config_name: str, after_stop: str = "stopped") -> NoReturn:
+    """Compose the configuration from the command line, run the task, and exit with its code.
+
+    after_stop: what to say after Ctrl-C or SIGTERM.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed
     signal.signal(signal.SIGTERM, _terminate)
     outcome: list[BaseException] = []
@@ -52,7 +55,7 @@ def main(task: Callable[[DictConfig], None], config_name: str) -> NoReturn:
         if outcome:
             raise outcome[0]
 
-    sys.exit(_exit_code(command))
+    sys.exit(_exit_code(command, after_stop))
 
 
 def build(node: Any, **kwargs: Any) -> Any:
@@ -60,7 +63,11 @@ def build(node: Any, **kwargs: Any) -> Any:
     try:
         return hydra.utils.instantiate(node, **kwargs)
     except InstantiationException as error:
-        raise UserError(constructor_message(error)) from error
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        if error.__cause__ is None or isinstance(error.__cause__, TypeError | ValueError):
+            raise UserError(one_line(error.__cause__ or error).removeprefix("ValueError: ")) from error
+        raise error.__cause__ from error
 
 
 def construct(factory: Callable[..., Any], **kwargs: Any) -> Any:
@@ -68,13 +75,7 @@ def construct(factory: Callable[..., Any], **kwargs: Any) -> Any:
     try:
         return factory(**kwargs)
     except (TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-
-
-def constructor_message(error: InstantiationException) -> str:
-    """What the constructor said, or, for a key it does not have, which."""
-    cause = error.__cause__ or error
-    return one_line(cause) if isinstance(cause, UserError) else " ".join(str(cause).split())
+        raise UserError(one_line(error).removeprefix("ValueError: ")) from error
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _terminate(*args: object) -> NoReturn:
     raise Terminated
 
 
-def _exit_code(command: Callable[[], object]) -> int:
+def _exit_code(command: Callable[[], object], after_stop: str) -> int:
     try:
         command()
     except UserError as error:
@@ -118,7 +119,7 @@ def _exit_code(command: Callable[[], object]) -> int:
     except SearchStopped as error:
         return _say(error, 1)
     except KeyboardInterrupt as error:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print(after_stop, file=sys.stderr)
         return TERMINATED if _was_terminated(error) else INTERRUPTED
     except Exception as error:
         if not (isinstance(error, OSError) or type(error).__module__.startswith(STORAGE_MODULES)):

@@ -17,11 +17,12 @@ def write_note(study: optuna.Study, storage: str, space: Space, budget_ms: float
     from optuna_dashboard import save_note  # imports scikit-learn: three seconds that --help need not wait
 
     device = study.user_attrs["device"]
-    budget = (
-        f"Networks above **{budget_ms:g} ms** are infeasible and not trained."
-        if budget_ms
-        else "There is no latency budget."
-    )
+    budget = "There is no latency budget."
+    if budget_ms:
+        budget = (
+            f"Networks above **{budget_ms:g} ms** are infeasible and not trained. They are *Pruned* here, since they have "
+            'no accuracy; the plot "Front and budget" shows them.'
+        )
     with quiet_experimental():
         study.set_metric_names(METRICS)
     save_note(
@@ -35,7 +36,7 @@ Search for LITv2 networks of high accuracy and low latency among {space.num_arch
 - **latency_ms**: median of paired measurements against an anchor network on *{device["device"]}* ({device["backend"]},
   {device["num_threads"]} thread(s), batch {device["batch_size"]}, input {device["input_size"]}); the 95 % interval is among
   the attributes.
-- {budget} They are *Pruned* here, since they have no accuracy; the plot "Front and budget" shows them.
+- {budget}
 
 Export the front: `python -m search.export study.name={study.study_name}`. Storage: `{storage}`.
 """,

@@ -1,6 +1,7 @@
 """Images as in-memory uint8 tensors behind a LightningDataModule: decoded once, batched by index, augmented per batch.
 
-Batches of such a tensor come 40 times as fast as rows of a formatted Hugging Face dataset.
+Rows of a formatted Hugging Face dataset come far slower than batches of a tensor, and a search reads the same few thousand
+images for every network.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from PIL import ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 from torch import Tensor
 
+from models.architecture import check_int
 from search.errors import UserError
 
 Source = Callable[[str, int | None], Dataset]
@@ -37,8 +39,8 @@ class ImageData(lightning.LightningDataModule):
 
     name: of the dataset, for reports. source: where the images come from, see sources.py. img_size: side of the square
     images, in pixels. in_chans: 1 for grey, 3 for colour. train_size, val_size: images of each split; train_size null takes
-    all that validation leaves. seed: of the split. shift: augmentation by moving up to so many pixels. flip: augmentation
-    by mirroring.
+    all that validation leaves. seed: of the split. shift: augmentation by moving up to so many pixels. flip: augmentation by
+    mirroring. batch_size: of training.
     Raises: UserError if the source has too few images or labels that do not fit.
     """
 
@@ -53,11 +55,15 @@ class ImageData(lightning.LightningDataModule):
         seed: int,
         shift: int,
         flip: bool,
+        batch_size: int,
     ) -> None:
         super().__init__()
-        for key, value in {"train_size": train_size, "val_size": val_size, "img_size": img_size}.items():
-            if value is not None and value < 1:
-                raise UserError(f"data.{key}={value} must be at least 1")
+        for key, value in {"img_size": img_size, "val_size": val_size, "batch_size": batch_size}.items():
+            check_int(f"data.{key}", value, 1)
+        check_int("data.seed", seed, 0)
+        check_int("data.shift", shift, 0)
+        if train_size is not None:
+            check_int("data.train_size", train_size, 1)
         if in_chans not in (1, 3):
             raise UserError(f"data.in_chans={in_chans} must be 1 (grey) or 3 (colour)")
         self.name = name
@@ -66,8 +72,10 @@ class ImageData(lightning.LightningDataModule):
         self.in_chans = in_chans
         self.shift = shift
         self.flip = flip
+        self.batch_size = batch_size
         dataset = source("train", None if train_size is None else train_size + val_size)
         self.num_classes = _count_classes(dataset)
+        self.label_feature = dataset.features["label"]
         if val_size >= len(dataset) or (train_size or 1) + val_size > len(dataset):
             wanted = "" if train_size is None else f" and data.train_size={train_size}"
             raise UserError(f"data.val_size={val_size}{wanted} need more than the {len(dataset)} images of the training set")
@@ -83,17 +91,26 @@ class ImageData(lightning.LightningDataModule):
     def num_val(self) -> int:
         return len(self.val.labels)
 
-    def train_dataloader(self, batch_size: int = 64) -> Batches:
+    def train_dataloader(self) -> Batches:
         """Shuffled and augmented by torch's seed at this moment, the last incomplete batch left out."""
-        batch_size = min(batch_size, len(self.train.labels))
+        batch_size = min(self.batch_size, len(self.train.labels))
         return Batches(self, self.train, batch_size, torch.initial_seed())
 
     def val_dataloader(self) -> Batches:
         return Batches(self, self.val, EVAL_BATCH_SIZE)
 
     def test_dataloader(self) -> Batches:
+        """All of the test set. Raises: UserError if its labels are not those of training."""
         dataset = self.source("test", None)
-        return Batches(self, self._decode(dataset, np.arange(len(dataset))), EVAL_BATCH_SIZE)
+        feature, trained = dataset.features["label"], self.label_feature
+        if isinstance(feature, ClassLabel) and isinstance(trained, ClassLabel) and feature.names != trained.names:
+            if unknown := set(feature.names) - set(trained.names):
+                raise UserError(f"the test set has classes that training has not: {', '.join(sorted(unknown)[:5])}")
+            dataset = dataset.align_labels_with_mapping({name: trained.str2int(name) for name in trained.names}, "label")
+        images = self._decode(dataset, np.arange(len(dataset)))
+        if int(images.labels.max()) >= self.num_classes:
+            raise UserError(f"the test set has label {int(images.labels.max())}; training has {self.num_classes} classes")
+        return Batches(self, images, EVAL_BATCH_SIZE)
 
     def _decode(self, dataset: Dataset, indices: np.ndarray[Any, Any]) -> Images:
         """Decode the chosen images, resized on their shorter side and cropped to the middle."""

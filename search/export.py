@@ -57,6 +57,11 @@ def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
     return members
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
 def member_name(member: Finished) -> str:
     return f"trial-{member.number:05d}.yaml"
 
@@ -82,7 +87,7 @@ def _facts(study: optuna.Study, member: Finished) -> dict[str, Any]:
         "study": study.study_name,
         "trial": member.number,
         "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": dict(study.user_attrs["versions"]),
     }
 
 
@@ -123,7 +128,10 @@ def _plot(trials: list[Finished], members: list[Finished], study: optuna.Study, 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     judged = latest_of_each(trials)
-    trained = [t for t in judged if t.outcome.accuracy is not None and t.outcome.feasible]
+    in_front = {t.architecture.key for t in members}
+    trained = [
+        t for t in judged if t.outcome.accuracy is not None and t.outcome.feasible and t.architecture.key not in in_front
+    ]
     for group, color, label in ((trained, "#9aa5b1", "dominated"), (members, "#0b7285", "front")):
         latencies = [t.outcome.latency for t in group]
         axes.errorbar(

@@ -1,8 +1,8 @@
-"""One trial from ask to tell.
+"""How one trial is judged: read this first.
 
-Read this first. A trial's parameters become an architecture; its latency is measured on the target; if that breaks the
-budget the trial ends there, infeasible and untrained; otherwise it gets its accuracy, by training unless the same network
-was trained before. What comes out is written to the trial, and Optuna is told.
+The coordinator (study.py) asks Optuna for a trial, whose parameters become an architecture (space.py). Here its latency is
+measured on the target; if that breaks the budget the trial ends, infeasible and untrained; otherwise it gets its accuracy,
+by training unless the same network was trained before. The coordinator writes the outcome to the trial and tells Optuna.
 """
 
 from __future__ import annotations

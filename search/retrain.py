@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
 
+from models.architecture import check_int
 from models.complexity import count_params
 from models.litv2 import build as build_network
 from search import config_file
@@ -31,11 +32,18 @@ def retrain(cfg: DictConfig) -> None:
     architecture, facts = config_file.read(path)
     console = Console()
     set_up_logging(console, None)
-    searched_on = (facts.get("accuracy") or {}).get("data")
+    searched_on = facts["accuracy"].get("data") if isinstance(facts.get("accuracy"), dict) else None
     if searched_on not in (None, cfg.data.name):
         log.warning("this network was searched on %s and is trained on %s", searched_on, cfg.data.name)
+    try:
+        check_int("seed", cfg.seed, 0, 2**32 - 1)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     settings: TrainSettings = build(cfg.train)
     data: ImageData = build(cfg.data)
+    if data.img_size < architecture.stride:
+        raise UserError(f"data.img_size={data.img_size} is below {architecture.stride}, the smallest image for this network")
+    test_batches = data.test_dataloader()  # a missing test split shows now, not after the training
     lightning.seed_everything(cfg.seed, verbose=False)
     model = build_network(
         architecture, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=settings.drop_path_rate
@@ -50,8 +58,10 @@ def retrain(cfg: DictConfig) -> None:
             raise UserError(one_line(error)) from error
         progress.update(bar, completed=1.0)
     seconds = time.perf_counter() - start
+    weights, report = (path.with_suffix(suffix) for suffix in (".safetensors", ".result.json"))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
     result = {
-        "test_accuracy": test_accuracy(task, data.test_dataloader(), settings),
+        "test_accuracy": test_accuracy(task, test_batches, settings),
         "validation_accuracy": test_accuracy(task, data.val_dataloader(), settings),
         "max_epochs": settings.max_epochs,
         "train_size": len(data.train.labels),
@@ -59,8 +69,6 @@ def retrain(cfg: DictConfig) -> None:
         "data": cfg.data.name,
         "seconds": round(seconds, 1),
     }
-    weights, report = (path.with_suffix(suffix) for suffix in (".safetensors", ".result.json"))
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
     report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     log.info(
         "test accuracy %.4f, validation accuracy %.4f after %d epochs in %.0f s; weights in %s, figures in %s",

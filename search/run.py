@@ -14,4 +14,4 @@ def run(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(run, "config")
+    main(run, "config", after_stop="stopped; the same command goes on from here")

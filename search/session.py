@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,39 @@ from typing import Any
 import optuna
 import torch
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
-from models.architecture import Architecture
+from models.architecture import NUM_STAGES, Architecture, check_int, check_number
 from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
 from search import dashboard
+from search.accuracy.base import AccuracyEvaluator
 from search.cli import build, construct, plain, set_up_logging
 from search.data import ImageData
 from search.engine.base import Engine
-from search.errors import UserError
-from search.export import export_front, member_name
+from search.errors import SearchStopped, UserError, one_line
+from search.export import export_front, member_name, versions
 from search.latency.base import Calibration, Latency
 from search.objective import Objective
 from search.space import Space
-from search.study import Coordinator, finished_trials, front, locked, open_study, public_url, remember
+from search.study import (
+    Coordinator,
+    finished_trials,
+    has_trials,
+    locked,
+    open_study,
+    public_url,
+    quiet_experimental,
+    remember,
+)
 from search.view import LiveView, LogView, make_console, trial_table
 
 log = logging.getLogger(__name__)
 
+REMEDY = "restore that, or choose another study.name"
+SMALLEST = 1e-9  # for what must be above 0
 SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
 """What a study must not change: everything that its results depend on."""
 
@@ -44,25 +58,27 @@ def run_search(cfg: DictConfig) -> None:
     folder = study_folder(cfg.study.name)
     check_limits(cfg)
     space: Space = build(cfg.space)
+    with quiet_experimental():
+        build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
     with locked(folder):
         console = make_console()
         set_up_logging(console, folder / "run.log")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = open_study(cfg.study.name, cfg.storage.url, create=True)
+        study = open_study(folder.name, cfg.storage.url, create=True)
         settings = {name: plain(cfg[name]) for name in SECTIONS} | {"study": {"seed": cfg.study.seed}}
-        remember(study, "settings", settings, "restore that, or choose another study.name")
+        remember(study, "settings", settings, REMEDY)
         save_config(folder, cfg)
         num_finished = len(finished_trials(study))
         if num_finished < cfg.study.n_trials:
             search(cfg, study, space, folder, console)
         else:
-            log.info("study %s is complete: %d of %d trials are finished", cfg.study.name, num_finished, cfg.study.n_trials)
+            log.info("study %s is complete: %d of %d trials are finished", folder.name, num_finished, cfg.study.n_trials)
         conclude(cfg, study, folder, console)
 
 
 def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, console: Console) -> None:
     """Start the engine, make sure it is the device the study was measured on, and run the coordinator."""
-    log.info("study %s: %s different networks; preparing the data", cfg.study.name, f"{space.num_architectures():,}")
+    log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
     network: dict[str, int] = {
         "img_size": cfg.deploy.img_size,
@@ -73,22 +89,25 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
     budget_ms = target.pop("budget_ms")
     make_target = partial(build(target), **network)
     construct(make_target)  # a mistake in its settings shows here, not in the measuring process
-    evaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
+    evaluator: AccuracyEvaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
+    remember(study, "training", evaluator.fingerprint(), REMEDY)
     engine: Engine = construct(build(cfg.engine), make_target=make_target, evaluator=evaluator)
     try:
-        remember(study, "device", engine.fingerprint(), "measure on that device, or choose another study.name")
-        calibration = calibrated(study, engine, space)
-        reference_ms = budget_ms or reference_latency(study, engine, space, calibration)
-        dashboard.write_note(study, public_url(cfg.storage.url), space, budget_ms)
-        view = LiveView(console, cfg.study.n_trials) if console.is_terminal else LogView()
+        calibration, reference_ms = prepare_measuring(study, engine, space, budget_ms)
+        if not has_trials(study):
+            study.set_user_attr("versions", versions())
+            dashboard.write_note(study, public_url(cfg.storage.url), space, budget_ms)
+        terminal = console.is_terminal
+        view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if terminal else LogView()
         with view:
             coordinator = Coordinator(
                 study=study,
                 space=space,
                 objective=Objective(engine, calibration, budget_ms, cfg.study.seed),
                 make_sampler=lambda seed: build(cfg.sampler, seed=seed),
+                seed=cfg.study.seed,
                 cost=cache(lambda architecture: cost(architecture, **network)),
-                save_samples=partial(save_samples, folder / "latency"),
+                save_samples=partial(save_samples, folder / "latency", study.user_attrs["device"]),
                 publish=lambda trials: dashboard.publish_front(study, trials, budget_ms),
                 view=view,
                 reference_ms=reference_ms,
@@ -100,43 +119,51 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
         engine.close()
 
 
+def prepare_measuring(
+    study: optuna.Study, engine: Engine, space: Space, budget_ms: float | None
+) -> tuple[Calibration, float]:
+    """The study's calibration, and the latency in milliseconds up to which its hypervolume counts.
+
+    Both are measured before the first trial and kept. The edge of the hypervolume is the budget or, without one, the
+    latency of the space's largest network.
+    Raises: UserError if the device is not the study's, SearchStopped if nothing can be measured on it.
+    """
+    try:
+        remember(study, "device", engine.fingerprint(), "measure on that device, or choose another study.name")
+        if has_trials(study):
+            return Calibration.from_dict(study.user_attrs["calibration"]), study.user_attrs["reference_latency_ms"]
+        log.info("calibrating the anchor network")
+        calibration = engine.calibrate(space.anchor())
+        reference_ms = budget_ms or engine.measure(space.largest(), calibration).latency_ms
+    except (UserError, SQLAlchemyError, optuna.exceptions.OptunaError):
+        raise
+    except Exception as error:
+        raise SearchStopped(f"nothing can be measured here: {one_line(error)}") from error
+    study.set_user_attr("calibration", calibration.to_dict())
+    study.set_user_attr("reference_latency_ms", reference_ms)
+    return calibration, reference_ms
+
+
 def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console) -> None:
     """Show the front, save it, and say how to go on."""
     trials = finished_trials(study)
-    members = front(trials)
-    if not members:
-        log.info("no network is both trained and within the budget yet")
+    if not trials:
         return
-    console.print(trial_table(f"Front of {len(trials)} finished trials", members))
-    export_front(study, folder)
+    dashboard.publish_front(study, trials, cfg.latency.budget_ms)
+    members = export_front(study, folder)
     pareto = folder / "pareto"
-    console.print(
-        f"saved in {pareto}, with all trials in {pareto}.csv and {pareto}.png\n"
-        f"look at it:  optuna-dashboard {public_url(cfg.storage.url)}\n"
-        f"train one:   python -m search.train arch={pareto / member_name(members[-1])} data={cfg.data.name}\n"
+    lines = [
+        f"saved in {pareto}, with all trials in {pareto}.csv and {pareto}.png",
+        f"look at it:  optuna-dashboard {public_url(cfg.storage.url)}",
         f"search on:   the same command with study.n_trials above {cfg.study.n_trials}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def calibrated(study: optuna.Study, engine: Engine, space: Space) -> Calibration:
-    """The study's calibration, made the first time."""
-    if saved := study.user_attrs.get("calibration"):
-        return Calibration.from_dict(saved)
-    log.info("calibrating the anchor network")
-    calibration = engine.calibrate(space.anchor())
-    study.set_user_attr("calibration", calibration.to_dict())
-    return calibration
-
-
-def reference_latency(study: optuna.Study, engine: Engine, space: Space, calibration: Calibration) -> float:
-    """Latency of the space's largest network in milliseconds: the edge up to which the hypervolume counts."""
-    if saved := study.user_attrs.get("reference_latency_ms"):
-        return float(saved)
-    latency = engine.measure(space.largest(), calibration).latency_ms
-    study.set_user_attr("reference_latency_ms", latency)
-    return latency
+    ]
+    if members:
+        console.print(trial_table(f"Front of {len(trials)} finished trials", members))
+        one = pareto / member_name(members[-1])
+        lines.append(f"train one:   python -m search.train arch={one} data={cfg.data.name}")
+    else:
+        lines.insert(0, f"all {len(trials)} networks are over latency.budget_ms={cfg.latency.budget_ms:g}")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: int) -> tuple[int, int]:
@@ -146,10 +173,10 @@ def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: 
     return count_params(model), count_macs(model, (in_chans, img_size, img_size))
 
 
-def save_samples(folder: Path, number: int, latency: Latency) -> None:
-    """Keep every ratio that a trial's latency was made from."""
+def save_samples(folder: Path, device: Mapping[str, Any], number: int, latency: Latency) -> None:
+    """Keep every ratio of a trial's own measurement, and what it was measured on."""
     folder.mkdir(exist_ok=True)
-    body = {**latency.summary(), "ratios": latency.ratios}
+    body = {**latency.summary(), "device": device, "ratios": latency.ratios}
     (folder / f"trial-{number:05d}.json").write_text(json.dumps(body), encoding="utf-8")
 
 
@@ -160,28 +187,36 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
-def study_folder(name: str) -> Path:
+def study_folder(name: Any) -> Path:
     """Raises: UserError if the name cannot be a folder's."""
-    if not re.fullmatch(r"[\w.-]+", str(name)) or str(name).startswith("."):
+    if name is None or not re.fullmatch(r"[\w-][\w.-]*", str(name)):
         raise UserError(f"study.name={name} may hold letters, digits, '_', '.' and '-' alone, and not start with '.'")
     return Path("outputs") / str(name)
 
 
 def check_limits(cfg: DictConfig) -> None:
     """Raises: UserError naming the first number that makes no sense."""
-    limits: dict[str, Any] = {
-        "study.n_trials": cfg.study.n_trials,
-        "study.max_consecutive_failures": cfg.study.max_consecutive_failures,
-        "study.timeout_minutes": cfg.study.timeout_minutes,
-        "latency.budget_ms": cfg.latency.budget_ms,
-    }
-    for key, value in limits.items():
-        if value is not None and (isinstance(value, str) or not value > 0):
-            raise UserError(f"{key}={value} must be a number above 0")
-    smallest = cfg.space.patch_size * 8
-    for key in ("deploy", "proxy"):
-        if cfg[key].img_size < smallest:
-            raise UserError(
-                f"{key}.img_size={cfg[key].img_size} is below {smallest}, the smallest image for "
-                f"space.patch_size={cfg.space.patch_size}; raise one or lower the other"
-            )
+    try:
+        check_int("study.n_trials", cfg.study.n_trials, 1)
+        check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
+        check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
+        for key in ("study.timeout_minutes", "latency.budget_ms"):
+            value = OmegaConf.select(cfg, key)
+            if value is not None:
+                check_number(key, value, SMALLEST)
+        if cfg.deploy.num_classes is not None:
+            check_int("deploy.num_classes", cfg.deploy.num_classes, 1)
+        for key in ("deploy", "proxy"):
+            check_int(f"{key}.img_size", cfg[key].img_size, 1)
+            check_image_fits(f"{key}.img_size", cfg[key].img_size, cfg.space.patch_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not isinstance(cfg.storage.url, str):
+        raise UserError(f"storage.url={cfg.storage.url} must be a database URL such as sqlite:///study.db")
+
+
+def check_image_fits(key: str, img_size: int, patch_size: int) -> None:
+    """Raises: ValueError if the last stage would have no map left."""
+    smallest = patch_size * 2 ** (NUM_STAGES - 1)
+    if img_size < smallest:
+        raise ValueError(f"{key}={img_size} is below {smallest}, the smallest image for patches of {patch_size} pixels")

@@ -72,7 +72,8 @@ def imagefolder(split: str, num_images: int | None, path: str) -> Dataset:
     names = ("train",) if split == "train" else ("test", "val", "validation")
     for name in names:
         if (folder / name).is_dir():
-            return _with_columns(load_dataset("imagefolder", data_dir=str(folder / name), split="train"), "image", "label")
+            dataset = load_dataset("imagefolder", data_dir=str(folder / name), split="train", drop_labels=False)
+            return _with_columns(dataset, "image", "label")
     raise UserError(f"data.source.path={path} has no folder {' or '.join(names)}")
 
 

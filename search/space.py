@@ -157,7 +157,8 @@ class _Given:
 
 
 def _suggest_stage(trial: Asks, name: str, choices: StageChoices) -> StageSpec:
-    window = int(_ask(trial, f"{name}.window_size", choices.window_size))
+    # Categorical whatever its spacing: no attention, plain attention and HiLo are three kinds, not three sizes.
+    window = int(_ask(trial, f"{name}.window_size", choices.window_size, ordered=False))
     return StageSpec(
         depth=int(_ask(trial, f"{name}.depth", choices.depth)),
         window_size=window,
@@ -167,12 +168,12 @@ def _suggest_stage(trial: Asks, name: str, choices: StageChoices) -> StageSpec:
     )
 
 
-def _ask(trial: Asks, name: str, choices: Sequence[Value]) -> Value:
-    """A single choice is not asked. Evenly spaced whole numbers keep their order for the sampler."""
+def _ask(trial: Asks, name: str, choices: Sequence[Value], ordered: bool = True) -> Value:
+    """A single choice is not asked. Evenly spaced whole numbers keep their order for the sampler if they have one."""
     if len(choices) == 1:
         return choices[0]
     steps = {b - a for a, b in itertools.pairwise(choices)}
-    if len(steps) == 1 and all(isinstance(c, int) for c in choices) and choices[1] > choices[0]:
+    if ordered and len(steps) == 1 and all(isinstance(c, int) for c in choices) and choices[1] > choices[0]:
         return trial.suggest_int(name, int(choices[0]), int(choices[-1]), step=int(choices[1] - choices[0]))
     return trial.suggest_categorical(name, list(choices))  # type: ignore[no-any-return]
 
@@ -196,6 +197,9 @@ def _stage_choices(name: str, stage: Mapping[str, Any]) -> StageChoices:
     if missing := set(keys) - set(given):
         raise UserError(f"{name}: {', '.join(sorted(missing))} missing")
     choices = {key: _choices(f"{name}.{key}", given[key]) for key in keys}
+    for heads in choices["num_heads"]:
+        if not isinstance(heads, int) or heads < 1:
+            raise UserError(f"{name}.num_heads={heads} must be a whole number of at least 1")
     for alpha in choices["alpha"]:
         if not 0 <= alpha <= 1:
             raise UserError(f"{name}.alpha={alpha} must be in [0, 1]")

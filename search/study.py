@@ -133,15 +133,20 @@ def public_url(url: str) -> str:
     return f"{head.split('://')[0]}://***@{tail}" if separator else url
 
 
+def has_trials(study: optuna.Study) -> bool:
+    """Whether a study has begun; until then nothing that is kept with it binds."""
+    return bool(study.get_trials(deepcopy=False))
+
+
 def remember(study: optuna.Study, key: str, value: Any, remedy: str) -> None:
-    """Keep a study's setting the first time; afterwards refuse another one.
+    """Keep a study's setting until it has trials; from then on refuse another one.
 
     Raises: UserError naming the first values that differ and the remedy.
     """
-    saved = study.user_attrs.get(key)
-    if saved is None:
+    if not has_trials(study):
         study.set_user_attr(key, value)
         return
+    saved = study.user_attrs[key]
     before, now = _flatten(saved), _flatten(value)
     changed = [path for path in {**before, **now} if before.get(path) != now.get(path)]
     if changed:
@@ -187,16 +192,17 @@ def front_hypervolume(members: list[Finished], reference_ms: float) -> float:
 class Coordinator:
     """Asks for trials, has them judged and tells the study, until enough are finished.
 
-    make_sampler: gives a sampler for a seed. It is called anew for each trial, with a seed that follows from the study's
-    seed and the number of trials so far (interrupted ones left out), so a resumed study goes on as an uninterrupted one
+    make_sampler: gives a sampler for a seed. It is called anew for each trial, with a seed that follows from this one
+    and the number of trials so far (interrupted ones left out), so a resumed study goes on as an uninterrupted one
     would. cost: parameters and multiply-accumulates of an architecture. save_samples: keeps the raw samples of a trial's
-    measurement. publish: shows all finished trials elsewhere, such as on the dashboard.
+    measurement. publish: shows all finished trials elsewhere, such as on the dashboard, whenever the front changes.
     """
 
     study: optuna.Study
     space: Space
     objective: Objective
     make_sampler: Callable[[int], BaseSampler]
+    seed: int
     cost: Callable[[Architecture], tuple[int, int]]
     save_samples: Callable[[int, Latency], None]
     publish: Callable[[list[Finished]], None]
@@ -216,6 +222,7 @@ class Coordinator:
         finished = finished_trials(self.study)
         self._known = {trial.architecture.key: trial.outcome for trial in finished}
         failures, num_failed, done_before = 0, self._count_failed(), len(finished)
+        members = front(finished)
         while len(finished) < n_trials:
             elapsed = time.monotonic() - start
             if timeout_minutes is not None and elapsed > 60 * timeout_minutes:
@@ -231,9 +238,10 @@ class Coordinator:
             finished.append(result)
             done_now = len(finished) - done_before
             left = (time.monotonic() - start) / done_now * (n_trials - len(finished))
-            members = front(finished)
+            before, members = members, front(finished)
             volume = front_hypervolume(members, self.reference_ms)
-            self.publish(finished)
+            if members != before:
+                self.publish(finished)
             self.view.trial_finished(result, SearchProgress(len(finished), n_trials, len(members), volume, left))
         return True
 
@@ -281,7 +289,7 @@ class Coordinator:
         if self._pending:
             origin = next(iter(self._pending))
             self.study.enqueue_trial(dict(self._pending.pop(origin)), user_attrs={"origin": origin})
-        seed = int(np.random.SeedSequence([self.objective.seed, num_tried]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.seed, num_tried]).generate_state(1)[0])
         with quiet_experimental():
             self.study.sampler = self.make_sampler(seed)
         return self.study.ask()

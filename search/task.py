@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from models.architecture import check_int, check_number
 from search.accuracy.base import Progress
 from search.data import ImageData
 
@@ -33,7 +34,8 @@ class NonFiniteLoss(RuntimeError):
 class TrainSettings:
     """How a network is trained: AdamW without decay on norms and biases, warm-up, cosine, label smoothing, clipping.
 
-    lr: highest learning rate. warmup: share of the steps spent rising to it. clip_norm: limit for the gradient's norm.
+    lr: highest learning rate. warmup: share of the steps spent rising to it. clip_norm: limit for the gradient's norm, 0
+    for none.
     accelerator: as Lightning names it; "auto" takes a GPU if there is one.
     """
 
@@ -48,14 +50,13 @@ class TrainSettings:
     accelerator: str
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"train.lr={self.lr} must be above 0")
+        check_int("train.max_epochs", self.max_epochs, 1)
+        check_int("train.batch_size", self.batch_size, 1)
+        check_number("train.lr", self.lr, 1e-12)
+        for name in ("weight_decay", "clip_norm"):
+            check_number(f"train.{name}", getattr(self, name), 0)
         for name in ("warmup", "label_smoothing", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be in [0, 1)")
+            check_number(f"train.{name}", getattr(self, name), 0, 0.999)
 
 
 class ImageClassification(lightning.LightningModule):
@@ -80,13 +81,16 @@ class ImageClassification(lightning.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        self.accuracy(self(images), labels)
+        logits = self(images)
+        if not torch.isfinite(logits).all():
+            raise NonFiniteLoss(f"the trained network's outputs are not finite; lower train.lr={self.settings.lr:g}")
+        self.accuracy(logits, labels)
         self.log("accuracy", self.accuracy, on_epoch=True, on_step=False)
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
         groups = param_groups_weight_decay(self.model, settings.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)  # fused: a tenth off a small network's step
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         num_steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -126,7 +130,6 @@ def make_trainer(settings: TrainSettings, callbacks: list[Callback] | None = Non
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        deterministic="warn" if settings.accelerator == "cpu" else None,
     )
 
 
@@ -138,9 +141,10 @@ def fit(model: nn.Module, data: ImageData, settings: TrainSettings, progress: Pr
     task = ImageClassification(model, settings, data.num_classes)
     trainer = make_trainer(settings, [ReportProgress(progress)])
     with quiet_loader_advice():
-        trainer.fit(task, train_dataloaders=data.train_dataloader(settings.batch_size))
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(task, train_dataloaders=data.train_dataloader())
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
     return task
 
 

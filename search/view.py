@@ -79,7 +79,10 @@ def trial_table(title: str, trials: list[Finished]) -> Table:
 
 
 class LogView:
-    """One log line for each event."""
+    """One log line for each event, at a given level."""
+
+    def __init__(self, level: int = logging.INFO) -> None:
+        self.level = level
 
     def __enter__(self) -> Self:
         return self
@@ -92,10 +95,11 @@ class LogView:
             log.debug("phase: %s", text)
 
     def trial_started(self, number: int, architecture: Architecture) -> None:
-        log.info("trial %d: %s", number, describe(architecture))
+        log.log(self.level, "trial %d: %s", number, describe(architecture))
 
     def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
-        log.info(
+        log.log(
+            self.level,
             "trial %d finished (%d of %d): accuracy %s, latency %s ms%s; front %d, hypervolume %.4f, %s left",
             trial.number,
             progress.num_finished,
@@ -112,16 +116,17 @@ class LogView:
         log.warning("trial %d failed: %s", number, reason)
 
 
-class LiveView:
-    """The last trials as a table, and below it what is going on and how far the search is."""
+class LiveView(LogView):
+    """The last trials as a table, and below it what is going on and how far the search is; its lines go to the file."""
 
-    def __init__(self, console: Console, num_wanted: int) -> None:
-        self.recent: deque[Finished] = deque(maxlen=ROWS)
+    def __init__(self, console: Console, num_wanted: int, finished: list[Finished]) -> None:
+        super().__init__(logging.DEBUG)
+        self.recent = deque(finished, maxlen=ROWS)
         self.current = "starting"
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=console
         )
-        self.search = self.progress.add_task("search", total=num_wanted, text="")
+        self.search = self.progress.add_task("search", total=num_wanted, completed=len(finished), text="")
         self.trial = self.progress.add_task("trial", total=1.0, text="starting")
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
@@ -134,22 +139,21 @@ class LiveView:
         self.live.stop()
 
     def phase(self, text: str, share: float | None = None) -> None:
+        super().phase(text, share)
         self.progress.update(self.trial, completed=share or 0.0, text=f"{self.current}  {text}")
 
     def trial_started(self, number: int, architecture: Architecture) -> None:
+        super().trial_started(number, architecture)
         self.current = f"trial {number}  {describe(architecture)}"
-        self.phase("")
 
     def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
+        super().trial_finished(trial, progress)
         self.recent.append(trial)
         text = (
             f"{progress.num_finished} of {progress.num_wanted}, front {progress.front_size}, "
             f"hypervolume {progress.hypervolume:.4f}, {duration(progress.seconds_left)} left"
         )
         self.progress.update(self.search, completed=progress.num_finished, text=text)
-
-    def trial_failed(self, number: int, reason: str) -> None:
-        log.warning("trial %d failed: %s", number, reason)
 
     def _render(self) -> Group:
         return Group(trial_table("Finished trials", list(self.recent)), self.progress)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -34,7 +35,7 @@ def check_complete(folder: Path) -> None:
         assert samples["latency_ms"] == trial.outcome.latency.latency_ms
 
 
-def measuring_processes(folder: Path) -> list[int]:
+def processes_in(folder: Path) -> list[int]:
     """Processes still running in `folder`."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -46,57 +47,64 @@ def measuring_processes(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_search_goes_on(tmp_path: Path, stop: signal.Signals) -> None:
-    search = start(tmp_path, "search.run", *ARGUMENTS)
-    assert search.stdout is not None
-    for line in search.stdout:
-        if "trial 2:" in line:
-            break
-    time.sleep(0.3)
-    search.send_signal(stop)
-    rest, _ = search.communicate(timeout=60)
-    assert search.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop]
-    if stop != signal.SIGKILL:
-        assert rest.strip().splitlines()[-1] == "stopped; the same command goes on from here"
-        assert "Traceback" not in rest
-    deadline = time.monotonic() + 20
-    while measuring_processes(tmp_path):
-        assert time.monotonic() < deadline, "the measuring process outlived the search"
-        time.sleep(0.2)
-    search = start(tmp_path, "search.run", *ARGUMENTS)
-    output, _ = search.communicate(timeout=200)
-    assert search.returncode == 0, output
-    check_complete(tmp_path)
+def run_log(folder: Path) -> str:
+    log = folder / "outputs/killed/run.log"
+    return log.read_text(encoding="utf-8") if log.exists() else ""
+
+
+def wait_for(search: subprocess.Popen[str], folder: Path, text: str, times: int) -> None:
+    """Until the log holds `text` so many times, or the search is over."""
+    while search.poll() is None and run_log(folder).count(text) < times:
+        time.sleep(0.01)
+
+
+def finish(folder: Path) -> None:
+    """Repeat the command, to its end."""
+    resumed = start(folder, "search.run", *ARGUMENTS)
+    output, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, output
+    check_complete(folder)
+
+
+def test_stopped_search_goes_on(tmp_path: Path) -> None:
+    """One study, stopped in three ways one after the other."""
+    for times, (stop, code) in enumerate(((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)), start=1):
+        search = start(tmp_path, "search.run", *ARGUMENTS)
+        wait_for(search, tmp_path, "phase: training", 2 * times)
+        search.send_signal(stop)
+        output, _ = search.communicate(timeout=60)
+        assert search.returncode == code, output
+        if stop != signal.SIGKILL:
+            assert output.strip().splitlines()[-1] == "stopped; the same command goes on from here"
+            assert "Traceback" not in output
+        deadline = time.monotonic() + 20
+        while processes_in(tmp_path):
+            assert time.monotonic() < deadline, "the measuring process outlived the search"
+            time.sleep(0.2)
+    finish(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(5400)
 def test_killed_twenty_times_at_random(tmp_path: Path) -> None:
-    """Twenty studies, each killed once at a random moment and resumed. Prints what each was doing when it was killed."""
+    """Twenty studies, each killed once at a random moment of a random phase and resumed; says what each was doing."""
     rng = random.Random(0)
+    lasts = {"study": 15.0, "phase: measuring": 0.6, "phase: training": 1.0, "phase: writing": 0.2}  # seconds, about
     phases: Counter[str] = Counter()
     for number in range(20):
         folder = tmp_path / str(number)
         folder.mkdir()
+        chosen = rng.choice(list(lasts))
         search = start(folder, "search.run", *ARGUMENTS)
-        assert search.stdout is not None
-        wait_for = rng.choice(["preparing the data", "calibrating", *(f"trial {n}:" for n in range(N_TRIALS))])
-        for line in search.stdout:
-            if wait_for in line:
-                break
-        time.sleep(rng.uniform(0, 2.0))
+        wait_for(search, folder, chosen, 1 if chosen == "study" else rng.randint(1, N_TRIALS))
+        time.sleep(rng.uniform(0, lasts[chosen]))
+        assert search.poll() is None, "over before it was killed"
         search.kill()
         search.communicate()
-        phases[phase(folder)] += 1
-        resumed = start(folder, "search.run", *ARGUMENTS)
-        output, _ = resumed.communicate(timeout=300)
-        assert resumed.returncode == 0, output
-        check_complete(folder)
+        *_, last = [
+            "starting",
+            *(line.partition("phase: ")[2] for line in run_log(folder).splitlines() if "phase: " in line),
+        ]
+        phases[last] += 1
+        finish(folder)
     print(f"killed while {dict(phases)}; all {sum(phases.values())} ended with {N_TRIALS} finished trials")
-
-
-def phase(folder: Path) -> str:
-    log = folder / "outputs/killed/run.log"
-    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if "phase:" in line] if log.exists() else []
-    return lines[-1].partition("phase:")[2].strip() if lines else "starting"

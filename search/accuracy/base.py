@@ -34,6 +34,10 @@ class Accuracy:
 class AccuracyEvaluator(Protocol):
     """Gives an architecture its accuracy. The same architecture and seed give the same accuracy on one CPU."""
 
+    def fingerprint(self) -> dict[str, str | int]:
+        """What accuracies depend on beyond the configuration, such as threads. Studies refuse to mix different ones."""
+        ...
+
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         """Raises: any error of building or training it, such as a loss that is not finite; never returns a guess."""
         ...

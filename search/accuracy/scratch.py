@@ -9,11 +9,11 @@ from typing import cast
 import lightning
 import torch
 
-from models.architecture import Architecture
+from models.architecture import Architecture, check_int, check_number
 from models.litv2 import build
 from search.accuracy.base import Accuracy, Progress
 from search.data import ImageData
-from search.task import TrainSettings, fit, test_accuracy
+from search.task import TrainSettings, fit, make_trainer, test_accuracy
 
 
 @dataclass
@@ -30,7 +30,17 @@ class ScratchEvaluator:
     num_threads: int | None
 
     def __post_init__(self) -> None:
-        self.num_threads = self.num_threads or torch.get_num_threads()
+        self.num_threads = torch.get_num_threads() if self.num_threads is None else self.num_threads
+        check_int("accuracy.num_threads", self.num_threads, 1)
+        check_number("proxy.width_multiplier", self.width_multiplier, 1e-3, 1e3)
+        try:
+            self.accelerator = type(make_trainer(self.train).accelerator).__name__
+        except Exception as error:  # Lightning's own kinds, for an unknown or a missing accelerator
+            raise ValueError(f"train.accelerator={self.train.accelerator} cannot be used: {error}") from error
+
+    def fingerprint(self) -> dict[str, str | int]:
+        threads = cast(int, self.num_threads)
+        return {"num_threads": threads, "accelerator": self.accelerator, "torch": torch.__version__}
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         start = time.perf_counter()

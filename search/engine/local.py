@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from models.architecture import Architecture
@@ -60,7 +61,9 @@ class LocalEngine:
 
     def _in_measuring_process(self, function: Callable[..., Result], *args: Any) -> Result:
         try:
-            return self._pool.submit(function, *args).result(self.timeout)
+            with _ignoring_ctrl_c():
+                future = self._pool.submit(function, *args)
+            return future.result(self.timeout)
         except BrokenProcessPool as error:
             self._restart()
             raise EngineFailure("the measuring process died (out of memory?)") from error
@@ -74,12 +77,21 @@ class LocalEngine:
         self._pool = self._start()
 
 
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """A process started meanwhile ignores Ctrl-C for good: that is for the coordinator, which ends the process."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 _target: LatencyTarget
 
 
 def _prepare_process(make_target: Callable[[], LatencyTarget]) -> None:
     global _target
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _target = make_target()
 

@@ -9,6 +9,9 @@ from typing import Any, Protocol, Self
 
 from models.architecture import Architecture
 
+NORMAL_95 = 1.96
+MIN_HALF_WIDTH = 1e-3  # relative: no interval is surer than this, however alike a few samples were
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -35,7 +38,7 @@ class Latency:
     latency_ms: median ratio to the anchor times the anchor's calibrated time; low_ms, high_ms: 95 % interval of the
     median (the calibration is common to all networks and not part of it).
     repetitions: timed pairs. converged: the interval got as narrow as asked for within the time limit.
-    ratios: the samples, empty where only the summary was kept.
+    ratios: the samples, empty where only the summary was kept; after a repeat, those of the last measurement.
     """
 
     latency_ms: float
@@ -56,21 +59,27 @@ class Latency:
         """Half the interval's width, in percent of the latency."""
         return 50 * (self.high_ms - self.low_ms) / self.latency_ms
 
-    def refined_by(self, other: Latency) -> Latency:
-        """Both measurements of one network as one: logarithms weighted by their inverse variances."""
-        values = [math.log(m.latency_ms) for m in (self, other)]
-        variances = [max(math.log(m.high_ms / m.low_ms) / 2, 1e-6) ** 2 for m in (self, other)]
+    def refined_by(self, newer: Latency) -> Latency:
+        """Both measurements of one network as one; the samples are those of the newer one.
+
+        Logarithms are weighted by their inverse variances. Where the two differ by more than their intervals explain, the
+        interval widens accordingly (Birge ratio).
+        """
+        values = [math.log(m.latency_ms) for m in (self, newer)]
+        variances = [max(math.log(m.high_ms / m.low_ms) / 2, MIN_HALF_WIDTH) ** 2 for m in (self, newer)]
         weights = [1 / variance for variance in variances]
         mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-        half = math.sqrt(1 / sum(weights))
+        disagreement = NORMAL_95 * abs(values[0] - values[1]) / math.sqrt(sum(variances))
+        half = math.sqrt(1 / sum(weights)) * max(1.0, disagreement)
         return Latency(
             latency_ms=math.exp(mean),
             low_ms=math.exp(mean - half),
             high_ms=math.exp(mean + half),
-            repetitions=self.repetitions + other.repetitions,
-            warmup_runs=self.warmup_runs + other.warmup_runs,
-            converged=self.converged or other.converged,
-            seconds=self.seconds + other.seconds,
+            repetitions=self.repetitions + newer.repetitions,
+            warmup_runs=self.warmup_runs + newer.warmup_runs,
+            converged=self.converged or newer.converged,
+            seconds=self.seconds + newer.seconds,
+            ratios=newer.ratios,
         )
 
 

@@ -6,14 +6,17 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from models.architecture import Architecture
+from models.architecture import Architecture, check_int, check_number
 from models.litv2 import build
 from search.latency.base import Calibration, Latency
 from search.latency.protocol import time_alone, time_ratio
+
+MIN_SETTING = 1e-4
 
 
 @dataclass
@@ -34,12 +37,10 @@ class CpuTarget:
     calibration_seconds: float
 
     def __post_init__(self) -> None:
-        for name in ("img_size", "in_chans", "num_classes", "batch_size", "num_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"latency.{name}={getattr(self, name)} must be at least 1")
+        for name in ("batch_size", "num_threads"):
+            check_int(f"latency.{name}", getattr(self, name), 1)
         for name in ("tolerance", "max_seconds", "calibration_seconds"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"latency.{name}={getattr(self, name)} must be above 0")
+            check_number(f"latency.{name}", getattr(self, name), MIN_SETTING)
         self._anchor: tuple[Architecture, Callable[[], object]] | None = None
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -52,7 +53,7 @@ class CpuTarget:
             "batch_size": self.batch_size,
             "input_size": f"{self.in_chans}x{self.img_size}x{self.img_size}",
             "backend": "torch eager",
-            "torch": torch.__version__,
+            **{name: version(name) for name in ("torch", "torchvision", "timm")},
         }
 
     def calibrate(self, anchor: Architecture) -> Calibration:

@@ -27,9 +27,13 @@ def test_canonical_form_is_stable_and_keeps_the_network(architecture: Architectu
 
 
 def test_canonical_alpha_gives_back_the_heads_it_stands_for() -> None:
+    for heads in range(1, 129):
+        for lo_heads in range(heads + 1):
+            stage = StageSpec(1, 2, min(1.0, lo_heads / heads + 1e-6), heads)
+            assert stage.canonical().lo_heads == stage.lo_heads == lo_heads
     for heads, tenths in itertools.product(range(1, 65), range(11)):
         stage = StageSpec(1, 2, tenths / 10, heads)
-        assert stage.canonical().lo_heads == stage.lo_heads == int(heads * (tenths / 10))
+        assert stage.canonical().lo_heads == int(heads * (tenths / 10))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +42,7 @@ def test_canonical_alpha_gives_back_the_heads_it_stands_for() -> None:
         (StageSpec(2, 0, 0.1, 4), StageSpec(2, 0, 0.9, 2)),  # no attention: alpha and heads do not matter
         (StageSpec(2, 1, 0.1, 4), StageSpec(2, 1, 0.9, 4)),  # plain attention: alpha does not matter
         (StageSpec(2, 2, 0.51, 4), StageSpec(2, 2, 0.74, 4)),  # the same whole number of Lo-Fi heads
+        (StageSpec(2, mlp_ratio=4.0), StageSpec(2, mlp_ratio=4.05)),  # the same hidden width
     ],
 )
 def test_equal_networks_share_a_key(one: StageSpec, other: StageSpec) -> None:

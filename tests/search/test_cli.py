@@ -18,8 +18,8 @@ from tests.commands import TINY, call
         (["data=mnist3000"], "mnist3000"),
         (["+search=gpu_latency"], "gpu_latency"),
         (["latency.num_threads"], "latency.num_threads"),
-        (["study.n_trials=0"], "study.n_trials=0 must be a number above 0"),
-        (["study.n_trials=many"], "study.n_trials=many"),
+        (["study.n_trials=0"], "study.n_trials=0 must be a whole number of at least 1"),
+        (["study.n_trials=many"], "study.n_trials='many'"),
         (["study.timeout_minutes=-1"], "study.timeout_minutes=-1"),
         (["latency.budget_ms=-2"], "latency.budget_ms=-2"),
         (["study.name=../escape"], "study.name=../escape"),
@@ -38,6 +38,22 @@ from tests.commands import TINY, call
         (["data=imagefolder", "data.source.path=/no/such"], "data.source.path=/no/such is no folder"),
         (["data=parquet"], "data.source.path"),
         (["storage.url=nonsense"], "cannot be used"),
+        (["storage.url=null"], "storage.url=None must be a database URL"),
+        (["study.n_trials=null"], "study.n_trials=None"),
+        (["study.n_trials=2.5"], "study.n_trials=2.5"),
+        (["study.seed=-1"], "study.seed=-1"),
+        (["study.name=null"], "study.name=None"),
+        (["deploy.img_size=abc"], "deploy.img_size='abc'"),
+        (["deploy.num_classes=0"], "deploy.num_classes=0"),
+        (["latency.num_threads=1.5"], "latency.num_threads=1.5"),
+        (["latency.num_threads=abc"], "latency.num_threads='abc'"),
+        (["data.train_size=abc"], "data.train_size='abc'"),
+        (["data.shift=-1"], "data.shift=-1"),
+        (["space.stages.0.num_heads=0"], "num_heads=0"),
+        (["proxy.width_multiplier=0"], "proxy.width_multiplier=0"),
+        (["accuracy.num_threads=-1"], "accuracy.num_threads=-1"),
+        (["train.accelerator=abacus"], "train.accelerator=abacus"),
+        (["sampler.population=3"], "population"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -52,6 +68,15 @@ def test_mistake_is_one_line(
     assert len(error.splitlines()) == 1
     assert error.startswith("error: ")
     assert code == 2
+
+
+def test_corrected_command_goes_ahead_after_a_mistyped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(run, "config", [*TINY, "study.n_trials=1", "train.lr=-1"]) == 2
+    assert call(run, "config", [*TINY, "study.n_trials=1"]) == 0
+    assert "Front of 1 finished trials" in capsys.readouterr().out
 
 
 def test_corrupt_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

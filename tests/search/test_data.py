@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from search.glyphs import CHARACTERS, render
 def make(source: Source, **kwargs: Any) -> ImageData:
     arguments: dict[str, Any] = {
         "name": "test", "img_size": 16, "in_chans": 1, "train_size": 30, "val_size": 10, "seed": 0, "shift": 2,
-        "flip": False,
+        "flip": False, "batch_size": 8,
     }  # fmt: skip
     return ImageData(source=source, **{**arguments, **kwargs})
 
@@ -65,7 +66,7 @@ def test_test_split_is_read_only_when_asked_for() -> None:
         return numbered(split, num_images)
 
     data = make(source)
-    list(data.train_dataloader(8))
+    list(data.train_dataloader())
     list(data.val_dataloader())
     assert asked == ["train"]
     list(data.test_dataloader())
@@ -79,7 +80,7 @@ def test_batches_are_normalised_and_complete() -> None:
     assert labels.tolist() == data.val.labels.tolist()
     everything = (data.train.images.float() / 255 - data.mean) / data.std
     assert everything.mean().abs() < 1e-4
-    assert len(list(data.train_dataloader(8))) == len(data.train_dataloader(8)) == 3
+    assert len(list(data.train_dataloader())) == len(data.train_dataloader()) == 3
 
 
 def test_seed_decides_order_and_epochs_differ() -> None:
@@ -87,7 +88,7 @@ def test_seed_decides_order_and_epochs_differ() -> None:
 
     def epochs(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        loader = data.train_dataloader(8)
+        loader = data.train_dataloader()
         return [[int(x) for _, labels in loader for x in labels] for _ in range(2)]
 
     assert epochs(1) == epochs(1)
@@ -188,6 +189,19 @@ def test_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data.test_dataloader()
 
 
+def test_test_labels_follow_the_names_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    write_image_folder(tmp_path / "train", 12)
+    write_image_folder(tmp_path / "test", 3)
+    shutil.rmtree(tmp_path / "test" / "cat")  # its only class, dog, is number 0 there
+    data = make(partial(sources.imagefolder, path=str(tmp_path)), in_chans=3, train_size=None, val_size=4)
+    ((_, labels),) = data.test_dataloader()
+    assert labels.tolist() == [1, 1, 1]
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "wolf")
+    with pytest.raises(UserError, match="classes that training has not: wolf"):
+        data.test_dataloader()
+
+
 def test_parquet_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     numbered("train", None).to_parquet(tmp_path / "train-0.parquet")
@@ -222,8 +236,11 @@ def _no_network(*args: Any, **kwargs: Any) -> None:
         ({"train_size": 0}, "data.train_size=0"),
         ({"in_chans": 2}, "data.in_chans=2"),
         ({"img_size": 0}, "data.img_size=0"),
+        ({"batch_size": 0}, "data.batch_size=0"),
+        ({"shift": -1}, "data.shift=-1"),
+        ({"train_size": 2.5}, "data.train_size=2.5"),
     ],
 )
 def test_impossible_sizes_name_the_value(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises((UserError, ValueError), match=message):
         make(numbered, **change)

@@ -56,6 +56,7 @@ def test_front_is_saved_in_every_form(folder: Path) -> None:
     assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["study"]["name"] == "first"
     samples = json.loads((out / "latency" / "trial-00000.json").read_text(encoding="utf-8"))
     assert len(samples["ratios"]) == samples["repetitions"] > 1
+    assert samples["device"]["num_threads"] == 1
 
 
 def test_exported_file_says_what_was_found(folder: Path) -> None:
@@ -128,6 +129,12 @@ def test_other_device_is_refused(folder: Path, capsys: pytest.CaptureFixture[str
     study.set_user_attr("device", device)
 
 
+def test_other_number_of_training_threads_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    assert again("study.n_trials=20") == 2
+    assert "num_threads was" in capsys.readouterr().err
+
+
 def test_deployed_network_and_proxy_may_differ(folder: Path) -> None:
     code = call(
         run,
@@ -149,7 +156,7 @@ def test_deployed_network_and_proxy_may_differ(folder: Path) -> None:
     assert study_of("proxy").user_attrs["device"]["input_size"] == "1x64x64"
 
 
-def test_budget_is_shown_as_infeasible(folder: Path) -> None:
+def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "budget"
     code = call(
         run, "config", ["+search=cpu_latency", f"study.name={name}", "study.n_trials=2", *TINY, "latency.budget_ms=0.001"]
@@ -158,6 +165,8 @@ def test_budget_is_shown_as_infeasible(folder: Path) -> None:
     trials = finished_trials(study_of(name))
     assert [t.outcome.feasible for t in trials] == [False, False]
     assert front(trials) == []
+    assert "all 2 networks are over latency.budget_ms=0.001" in capsys.readouterr().out
+    assert (folder / "outputs/budget/pareto.csv").exists()
 
 
 def test_export_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

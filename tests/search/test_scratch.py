@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -18,6 +19,7 @@ from search import sources
 from search.accuracy.scratch import ScratchEvaluator
 from search.data import ImageData
 from search.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, make_trainer, quiet_loader_advice
+from search.task import test_accuracy as evaluate  # pytest would collect it under its own name
 from tests.contracts.accuracy_evaluator import *  # noqa: F403
 
 SETTINGS = TrainSettings(
@@ -38,7 +40,7 @@ class _Probe(Callback):
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:
-    return ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 192, 100, 0, 2, False)
+    return ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 192, 100, 0, 2, False, 32)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_norms_and_biases_are_not_decayed(architecture: Architecture, data: Imag
     fit_probe = _Probe()
     with quiet_loader_advice():
         trainer = make_trainer(dataclasses.replace(SETTINGS, max_epochs=1), [fit_probe])
-        trainer.fit(task, data.train_dataloader(32))
+        trainer.fit(task, train_dataloaders=data.train_dataloader())
     for group in trainer.optimizers[0].param_groups:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
     rates = fit_probe.rates
@@ -83,19 +85,36 @@ def test_non_finite_loss_names_the_remedy(data: ImageData, architecture: Archite
         fit(model, data, SETTINGS, lambda share: None)
 
 
+def test_network_that_diverged_in_its_last_step_gets_no_accuracy(data: ImageData, architecture: Architecture) -> None:
+    model = build(architecture, in_chans=1, num_classes=100)
+    nn.init.constant_(model.head.bias, float("nan"))
+    with pytest.raises(NonFiniteLoss, match="outputs are not finite"):
+        evaluate(ImageClassification(model, SETTINGS, 100), data.val_dataloader(), SETTINGS)
+
+
 def test_interruption_is_not_taken_for_a_result(data: ImageData, architecture: Architecture) -> None:
     model = build(architecture, in_chans=1, num_classes=100)
     handler = signal.getsignal(signal.SIGINT)
     try:
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
+        with pytest.raises(KeyboardInterrupt):
             fit(model, data, dataclasses.replace(SETTINGS, max_epochs=50), lambda s: os.kill(os.getpid(), signal.SIGINT))
     finally:
         signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.parametrize("accelerator", ["abacus", "cuda"])
+def test_missing_accelerator_is_named(data: ImageData, accelerator: str) -> None:
+    if accelerator == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    settings = dataclasses.replace(SETTINGS, accelerator=accelerator)
+    with pytest.raises(ValueError, match=f"train.accelerator={accelerator} cannot be used"):
+        ScratchEvaluator(data, settings, width_multiplier=1.0, num_threads=1)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_epochs", 0), ("batch_size", 0), ("lr", -1.0), ("lr", float("nan")), ("warmup", 1.0), ("label_smoothing", 2.0)],
+    [("max_epochs", 0), ("batch_size", 0), ("lr", -1.0), ("lr", float("nan")), ("warmup", 1.0), ("label_smoothing", 2.0)]
+    + [("weight_decay", -0.1), ("clip_norm", -1.0), ("max_epochs", 2.5)],
 )
 def test_impossible_settings_name_the_value(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"train\.{name}={value}"):

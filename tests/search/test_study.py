@@ -83,6 +83,7 @@ def coordinator(study: optuna.Study, engine: KnownEngine, budget_ms: float | Non
         "space": SPACE,
         "objective": Objective(engine, engine.calibrate(SPACE.anchor()), budget_ms, seed=0),
         "make_sampler": sampler(),
+        "seed": 0,
         "cost": lambda architecture: (1000, 2000),
         "save_samples": lambda number, latency: None,
         "publish": lambda trials: None,
@@ -221,9 +222,11 @@ def test_time_limit_stops_between_trials(storage: str) -> None:
 def test_raw_samples_and_progress_are_handed_on(storage: str) -> None:
     saved: dict[int, Latency] = {}
     published: list[int] = []
-    run(storage, 3, save_samples=saved.__setitem__, publish=lambda trials: published.append(len(trials)))
-    assert sorted(saved) == [0, 1, 2]
-    assert published == [1, 2, 3]
+    run(storage, 60, save_samples=saved.__setitem__, publish=lambda trials: published.append(len(trials)))
+    assert sorted(saved) == list(range(60))
+    assert all(len(latency.ratios) == 20 for latency in saved.values())  # a repeat's own samples
+    assert published[0] == 1
+    assert published == sorted(set(published))
 
 
 def test_trial_attributes_read_back(storage: str) -> None:
@@ -238,8 +241,10 @@ def test_trial_attributes_read_back(storage: str) -> None:
 
 def test_changed_setting_is_refused_by_name(storage: str) -> None:
     study = open_study("test", storage, create=True)
+    remember(study, "settings", {"train": "a first try that was mistyped"}, "restore it")
     settings = {"train": {"max_epochs": 5, "lr": 0.1}, "space": {"embed_dim": [8, 16]}}
     remember(study, "settings", settings, "restore it")
+    study.ask()
     remember(study, "settings", settings, "restore it")
     with pytest.raises(UserError, match=r"train.max_epochs was 5 and is now 6; restore it"):
         remember(study, "settings", {**settings, "train": {"max_epochs": 6, "lr": 0.1}}, "restore it")
