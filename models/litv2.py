@@ -1,7 +1,8 @@
 """LITv2: a hierarchical vision transformer of HiLo attention and convolutional feed-forward layers.
 
 Source: "Fast Vision Transformers with HiLo Attention", Sec. 4 and appendix, arXiv 2205.13213. Parameter names are those
-of the official checkpoints, which `checkpoint_filter_fn` loads. The network takes images of any size.
+of the official checkpoints, which `checkpoint_filter_fn` loads. The network takes images of any size. It exports with
+torch.export; TorchScript, which PyTorch has deprecated in its favour, is not supported.
 
 Shape letters: B batch, H and W map, C channels. Between the layers a map is (B, H, W, C).
 """

@@ -89,7 +89,7 @@ def test_stopped_search_goes_on(tmp_path: Path) -> None:
 def test_killed_twenty_times_at_random(tmp_path: Path) -> None:
     """Twenty studies, each killed once at a random moment of a random phase and resumed; says what each was doing."""
     rng = random.Random(0)
-    lasts = {"study": 15.0, "phase: measuring": 0.6, "phase: training": 1.0, "phase: writing": 0.2}  # seconds, about
+    lasts = {"study": 15.0, "phase: measuring": 0.4, "phase: training": 0.2, "phase: writing": 0.1}  # seconds, about
     phases: Counter[str] = Counter()
     for number in range(20):
         folder = tmp_path / str(number)
