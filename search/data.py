@@ -23,7 +23,7 @@ from search.errors import UserError
 
 Source = Callable[[str, int | None], Dataset]
 """Takes a split, "train" or "test", and how many images are wanted (None: all); returns columns `image` and `label`."""
-EVAL_BATCH_SIZE = 500
+EVAL_FACTOR = 4  # batches without gradients may be so much larger
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ImageData(lightning.LightningDataModule):
         return Batches(self, self.train, batch_size, torch.initial_seed())
 
     def val_dataloader(self) -> Batches:
-        return Batches(self, self.val, EVAL_BATCH_SIZE)
+        return Batches(self, self.val, EVAL_FACTOR * self.batch_size)
 
     def test_dataloader(self) -> Batches:
         """All of the test set. Raises: UserError if its labels are not those of training."""
@@ -110,7 +110,7 @@ class ImageData(lightning.LightningDataModule):
         images = self._decode(dataset, np.arange(len(dataset)))
         if int(images.labels.max()) >= self.num_classes:
             raise UserError(f"the test set has label {int(images.labels.max())}; training has {self.num_classes} classes")
-        return Batches(self, images, EVAL_BATCH_SIZE)
+        return Batches(self, images, EVAL_FACTOR * self.batch_size)
 
     def _decode(self, dataset: Dataset, indices: np.ndarray[Any, Any]) -> Images:
         """Decode the chosen images, resized on their shorter side and cropped to the middle."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def retrain(cfg: DictConfig) -> None:
     """Train one architecture and write its weights and accuracy beside its file."""
     path = Path(cfg.arch)
     architecture, facts = config_file.read(path)
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"the folder of arch={path} cannot be written, and the weights go there; copy the file elsewhere")
     console = Console()
     set_up_logging(console, None)
     searched_on = facts["accuracy"].get("data") if isinstance(facts.get("accuracy"), dict) else None
