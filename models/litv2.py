@@ -232,7 +232,7 @@ class LITv2(nn.Module):
                 maps.append(feature.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else feature)
             if final and not intermediates_only:
                 x = self.norm(x)
-            elif not final and i < len(stages) - 1:
+            elif i < len(stages) - 1:
                 x = cast(Stage, stage).downsample(x)
         return maps if intermediates_only else (x, maps)
 

@@ -71,7 +71,7 @@ def build(node: Any, **kwargs: Any) -> Any:
 
 
 def construct(factory: Callable[..., Any], **kwargs: Any) -> Any:
-    """Call a partly configured constructor. Raises: UserError with what it says of its arguments."""
+    """Call a constructor or a check. Raises: UserError with what it says of its arguments."""
     try:
         return factory(**kwargs)
     except (TypeError, ValueError) as error:

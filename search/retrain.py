@@ -18,7 +18,7 @@ from models.architecture import check_int
 from models.complexity import count_params
 from models.litv2 import build as build_network
 from search import config_file
-from search.cli import build, set_up_logging
+from search.cli import build, construct, set_up_logging
 from search.data import ImageData
 from search.errors import UserError, one_line
 from search.task import NonFiniteLoss, TrainSettings, fit, test_accuracy
@@ -38,10 +38,7 @@ def retrain(cfg: DictConfig) -> None:
     searched_on = facts["accuracy"].get("data") if isinstance(facts.get("accuracy"), dict) else None
     if searched_on not in (None, cfg.data.name):
         log.warning("this network was searched on %s and is trained on %s", searched_on, cfg.data.name)
-    try:
-        check_int("seed", cfg.seed, 0, 2**32 - 1)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    construct(check_int, name="seed", value=cfg.seed, low=0, high=2**32 - 1)
     settings: TrainSettings = build(cfg.train)
     data: ImageData = build(cfg.data)
     if data.img_size < architecture.stride:

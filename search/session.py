@@ -56,7 +56,7 @@ def run_search(cfg: DictConfig) -> None:
     Raises: UserError if what is asked for cannot be, SearchStopped if the search cannot go on, KeyboardInterrupt.
     """
     folder = study_folder(cfg.study.name)
-    check_limits(cfg)
+    construct(check_limits, cfg=cfg)
     space: Space = build(cfg.space)
     with quiet_experimental():
         build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
@@ -195,24 +195,21 @@ def study_folder(name: Any) -> Path:
 
 
 def check_limits(cfg: DictConfig) -> None:
-    """Raises: UserError naming the first number that makes no sense."""
-    try:
-        check_int("study.n_trials", cfg.study.n_trials, 1)
-        check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
-        check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
-        for key in ("study.timeout_minutes", "latency.budget_ms"):
-            value = OmegaConf.select(cfg, key)
-            if value is not None:
-                check_number(key, value, SMALLEST)
-        if cfg.deploy.num_classes is not None:
-            check_int("deploy.num_classes", cfg.deploy.num_classes, 1)
-        for key in ("deploy", "proxy"):
-            check_int(f"{key}.img_size", cfg[key].img_size, 1)
-            check_image_fits(f"{key}.img_size", cfg[key].img_size, cfg.space.patch_size)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    """Raises: ValueError naming the first number that makes no sense."""
+    check_int("study.n_trials", cfg.study.n_trials, 1)
+    check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
+    check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
+    for key in ("study.timeout_minutes", "latency.budget_ms"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None:
+            check_number(key, value, SMALLEST)
+    if cfg.deploy.num_classes is not None:
+        check_int("deploy.num_classes", cfg.deploy.num_classes, 1)
+    for key in ("deploy", "proxy"):
+        check_int(f"{key}.img_size", cfg[key].img_size, 1)
+        check_image_fits(f"{key}.img_size", cfg[key].img_size, cfg.space.patch_size)
     if not isinstance(cfg.storage.url, str):
-        raise UserError(f"storage.url={cfg.storage.url} must be a database URL such as sqlite:///study.db")
+        raise ValueError(f"storage.url={cfg.storage.url} must be a database URL such as sqlite:///study.db")
 
 
 def check_image_fits(key: str, img_size: int, patch_size: int) -> None:

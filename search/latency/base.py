@@ -54,11 +54,6 @@ class Latency:
         """Everything but the samples, as plain data."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ratios"}
 
-    @property
-    def interval_percent(self) -> float:
-        """Half the interval's width, in percent of the latency."""
-        return 50 * (self.high_ms - self.low_ms) / self.latency_ms
-
     def refined_by(self, newer: Latency) -> Latency:
         """Both measurements of one network as one; the samples are those of the newer one.
 
