@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 from models.architecture import Architecture
 
-NORMAL_95 = 1.96
+REPEAT = math.sqrt(2)  # two measurements differ by so many standard errors of one
 MIN_HALF_WIDTH = 1e-3  # relative: no interval is surer than this, however alike a few samples were
 
 
@@ -32,13 +32,32 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Round:
+    """One stretch of timing: a candidate's times, each between two of the anchor's. A run each, in milliseconds."""
+
+    candidate_ms: tuple[float, ...]
+    anchor_ms: tuple[float, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Each candidate time over the mean of the anchor times before and after it."""
+        pairs = zip(self.anchor_ms, self.anchor_ms[1:], strict=False)
+        return tuple(c / ((a + b) / 2) for c, (a, b) in zip(self.candidate_ms, pairs, strict=True))
+
+
+@dataclass(frozen=True)
 class Latency:
     """One network's latency.
 
-    latency_ms: median ratio to the anchor times the anchor's calibrated time; low_ms, high_ms: 95 % interval of the
-    median (the calibration is common to all networks and not part of it).
-    repetitions: timed pairs. converged: the interval got as narrow as asked for within the time limit.
-    ratios: the samples, empty where only the summary was kept; after a repeat, those of the last measurement.
+    latency_ms: median ratio to the anchor times the anchor's calibrated time. low_ms, high_ms: its 95 % interval, where
+    another measurement of the same network falls (the calibration is common to all networks and not part of it).
+    repetitions: timed runs. outliers: how many of them lie far off the others; they count, the median bears them.
+    converged: the interval got as narrow as asked for within the time limit. seconds: of timing, preparing left out.
+    prepare_seconds: of building, converting and compiling. parity: greatest difference of the converted network's outputs
+    from eager PyTorch's, relative to the greatest output; None where nothing is converted.
+    slowdown: the anchor's time over its calibrated time. busy_cores: what other processes took meanwhile, in cores.
+    warning: what disturbed the measurement and what to do, or empty. peak_bytes: memory, where the system tells.
+    rounds: all times, empty where only the summary was kept; after a repeat, those of the last measurement.
     """
 
     latency_ms: float
@@ -48,25 +67,38 @@ class Latency:
     warmup_runs: int
     converged: bool
     seconds: float
-    ratios: tuple[float, ...] = ()
+    outliers: int = 0
+    prepare_seconds: float = 0.0
+    parity: float | None = None
+    slowdown: float = 1.0
+    busy_cores: float = 0.0
+    warning: str = ""
+    peak_bytes: int | None = None
+    rounds: tuple[Round, ...] = ()
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval, relative."""
+        return math.log(self.high_ms / self.low_ms) / 2
 
     def summary(self) -> dict[str, Any]:
         """Everything but the samples, as plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ratios"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rounds"}
 
     def refined_by(self, newer: Latency) -> Latency:
-        """Both measurements of one network as one; the samples are those of the newer one.
+        """Both measurements of one network as one; the samples and the conditions are those of the newer one.
 
         Logarithms are weighted by their inverse variances. Where the two differ by more than their intervals explain, the
-        interval widens accordingly (Birge ratio).
+        interval widens accordingly (as the Birge ratio does).
         """
         values = [math.log(m.latency_ms) for m in (self, newer)]
-        variances = [max(math.log(m.high_ms / m.low_ms) / 2, MIN_HALF_WIDTH) ** 2 for m in (self, newer)]
+        variances = [max(m.half_width, MIN_HALF_WIDTH) ** 2 for m in (self, newer)]
         weights = [1 / variance for variance in variances]
         mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-        disagreement = NORMAL_95 * abs(values[0] - values[1]) / math.sqrt(sum(variances))
+        disagreement = REPEAT * abs(values[0] - values[1]) / math.sqrt(sum(variances))
         half = math.sqrt(1 / sum(weights)) * max(1.0, disagreement)
-        return Latency(
+        return replace(
+            newer,
             latency_ms=math.exp(mean),
             low_ms=math.exp(mean - half),
             high_ms=math.exp(mean + half),
@@ -74,7 +106,8 @@ class Latency:
             warmup_runs=self.warmup_runs + newer.warmup_runs,
             converged=self.converged or newer.converged,
             seconds=self.seconds + newer.seconds,
-            ratios=newer.ratios,
+            outliers=self.outliers + newer.outliers,
+            prepare_seconds=self.prepare_seconds + newer.prepare_seconds,
         )
 
 

@@ -1,8 +1,14 @@
-"""The only timing loop: candidate and anchor run alternately, and the median of their ratios is the result.
+"""The only timing loop: candidate and anchor run in turn, and the median of their ratios is the result.
 
-A machine's speed drifts by a tenth within seconds and other processes come and go; both hit a candidate and the anchor that
-runs right beside it alike, where they would go straight into a mean of wall times. `python -m benchmarks.latency_fidelity`
-compares the two on your machine.
+A machine's speed drifts by a tenth within seconds and jumps by half when a neighbour wakes. Both hit a candidate and the
+anchor runs right before and after it alike, where they would go straight into a mean of wall times. Timing goes in rounds of
+a fifth of a second, each with another copy of the network, since where weights happen to lie in memory moves a time by
+0.7 %; how much the rounds differ says how far another measurement may fall from this one.
+
+Candidate and anchor always take one run each, even where one is much quicker. Two runs in a row find their weights still in
+the cache, a gain that a busy neighbour takes away: with 2:1 the ratios of small networks spread by 1.4 to 4 % and moved by 1
+to 6 % under load, with 1:1 by 0.5 to 1.3 % and 0.1 to 1 %. So a latency here is that of a network that is not alone.
+`python -m benchmarks.latency_fidelity` puts it to the test on your machine.
 """
 
 from __future__ import annotations
@@ -11,17 +17,22 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from search.latency.base import NORMAL_95
+from search.latency.base import REPEAT, Round
 
-WARMUP_SECONDS = 0.2
-MIN_WARMUP_RUNS = 3
-CHECK_EVERY = 10  # pairs between looks at the interval
-MIN_PAIRS = 20  # before the interval may end a measurement
-LEAST_PAIRS = 6  # whatever the time limit: the range of fewer values holds their median in less than 95 % of cases
+ROUND_SECONDS = 0.2
+MIN_ROUNDS = 8  # before the interval may end a measurement: the spread of fewer is a guess
+LEAST_ROUNDS = 4  # whatever the time limit
+# Relative standard error that no number of rounds brings down (placement in memory, the machine's state): with 0.005 an
+# interval held another pass's latency in 83 % of cases idle and 90 % busy, 24 networks each (benchmarks.latency_fidelity).
+SYSTEMATIC = 0.0075
+STEADY = 0.05  # copies are warm when two stretches differ by less
+STRETCH_SECONDS = 0.05
+MAX_WARMUP_SECONDS = 1.0
+OUTLIER_DEVIATIONS = 5.0  # robust standard deviations from the median
 
 Run = Callable[[], object]
 Clock = Callable[[], float]
@@ -29,7 +40,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Interval:
-    """A median and its 95 % interval."""
+    """A median and the 95 % interval in which the median of another measurement falls."""
 
     median: float
     low: float
@@ -37,90 +48,158 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Relative to the median."""
-        return (self.high - self.low) / 2 / self.median
+        """Relative."""
+        return math.log(self.high / self.low) / 2
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What a timing loop saw, times in seconds."""
+class Timer:
+    """How runs are timed. work: runs once and gives the seconds it took; clock: the time that passes.
 
-    values: tuple[float, ...]
-    interval: Interval
-    warmup_runs: int
-    converged: bool
-    seconds: float
-
-
-def median_interval(values: list[float] | tuple[float, ...]) -> Interval:
-    """Median with its distribution-free 95 % interval: order statistics at n/2 -+ 1.96 sqrt(n)/2."""
-    ordered = sorted(values)
-    reach = NORMAL_95 * math.sqrt(len(ordered)) / 2
-    low = max(0, math.floor(len(ordered) / 2 - reach) - 1)
-    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + reach))
-    return Interval(statistics.median(ordered), ordered[low], ordered[high])
-
-
-def time_alone(run: Run, seconds: float, clock: Clock = time.perf_counter) -> Samples:
-    """Times of `run` for so many seconds: the anchor's calibration."""
-    start = clock()
-    warmup = _warm_up(run, clock)
-    values: list[float] = []
-    with _no_garbage_collection():
-        while clock() - start < seconds or len(values) < MIN_PAIRS:
-            values.append(_time(run, 1, clock))
-    return Samples(tuple(values), median_interval(values), len(warmup), True, clock() - start)
-
-
-def time_ratio(
-    candidate: Run, anchor: Run, tolerance: float, max_seconds: float, clock: Clock = time.perf_counter
-) -> Samples:
-    """Ratios of the candidate's time to the anchor's, until their median's interval is within -+ tolerance or time is up.
-
-    Each pair is a candidate run and an anchor run of its own, in alternating order so that a steady drift cancels; pairs
-    share nothing, or the interval would be too narrow. The quicker of the two repeats within a pair, so that both look at
-    the machine for about as long and an interruption hits both as often.
+    On one thread `work` is the processor time of this process, which does not count while others have the core.
     """
-    start = clock()
-    warmups = _warm_up(candidate, clock), _warm_up(anchor, clock)
-    quotient = min(warmups[0]) / min(warmups[1])
-    candidate_runs, anchor_runs = max(1, round(1 / quotient)), max(1, round(quotient))
-    values: list[float] = []
-    converged = False
-    with _no_garbage_collection():
-        while not converged:
-            if len(values) % 2:
-                reference = _time(anchor, anchor_runs, clock)
-                values.append(_time(candidate, candidate_runs, clock) / reference)
-            else:
-                values.append(_time(candidate, candidate_runs, clock) / _time(anchor, anchor_runs, clock))
-            if len(values) >= MIN_PAIRS and len(values) % CHECK_EVERY == 0:
-                converged = median_interval(values).half_width <= tolerance
-            if clock() - start >= max_seconds and len(values) >= LEAST_PAIRS:
-                break
-    warmup_runs = sum(map(len, warmups))
-    return Samples(tuple(values), median_interval(values), warmup_runs, converged, clock() - start)
+
+    work: Callable[[Run], float]
+    clock: Clock = time.perf_counter
 
 
-def _time(run: Run, repeats: int, clock: Clock) -> float:
-    """Seconds a run, over so many in a row."""
-    start = clock()
-    for _ in range(repeats):
+def timed_by(clock: Clock) -> Callable[[Run], float]:
+    """Seconds of a run by a clock."""
+
+    def work(run: Run) -> float:
+        start = clock()
         run()
-    return (clock() - start) / repeats
+        return clock() - start
+
+    return work
 
 
-def _warm_up(run: Run, clock: Clock) -> list[float]:
-    """Run until the caches are warm. Returns the times."""
-    start = clock()
-    times: list[float] = []
-    while len(times) < MIN_WARMUP_RUNS or clock() - start < WARMUP_SECONDS:
-        times.append(_time(run, 1, clock))
-    return times
+@dataclass
+class Series:
+    """The rounds of one network so far."""
+
+    rounds: list[Round] = field(default_factory=list)
+    warmup_runs: int = 0
+    seconds: float = 0.0
+    converged: bool = False
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ratio for one in self.rounds for ratio in one.ratios]
+
+    @property
+    def interval(self) -> Interval:
+        """Of the ratio to the anchor."""
+        return repeat_interval([one.ratios for one in self.rounds])
+
+    @property
+    def outliers(self) -> int:
+        return count_outliers(self.ratios)
+
+
+def repeat_interval(rounds: Sequence[Sequence[float]]) -> Interval:
+    """Median of all values, and where the median of another measurement falls in 95 % of cases.
+
+    Its standard error comes from how the medians of the rounds differ, so that it holds for values that come in waves.
+    """
+    centre = statistics.median(value for one in rounds for value in one)
+    logs = [math.log(statistics.median(one)) for one in rounds]
+    variance = statistics.variance(logs) / len(logs) + SYSTEMATIC**2
+    reach = math.exp(student(0.975, len(logs) - 1) * REPEAT * math.sqrt(variance))
+    return Interval(centre, centre / reach, centre * reach)
+
+
+def student(confidence: float, freedom: int) -> float:
+    """One-sided quantile of Student's t (expansion 26.7.5 of Abramowitz and Stegun; 97.5 % within 1 % from 4 degrees on)."""
+    z = statistics.NormalDist().inv_cdf(confidence)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return float(z + first / freedom + second / freedom**2 + third / freedom**3)
+
+
+def count_outliers(values: Sequence[float]) -> int:
+    """Values far off the rest, by the median absolute deviation."""
+    centre = statistics.median(values)
+    deviation = 1.4826 * statistics.median(abs(value - centre) for value in values)
+    return sum(abs(value - centre) > OUTLIER_DEVIATIONS * deviation for value in values)
+
+
+def time_alone(copies: Sequence[Run], seconds: float, timer: Timer) -> list[list[float]]:
+    """Times of a network's copies, run in turn for so many seconds: the anchor's calibration. In seconds, by round."""
+    warm_up(copies, timer)
+    rounds: list[list[float]] = []
+    start = timer.clock()
+    with no_garbage_collection():
+        while len(rounds) < LEAST_ROUNDS or timer.clock() - start < seconds:
+            begin = timer.clock()
+            times: list[float] = []
+            while not times or timer.clock() - begin < ROUND_SECONDS:
+                times += [timer.work(copy) for copy in copies]
+            rounds.append(times)
+    return rounds
+
+
+def time_ratios(
+    networks: Sequence[Sequence[Run]], anchors: Sequence[Run], tolerance: float, max_seconds: float, timer: Timer
+) -> list[Series]:
+    """Times of each network beside the anchor's, until each one's interval is within -+ tolerance or its time is up.
+
+    networks: copies of each; anchors: copies of the anchor. Rounds take the networks, their copies and the anchor's in
+    turn, so that all see the same machine.
+    """
+    runs = warm_up(anchors, timer)
+    series = [Series(warmup_runs=runs + warm_up(copies, timer)) for copies in networks]
+    turn = 0
+    with no_garbage_collection():
+        while waiting := [i for i, one in enumerate(series) if not _is_done(one, tolerance, max_seconds)]:
+            for i in waiting:
+                begin = timer.clock()
+                copies = networks[i]
+                series[i].rounds.append(_one_round(copies[turn % len(copies)], anchors[turn % len(anchors)], timer))
+                series[i].seconds += timer.clock() - begin
+            turn += 1
+    return series
+
+
+def _is_done(one: Series, tolerance: float, max_seconds: float) -> bool:
+    """Enough is known, or the next round would be over the time limit."""
+    if len(one.rounds) >= MIN_ROUNDS:
+        one.converged = one.interval.half_width <= tolerance
+    time_is_up = len(one.rounds) >= LEAST_ROUNDS and one.seconds * (1 + 1 / len(one.rounds)) >= max_seconds
+    return one.converged or time_is_up
+
+
+def _one_round(run: Run, anchor: Run, timer: Timer) -> Round:
+    """Candidate and anchor in turn, the anchor first and last."""
+    run(), anchor()  # other copies than in the last round
+    begin = timer.clock()
+    anchor_ms = [timer.work(anchor) * 1e3]
+    candidate_ms: list[float] = []
+    while not candidate_ms or timer.clock() - begin < ROUND_SECONDS:
+        candidate_ms.append(timer.work(run) * 1e3)
+        anchor_ms.append(timer.work(anchor) * 1e3)
+    return Round(tuple(candidate_ms), tuple(anchor_ms))
+
+
+def warm_up(copies: Sequence[Run], timer: Timer) -> int:
+    """Run all copies in turn until two stretches in a row take the same time, within a limit. Returns how many runs."""
+    start = timer.clock()
+    medians: list[float] = []
+    runs = 0
+    while not medians or timer.clock() - start < MAX_WARMUP_SECONDS:
+        begin = timer.clock()
+        times: list[float] = []
+        while not times or timer.clock() - begin < STRETCH_SECONDS:
+            times += [timer.work(copy) for copy in copies]
+        runs += len(times)
+        medians.append(statistics.median(times))
+        if len(medians) > 1 and abs(medians[-1] / medians[-2] - 1) < STEADY:
+            break
+    return runs
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

@@ -10,12 +10,22 @@ from models.architecture import Architecture, StageSpec
 from search.latency.base import Calibration, Latency, LatencyTarget
 
 SMALL = Architecture(8, (StageSpec(1),) * 4, patch_size=2, downsample="conv")
-LARGE = Architecture(32, (StageSpec(4, 2, 0.5, 2),) * 4, patch_size=2, downsample="conv")
+LARGE = Architecture(32, (StageSpec(2, 2, 0.5, 2),) * 4, patch_size=2, downsample="conv")
 
 
 @pytest.fixture(scope="module")
 def calibration(target: LatencyTarget) -> Calibration:
     return target.calibrate(SMALL)
+
+
+@pytest.fixture(scope="module")
+def small(target: LatencyTarget, calibration: Calibration) -> Latency:
+    return target.measure(SMALL, calibration)
+
+
+@pytest.fixture(scope="module")
+def large(target: LatencyTarget, calibration: Calibration) -> Latency:
+    return target.measure(LARGE, calibration)
 
 
 def test_calibration_names_its_anchor(target: LatencyTarget, calibration: Calibration) -> None:
@@ -24,30 +34,30 @@ def test_calibration_names_its_anchor(target: LatencyTarget, calibration: Calibr
     assert Calibration.from_dict(calibration.to_dict()) == calibration
 
 
-def test_anchor_measured_against_itself_is_its_own_latency(target: LatencyTarget, calibration: Calibration) -> None:
-    latency = target.measure(SMALL, calibration)
-    assert latency.latency_ms == pytest.approx(calibration.anchor_ms, rel=0.2)
+def test_anchor_measured_against_itself_is_its_own_latency(small: Latency, calibration: Calibration) -> None:
+    assert small.latency_ms == pytest.approx(calibration.anchor_ms, rel=0.2)
 
 
-def test_measurement_is_complete(target: LatencyTarget, calibration: Calibration) -> None:
-    latency = target.measure(LARGE, calibration)
-    assert 0 < latency.low_ms <= latency.latency_ms <= latency.high_ms
-    assert latency.repetitions == len(latency.ratios) > 1
-    assert latency.seconds > 0
-    assert "ratios" not in latency.summary()
-    assert Latency(**latency.summary()).latency_ms == latency.latency_ms
+def test_measurement_is_complete(large: Latency) -> None:
+    assert 0 < large.low_ms <= large.latency_ms <= large.high_ms
+    assert large.repetitions == sum(len(one.candidate_ms) for one in large.rounds) > 1
+    assert large.seconds > 0
+    assert large.slowdown > 0
+    assert large.busy_cores >= 0
+    assert "rounds" not in large.summary()
+    assert Latency(**large.summary()).latency_ms == large.latency_ms
 
 
-def test_much_larger_network_ranks_slower(target: LatencyTarget, calibration: Calibration) -> None:
-    assert target.measure(LARGE, calibration).low_ms > target.measure(SMALL, calibration).high_ms
+def test_much_larger_network_ranks_slower(small: Latency, large: Latency) -> None:
+    assert large.low_ms > small.high_ms
 
 
 def test_fingerprint_names_the_device_and_stays(target: LatencyTarget) -> None:
     first = target.fingerprint()
-    assert {"target", "device", "dtype", "batch_size", "input_size", "backend"} <= set(first)
+    assert {"target", "device", "dtype", "batch_size", "input_size", "num_classes", "backend", "torch"} <= set(first)
     assert all(isinstance(value, str | int) for value in first.values())
     assert target.fingerprint() == first
 
 
-def test_travels_to_its_process(target: LatencyTarget) -> None:
-    pickle.loads(pickle.dumps(target.fingerprint()))
+def test_results_travel_from_its_process(target: LatencyTarget, calibration: Calibration) -> None:
+    assert pickle.loads(pickle.dumps(calibration)) == calibration

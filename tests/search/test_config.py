@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 import optuna
 import pytest
+import torch
 from omegaconf import DictConfig
 
 from search.cli import build, conf_dir, plain
@@ -68,7 +69,13 @@ def test_train(name: str) -> None:
 def test_latency(name: str) -> None:
     config = plain(compose(f"latency={name}").latency)
     assert config.pop("budget_ms") is None
-    target: LatencyTarget = build(config)(img_size=32, in_chans=1, num_classes=10)
+    make = build(config)
+    if name == "cuda" and not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+            make(img_size=32, in_chans=1, num_classes=10)
+        return
+    target: LatencyTarget = make(img_size=32, in_chans=1, num_classes=10)
+    assert target.fingerprint()["target"] == name
     assert target.fingerprint()["batch_size"] == 1
 
 

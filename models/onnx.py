@@ -1,0 +1,24 @@
+"""A model as an ONNX file, for runtimes other than PyTorch. Needs the packages onnx and onnxscript."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def export_onnx(model: nn.Module, x: Tensor, path: Path) -> None:
+    """Write a model in evaluation mode, weights inside the file.
+
+    x: an example input, (B, C, H, W); the file takes inputs of this shape. Deformable token merging becomes ONNX's own
+    DeformConv, which ONNX Runtime runs and OpenVINO does not read.
+
+    Raises: whatever torch.onnx.export raises for a model that has no ONNX form.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own, inside the exporter
+        warnings.simplefilter("ignore", FutureWarning)
+        with torch.no_grad():
+            torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False)

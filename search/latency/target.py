@@ -1,0 +1,274 @@
+"""What all targets share: a network is built, made ready for the runtime, and timed in turn with the anchor.
+
+A target names its runtime and says how a model becomes something to run; the protocol (protocol.py) does the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.architecture import Architecture, check_int, check_number
+from models.litv2 import build
+from search.latency.base import Calibration, Latency
+from search.latency.machine import ResidentMemory, Usage, cpu_name, frequency_facts, num_cores, pin
+from search.latency.protocol import Run, Series, Timer, repeat_interval, time_alone, time_ratios, timed_by
+
+log = logging.getLogger(__name__)
+
+MIN_SETTING = 1e-4
+MAX_COPIES = 4
+COPIES_BYTES = 200_000_000  # all copies of a network: where weights lie matters to small networks only
+SLOW = 1.5  # times the calibrated latency: worth a word
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PARITY = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""Greatest difference of a converted network's outputs from eager float32, relative to the greatest output."""
+
+
+class ConversionError(RuntimeError):
+    """A model that a runtime cannot take, or computes otherwise."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is measured: how to build it, and the shape of one input, (C, H, W)."""
+
+    build: Callable[[], nn.Module]
+    input_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network converted for a runtime. load: gives a copy that is ready to run."""
+
+    load: Callable[[], Run]
+    parity: float | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Copies that run, and what it took to get there."""
+
+    copies: list[Run]
+    parity: float | None
+    prepare_seconds: float
+    peak_bytes: int | None
+
+
+@dataclass
+class PairedTarget(ABC):
+    """A runtime on a device.
+
+    img_size, in_chans, num_classes: of the network that is deployed. dtype: of its weights and inputs. tolerance:
+    half-width of the 95 % interval to stop at, relative. max_seconds: limit for timing one network, in seconds.
+    calibration_seconds: how long the anchor runs alone. cores: the only ones to use; None leaves the choice to load.
+    """
+
+    img_size: int
+    in_chans: int
+    num_classes: int
+    batch_size: int
+    num_threads: int
+    dtype: str
+    tolerance: float
+    max_seconds: float
+    calibration_seconds: float
+    cores: Sequence[int] | None = None
+
+    name: ClassVar[str]
+    backend: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "timm")
+    extra: ClassVar[str] = ""
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    loads_copies: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for setting in ("batch_size", "num_threads"):
+            check_int(f"latency.{setting}", getattr(self, setting), 1)
+        for setting in ("tolerance", "max_seconds", "calibration_seconds"):
+            check_number(f"latency.{setting}", getattr(self, setting), MIN_SETTING)
+        if self.dtype not in self.dtypes:
+            raise ValueError(f"latency.dtype={self.dtype} is not among {', '.join(self.dtypes)}, what {self.name} runs")
+        for package in self.packages:
+            require(package, self.name, self.extra)
+        if self.cores is not None:
+            unknown = sorted(set(self.cores) - set(range(os.cpu_count() or 1)))
+            if unknown or len(self.cores) < self.num_threads:
+                raise ValueError(
+                    f"latency.cores={list(self.cores)} must name {self.num_threads} or more of cores 0 to "
+                    f"{(os.cpu_count() or 1) - 1}, for latency.num_threads={self.num_threads}"
+                )
+        self._anchor: tuple[Architecture, Ready] | None = None
+        self._allowed: Sequence[int] | None = None
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
+        """Convert a model in evaluation mode for this runtime. Raises: ConversionError if it cannot be converted."""
+
+    def timer(self) -> Timer:
+        """Processor time on one thread, where it is the latency less the time that others had the core; else wall time."""
+        return Timer(timed_by(time.process_time if self.num_threads == 1 else time.perf_counter))
+
+    def device(self) -> dict[str, str | int]:
+        """The device's name and what else tells it from others."""
+        return {"device": cpu_name(), "cores": num_cores(), **frequency_facts()}
+
+    def fingerprint(self) -> dict[str, str | int]:
+        pinned: dict[str, str | int] = {"pinned": ",".join(map(str, self.cores))} if self.cores is not None else {}
+        return {
+            "target": self.name,
+            **self.device(),
+            **pinned,
+            "num_threads": self.num_threads,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "input_size": f"{self.in_chans}x{self.img_size}x{self.img_size}",
+            "num_classes": self.num_classes,
+            "backend": self.backend,
+            **{name: version(name) for name in self.packages},
+        }
+
+    def calibrate(self, anchor: Architecture) -> Calibration:
+        self._settle()
+        rounds = time_alone(self._anchor_copies(anchor), self.calibration_seconds, self.timer())
+        interval = repeat_interval(rounds)
+        milliseconds = (interval.median * 1e3, interval.low * 1e3, interval.high * 1e3)
+        return Calibration(anchor, *milliseconds, sum(map(len, rounds)))
+
+    def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
+        return self.time([self.make_ready(self._network(architecture))], calibration)[0]
+
+    def make_ready(self, network: Network) -> Ready:
+        """Build, convert and load a network. Raises: ConversionError, or whatever building it raises."""
+        self._settle()
+        start = time.perf_counter()
+        model = network.build().eval()
+        prepared = self.prepare(model, torch.rand(self.batch_size, *network.input_shape))
+        first, peak = self.peak_bytes(prepared.load)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        number = max(1, min(MAX_COPIES, COPIES_BYTES // max(1, weights))) if self.loads_copies else 1
+        copies = [first] + [prepared.load() for _ in range(number - 1)]
+        return Ready(copies, prepared.parity, time.perf_counter() - start, peak)
+
+    def time(self, networks: Sequence[Ready], calibration: Calibration) -> list[Latency]:
+        """Latencies of several networks, timed in turn so that their ratios hold."""
+        self._settle()
+        anchors = self._anchor_copies(calibration.anchor)
+        before, start = Usage.now(), time.perf_counter()
+        found = time_ratios([one.copies for one in networks], anchors, self.tolerance, self.max_seconds, self.timer())
+        busy_cores = Usage.now().others_since(before, time.perf_counter() - start)
+        return [self._latency(one, series, calibration, busy_cores) for one, series in zip(networks, found, strict=True)]
+
+    def peak_bytes(self, load: Callable[[], Run]) -> tuple[Run, int | None]:
+        """Load a copy and run it once. Returns it, and the memory it took at its peak, weights included."""
+        memory = ResidentMemory()
+        run = load()
+        run()
+        return run, memory.growth()
+
+    def _settle(self) -> None:
+        """Set the threads, and keep to the least busy cores."""
+        if torch.get_num_threads() != self.num_threads:
+            torch.set_num_threads(self.num_threads)
+        if hasattr(os, "sched_getaffinity"):
+            self._allowed = self._allowed or self.cores or sorted(os.sched_getaffinity(0))
+            pin(self._allowed, self.num_threads)
+
+    def _network(self, architecture: Architecture) -> Network:
+        make = partial(build, architecture, in_chans=self.in_chans, num_classes=self.num_classes)
+        return Network(make, (self.in_chans, self.img_size, self.img_size))
+
+    def _anchor_copies(self, anchor: Architecture) -> list[Run]:
+        if self._anchor is None or self._anchor[0] != anchor:
+            self._anchor = (anchor, self.make_ready(self._network(anchor)))
+        return self._anchor[1].copies
+
+    def _latency(self, ready: Ready, series: Series, calibration: Calibration, busy_cores: float) -> Latency:
+        ratio = series.interval
+        slowdown = statistics.median(ms for one in series.rounds for ms in one.anchor_ms) / calibration.anchor_ms
+        return Latency(
+            latency_ms=ratio.median * calibration.anchor_ms,
+            low_ms=ratio.low * calibration.anchor_ms,
+            high_ms=ratio.high * calibration.anchor_ms,
+            repetitions=len(series.ratios),
+            warmup_runs=series.warmup_runs,
+            converged=series.converged,
+            seconds=series.seconds,
+            outliers=series.outliers,
+            prepare_seconds=ready.prepare_seconds,
+            parity=ready.parity,
+            slowdown=slowdown,
+            busy_cores=busy_cores,
+            warning=disturbance(slowdown, busy_cores, self.num_threads, num_cores_of_machine()),
+            peak_bytes=ready.peak_bytes,
+            rounds=tuple(series.rounds),
+        )
+
+
+def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:
+    """What kept a measurement from being a good one and what to do about it, or nothing."""
+    free = max(1, int(cores - busy_cores + 0.25))
+    if num_threads > 1 and num_threads > free:
+        return (
+            f"other processes keep {busy_cores:.1f} of {cores} cores busy, so that {num_threads} threads spin while they "
+            f"wait for each other: stop those processes or set latency.num_threads={free}"
+        )
+    if slowdown > SLOW:
+        return (
+            f"the anchor takes {slowdown:.1f} times what it took when calibrated ({busy_cores:.1f} cores busy with other "
+            "work): the ratios hold, but stop other work or let the machine cool for narrower intervals"
+        )
+    return ""
+
+
+def num_cores_of_machine() -> int:
+    return os.cpu_count() or 1
+
+
+def require(package: str, target: str, extra: str) -> None:
+    """Raises: ValueError naming the extra to install if a package is missing."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        raise ValueError(
+            f"latency={target} needs the package {package}, which is not installed: pip install 'hilo-nas[{extra}]'"
+        ) from None
+
+
+def check_parity(target: str, model: nn.Module, x: Tensor, output: Tensor, dtype: str) -> float:
+    """Compare a converted network's output with eager float32. Returns the greatest relative difference.
+
+    Raises: ConversionError if they differ by more than the dtype explains.
+    """
+    with torch.inference_mode():
+        expected = model(x)
+    difference = float(((output.float().cpu() - expected).abs().max() / expected.abs().max()).item())
+    if not difference <= PARITY[dtype]:
+        raise ConversionError(
+            f"{target} computes something else than PyTorch: outputs differ by {difference:.1e}, more than {PARITY[dtype]:g}"
+        )
+    return difference
+
+
+def eager_copy(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Run:
+    """A copy of a model in PyTorch eager mode."""
+    copied, inputs = copy.deepcopy(model).to(dtype), x.to(dtype, copy=True)
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            output: Tensor = copied(inputs)
+            return output
+
+    return run
