@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from search.engine.base import Engine
 from search.errors import SearchStopped, UserError, one_line
 from search.export import export_front, member_name, versions
 from search.latency.base import Calibration, Latency
+from search.latency.block_model import BlockModel
 from search.objective import Objective
 from search.space import Space
 from search.study import (
@@ -104,6 +106,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
                 study=study,
                 space=space,
                 objective=Objective(engine, calibration, budget_ms, cfg.study.seed),
+                model=BlockModel(cfg.deploy.img_size),
                 make_sampler=lambda seed: build(cfg.sampler, seed=seed),
                 seed=cfg.study.seed,
                 cost=cache(lambda architecture: cost(architecture, **network)),
@@ -174,9 +177,9 @@ def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: 
 
 
 def save_samples(folder: Path, device: Mapping[str, Any], number: int, latency: Latency) -> None:
-    """Keep every ratio of a trial's own measurement, and what it was measured on."""
+    """Keep every time of a trial's own measurement, and what it was measured on."""
     folder.mkdir(exist_ok=True)
-    body = {**latency.summary(), "device": device, "ratios": latency.ratios}
+    body = {**latency.summary(), "device": device, "rounds": [asdict(one) for one in latency.rounds]}
     (folder / f"trial-{number:05d}.json").write_text(json.dumps(body), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import optuna
@@ -27,6 +27,7 @@ from models.architecture import Architecture
 from search.accuracy.base import Accuracy
 from search.errors import SearchStopped, UserError, one_line
 from search.latency.base import Latency
+from search.latency.block_model import CONFIDENCE, BlockModel, Prediction
 from search.objective import Objective, Outcome, Reporter, constraint_value
 from search.pareto import front_indices, hypervolume
 from search.space import Parameters, Space
@@ -37,11 +38,13 @@ DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
 METRICS = ["accuracy", "latency_ms"]
 INTERRUPTED = "interrupted"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
+MAX_SKIPS = 50  # in a row: then one is measured, or a wrong model could rule out everything for good
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished trial and what it found."""
+    """A finished trial and what it found. predicted_ms: what the block model said before it was measured."""
 
     number: int
     architecture: Architecture
@@ -49,6 +52,11 @@ class Finished:
     num_params: int
     num_macs: int
     origin: str
+    predicted_ms: float | None = None
+
+
+class Skipped:
+    """A trial that ended unmeasured: the block model was sure that the network breaks the budget."""
 
 
 class View(Reporter, Protocol):
@@ -60,16 +68,20 @@ class View(Reporter, Protocol):
 
     def trial_failed(self, number: int, reason: str) -> None: ...
 
+    def trial_skipped(self, number: int, reason: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """Where a search stands."""
+    """Where a search stands. model_error: median relative error of the block model's predictions, None before any."""
 
     num_finished: int
     num_wanted: int
     front_size: int
     hypervolume: float
     seconds_left: float
+    num_skipped: int = 0
+    model_error: float | None = None
 
 
 @contextmanager
@@ -166,6 +178,11 @@ def finished_trials(study: optuna.Study) -> list[Finished]:
     return [_read(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED) if "latency" in trial.user_attrs]
 
 
+def count_skipped(study: optuna.Study) -> int:
+    """Trials that the block model ended before they were measured."""
+    return sum(SKIPPED in trial.user_attrs for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+
+
 def latest_of_each(trials: list[Finished]) -> list[Finished]:
     """One trial for each network: the latest, whose latency all its measurements have gone into."""
     return list({trial.architecture.key: trial for trial in trials}.values())
@@ -194,13 +211,15 @@ class Coordinator:
 
     make_sampler: gives a sampler for a seed. It is called anew for each trial, with a seed that follows from this one
     and the number of trials so far (interrupted ones left out), so a resumed study goes on as an uninterrupted one
-    would. cost: parameters and multiply-accumulates of an architecture. save_samples: keeps the raw samples of a trial's
-    measurement. publish: shows all finished trials elsewhere, such as on the dashboard, whenever the front changes.
+    would. model: learns what blocks cost, and spares networks that surely break the budget. cost: parameters and
+    multiply-accumulates of an architecture. save_samples: keeps the raw samples of a trial's measurement. publish: shows
+    all finished trials elsewhere, such as on the dashboard, whenever the front changes.
     """
 
     study: optuna.Study
     space: Space
     objective: Objective
+    model: BlockModel
     make_sampler: Callable[[int], BaseSampler]
     seed: int
     cost: Callable[[Architecture], tuple[int, int]]
@@ -221,13 +240,20 @@ class Coordinator:
         self._recover()
         finished = finished_trials(self.study)
         self._known = {trial.architecture.key: trial.outcome for trial in finished}
+        for trial in finished:
+            self.model.observe(trial.architecture, trial.outcome.latency.latency_ms)
         failures, num_failed, done_before = 0, self._count_failed(), len(finished)
+        num_skipped, skips = count_skipped(self.study), 0
         members = front(finished)
         while len(finished) < n_trials:
             elapsed = time.monotonic() - start
             if timeout_minutes is not None and elapsed > 60 * timeout_minutes:
                 return False
-            result = self._one_trial(len(finished) + num_failed)
+            result = self._one_trial(len(finished) + num_failed + num_skipped, may_skip=skips < MAX_SKIPS)
+            if isinstance(result, Skipped):
+                num_skipped, skips = num_skipped + 1, skips + 1
+                continue
+            skips = 0
             if isinstance(result, str):
                 failures += 1
                 num_failed += 1
@@ -242,7 +268,10 @@ class Coordinator:
             volume = front_hypervolume(members, self.reference_ms)
             if members != before:
                 self.publish(finished)
-            self.view.trial_finished(result, SearchProgress(len(finished), n_trials, len(members), volume, left))
+            progress = SearchProgress(
+                len(finished), n_trials, len(members), volume, left, num_skipped, self.model.median_error
+            )
+            self.view.trial_finished(result, progress)
         return True
 
     def _count_failed(self) -> int:
@@ -260,11 +289,14 @@ class Coordinator:
         }
         self._pending = {origin: parameters for origin, parameters in self.space.known().items() if origin not in taken}
 
-    def _one_trial(self, num_tried: int) -> Finished | str:
-        """Returns the finished trial, or why it failed."""
+    def _one_trial(self, num_tried: int, may_skip: bool) -> Finished | Skipped | str:
+        """Returns the finished trial, that it was skipped, or why it failed."""
         trial = self._ask(num_tried)
         try:
             architecture = self.space.suggest(trial)
+            prediction = self.model.predict(architecture)
+            if may_skip and self._rules_out(prediction):
+                return self._skip(trial, architecture, prediction)
             self.view.trial_started(trial.number, architecture)
             num_params, num_macs = self.cost(architecture)
             outcome = self.objective.evaluate(architecture, self._known.get(architecture.key), self.view)
@@ -280,8 +312,10 @@ class Coordinator:
         self.view.phase("writing")
         self.save_samples(trial.number, outcome.latency)
         origin = trial.user_attrs.get("origin", "sampled")
-        result = Finished(trial.number, architecture, outcome, num_params, num_macs, origin)
+        predicted_ms = prediction.latency_ms if prediction else None
+        result = Finished(trial.number, architecture, outcome, num_params, num_macs, origin, predicted_ms)
         self._tell(trial, result)
+        self.model.observe(architecture, outcome.latency.latency_ms)
         self._known[architecture.key] = outcome
         return result
 
@@ -304,6 +338,24 @@ class Coordinator:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, [outcome.accuracy.accuracy, outcome.latency.latency_ms])
+
+    def _rules_out(self, prediction: Prediction | None) -> TypeGuard[Prediction]:
+        budget = self.objective.budget_ms
+        return prediction is not None and budget is not None and prediction.surely_above(budget)
+
+    def _skip(self, trial: Trial, architecture: Architecture, prediction: Prediction) -> Skipped:
+        budget = self.objective.budget_ms
+        assert budget is not None
+        reason = (
+            f"skipped: the block model expects {prediction.latency_ms:.3g} ms and is {CONFIDENCE:.0%} sure that this is "
+            f"over the budget of {budget:g} ms; not measured"
+        )
+        for key, value in {"status": reason, "architecture": architecture.to_dict(), SKIPPED: prediction.latency_ms}.items():
+            trial.set_user_attr(key, value)
+        set_constraint(self.study, trial._trial_id, prediction.latency_ms - budget)
+        self.study.tell(trial, state=TrialState.PRUNED)
+        self.view.trial_skipped(trial.number, reason)
+        return Skipped()
 
     def _fail(self, trial_id: int, number: int, reason: str) -> None:
         self.study._storage.set_trial_user_attr(trial_id, "status", reason)
@@ -331,6 +383,7 @@ def _describe(result: Finished, budget_ms: float | None) -> dict[str, Any]:
         "parameters": result.num_params,
         "multiply_accumulates": result.num_macs,
         "latency": outcome.latency.summary(),
+        "predicted_latency_ms": result.predicted_ms,
     }
     if outcome.accuracy is not None:
         described["accuracy"] = outcome.accuracy.to_dict()
@@ -349,5 +402,12 @@ def _read(trial: FrozenTrial) -> Finished:
         reused_accuracy=bool(attrs.get("reused_accuracy", False)),
     )
     architecture = Architecture.from_dict(attrs["architecture"])
-    origin = attrs.get("origin", "sampled")
-    return Finished(trial.number, architecture, outcome, attrs["parameters"], attrs["multiply_accumulates"], origin)
+    return Finished(
+        number=trial.number,
+        architecture=architecture,
+        outcome=outcome,
+        num_params=attrs["parameters"],
+        num_macs=attrs["multiply_accumulates"],
+        origin=attrs.get("origin", "sampled"),
+        predicted_ms=attrs.get("predicted_latency_ms"),
+    )

@@ -54,6 +54,12 @@ def note_text(trial: Finished) -> str:
     return "" if trial.origin == "sampled" else trial.origin
 
 
+def model_text(progress: SearchProgress) -> str:
+    """How far the block model's predictions are off, and how many networks it has spared."""
+    error = "" if progress.model_error is None else f", block model off by {progress.model_error:.1%}"
+    return error + (f", {progress.num_skipped} skipped" if progress.num_skipped else "")
+
+
 def make_console() -> Console:
     """A console for standard output; wide enough for a table's lines where no terminal sets the width."""
     console = Console()
@@ -83,6 +89,7 @@ class LogView:
 
     def __init__(self, level: int = logging.INFO) -> None:
         self.level = level
+        self.last_warning = ""
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +107,7 @@ class LogView:
     def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
         log.log(
             self.level,
-            "trial %d finished (%d of %d): accuracy %s, latency %s ms%s; front %d, hypervolume %.4f, %s left",
+            "trial %d finished (%d of %d): accuracy %s, latency %s ms%s; front %d, hypervolume %.4f%s, %s left",
             trial.number,
             progress.num_finished,
             progress.num_wanted,
@@ -109,11 +116,18 @@ class LogView:
             f" ({note_text(trial)})" if note_text(trial) else "",
             progress.front_size,
             progress.hypervolume,
+            model_text(progress),
             duration(progress.seconds_left),
         )
+        if (warning := trial.outcome.latency.warning) and warning != self.last_warning:
+            log.warning("trial %d: %s", trial.number, warning)
+        self.last_warning = warning
 
     def trial_failed(self, number: int, reason: str) -> None:
         log.warning("trial %d failed: %s", number, reason)
+
+    def trial_skipped(self, number: int, reason: str) -> None:
+        log.log(self.level, "trial %d %s", number, reason)
 
 
 class LiveView(LogView):
@@ -151,7 +165,7 @@ class LiveView(LogView):
         self.recent.append(trial)
         text = (
             f"{progress.num_finished} of {progress.num_wanted}, front {progress.front_size}, "
-            f"hypervolume {progress.hypervolume:.4f}, {duration(progress.seconds_left)} left"
+            f"hypervolume {progress.hypervolume:.4f}{model_text(progress)}, {duration(progress.seconds_left)} left"
         )
         self.progress.update(self.search, completed=progress.num_finished, text=text)
 

@@ -19,13 +19,15 @@ from optuna.trial import TrialState
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy, Progress
 from search.errors import SearchStopped, UserError
-from search.latency.base import Calibration, Latency
+from search.latency.base import Calibration, Latency, Round
+from search.latency.block_model import BlockModel, Prediction
 from search.objective import Objective
 from search.space import Space
 from search.study import (
     INTERRUPTED,
     Coordinator,
     Finished,
+    count_skipped,
     finished_trials,
     front,
     locked,
@@ -56,7 +58,7 @@ class KnownEngine:
         self.fault("measure", architecture)
         self.measured.append(architecture.key)
         ms = architecture.embed_dim / 8 + sum(s.depth * (1 + s.window_size) for s in architecture.stages) / 10
-        return Latency(ms, ms * 0.99, ms * 1.01, 20, 6, True, 0.1, (1.0,) * 20)
+        return Latency(ms, ms * 0.99, ms * 1.01, 20, 6, True, 0.1, rounds=(Round((ms,) * 20, (1.0,) * 21),))
 
     def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         self.fault("train", architecture)
@@ -82,6 +84,7 @@ def coordinator(study: optuna.Study, engine: KnownEngine, budget_ms: float | Non
     arguments: dict[str, Any] = {
         "space": SPACE,
         "objective": Objective(engine, engine.calibrate(SPACE.anchor()), budget_ms, seed=0),
+        "model": BlockModel(32),
         "make_sampler": sampler(),
         "seed": 0,
         "cost": lambda architecture: (1000, 2000),
@@ -142,7 +145,7 @@ def test_over_budget_is_infeasible_untrained_and_not_in_the_front(storage: str) 
         value = trial.system_attrs["constraints"][0]
         assert (value > 0) == (trial.state == TrialState.PRUNED)
         assert trial.constraints == {"0": value}  # as Optuna's samplers read it
-        assert trial.user_attrs["status"].startswith("infeasible: latency") == (value > 0)
+        assert trial.user_attrs["status"].startswith(("infeasible: latency", "skipped: ")) == (value > 0)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +227,50 @@ def test_raw_samples_and_progress_are_handed_on(storage: str) -> None:
     published: list[int] = []
     run(storage, 60, save_samples=saved.__setitem__, publish=lambda trials: published.append(len(trials)))
     assert sorted(saved) == list(range(60))
-    assert all(len(latency.ratios) == 20 for latency in saved.values())  # a repeat's own samples
+    assert all(len(latency.rounds[0].ratios) == 20 for latency in saved.values())  # a repeat's own samples
     assert published[0] == 1
     assert published == sorted(set(published))
+
+
+def test_networks_that_surely_break_the_budget_are_spared(storage: str) -> None:
+    study = open_study("test", storage, create=True)
+    engine = KnownEngine()
+    budget_ms = 2.2
+    judge = coordinator(study, engine, budget_ms)
+    judge.run(40, None)
+    assert len(finished_trials(study)) == 40
+    skipped = [trial for trial in study.trials if "skipped_at_ms" in trial.user_attrs]
+    assert len(skipped) == count_skipped(study) > 5
+    for trial in skipped:
+        architecture = Architecture.from_dict(trial.user_attrs["architecture"])
+        truth = KnownEngine().measure(architecture, engine.calibrate(SPACE.anchor())).latency_ms
+        assert truth > budget_ms
+        assert trial.state == TrialState.PRUNED
+        assert trial.system_attrs["constraints"][0] > 0
+        assert "99% sure" in trial.user_attrs["status"]
+        assert "latency" not in trial.user_attrs  # a prediction never stands for one
+    assert judge.model.median_error is not None
+    assert any(trial.predicted_ms for trial in finished_trials(study))
+
+
+def test_without_a_budget_nothing_is_spared(storage: str) -> None:
+    run(storage, 40)
+    assert count_skipped(open_study("test", storage, create=False)) == 0
+
+
+def test_resumed_search_knows_what_its_blocks_cost(storage: str) -> None:
+    run(storage, 20, model=(first := BlockModel(32)))
+    run(storage, 21, model=(second := BlockModel(32)))
+    assert second.errors[: len(first.errors)] == pytest.approx(first.errors)
+
+
+def test_wrong_model_cannot_rule_out_everything(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prediction, "surely_above", lambda prediction, budget_ms: True)
+    study = open_study("test", storage, create=True)
+    monkeypatch.setattr("search.study.MAX_SKIPS", 3)
+    coordinator(study, KnownEngine(), 100.0).run(12, None)
+    assert len(finished_trials(study)) == 12
+    assert count_skipped(study) == 12  # three before each of the four that come after the first eight networks
 
 
 def test_trial_attributes_read_back(storage: str) -> None:

@@ -1,0 +1,129 @@
+"""What a network should take, block by block, from the networks measured so far.
+
+Latency is modelled as a sum over blocks: each costs something for being there, for each kind of attention it has, and for
+the work it does at its stage's width and map. The costs are fitted to a study's own measurements, so they are this device's.
+A prediction never stands for a latency: it tells how regular the device is, and spares the search networks that surely break
+the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.architecture import Architecture, StageSpec, count_hidden
+from search.latency.protocol import student
+
+MIN_NETWORKS = 8  # measured before anything is predicted
+MIN_ERRORS = 8  # predictions put to the test before one may rule a network out
+RECENT = 30  # errors that count: the model gets better as it sees more
+CONFIDENCE = 0.99  # one-sided, of ruling a network out
+RIDGE = 1e-3
+SWEEPS = 400
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """latency_ms: expected. error: standard deviation of its logarithm, from num_errors predictions put to the test."""
+
+    latency_ms: float
+    error: float | None
+    num_errors: int
+
+    def surely_above(self, budget_ms: float) -> bool:
+        """Whether the network breaks a budget with the stated confidence, for all that is known."""
+        if self.error is None:
+            return False
+        return self.latency_ms * math.exp(-student(CONFIDENCE, self.num_errors) * self.error) > budget_ms
+
+
+@dataclass
+class BlockModel:
+    """The model and its record. img_size: of the deployed network, in pixels.
+
+    errors: logarithm of predicted over measured latency, each predicted before its network was measured.
+    """
+
+    img_size: int
+    errors: list[float] = field(default_factory=list)
+    _rows: dict[str, tuple[Vector, float]] = field(default_factory=dict)
+    _costs: Vector | None = None
+
+    def observe(self, architecture: Architecture, latency_ms: float) -> None:
+        """Learn a measured latency, after noting how far off the prediction was if the network is new."""
+        if architecture.key not in self._rows and (predicted := self.predict(architecture)) is not None:
+            self.errors.append(math.log(predicted.latency_ms / latency_ms))
+        self._rows[architecture.key] = (features(architecture, self.img_size), latency_ms)
+        self._costs = None
+
+    def predict(self, architecture: Architecture) -> Prediction | None:
+        """None until enough networks have been measured."""
+        if len(self._rows) < MIN_NETWORKS:
+            return None
+        if self._costs is None:
+            self._costs = fit(self._rows.values())
+        recent = self.errors[-RECENT:]
+        error = math.sqrt(sum(e * e for e in recent) / len(recent)) if len(recent) >= MIN_ERRORS else None
+        return Prediction(float(features(architecture, self.img_size) @ self._costs), error, len(recent))
+
+    @property
+    def median_error(self) -> float | None:
+        """Median relative error of the predictions put to the test, or None without any."""
+        recent = self.errors[-RECENT:]
+        return float(np.median(np.abs(np.expm1(recent)))) if recent else None
+
+
+def features(architecture: Architecture, img_size: int) -> Vector:
+    """What the costs multiply: counts of blocks and of their work, summed over the network."""
+    total = np.zeros(9)
+    total[0] = 1.0
+    for index, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True)):
+        side = max(1, img_size // architecture.patch_size // 2**index)
+        total += stage.depth * _block(stage, dim, side)
+        if index:
+            total[1] += side**2 * dim * (dim // 2) * 4  # patch merging
+    return total
+
+
+def _block(stage: StageSpec, dim: int, side: int) -> Vector:
+    tokens, hidden, window = side**2, count_hidden(dim, stage.mlp_ratio), stage.window_size
+    lo = stage.lo_heads / stage.num_heads if window else 0.0
+    hi = 1.0 - lo if window else 0.0
+    windows = math.ceil(side / window) ** 2 if window else 0
+    projections = dim * dim * (tokens * (3 * hi + hi + lo + lo) + 2 * windows * lo)
+    scores = stage.num_heads * tokens * (hi * window**2 + lo * windows)
+    return np.array(
+        [
+            0.0,
+            0.0,
+            1.0,  # norms, feed-forward
+            float(window == 1),
+            float(window > 1 and hi > 0),
+            float(window > 1 and lo > 0),
+            2.0 * tokens * dim * hidden + projections,
+            float(tokens * hidden),  # depthwise convolution, activation
+            scores,
+        ]
+    )
+
+
+def fit(rows: Iterable[tuple[Vector, float]]) -> Vector:
+    """Non-negative costs that fit relative latencies best: ridge regression by coordinate descent."""
+    inputs, latencies = zip(*rows, strict=True)
+    relative = np.stack(inputs) / np.array(latencies)[:, None]
+    scale = np.maximum(relative.mean(axis=0), 1e-30)
+    design = relative / scale
+    gram = design.T @ design / len(design) + RIDGE * np.eye(design.shape[1])
+    target = design.mean(axis=0)
+    costs: Vector = np.zeros(len(target))
+    for _ in range(SWEEPS):
+        for i in range(len(costs)):
+            costs[i] = max(0.0, costs[i] + (target[i] - gram[i] @ costs) / gram[i, i])
+    solution: Vector = costs / scale
+    return solution

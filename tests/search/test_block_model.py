@@ -1,0 +1,93 @@
+"""The block model: it finds additive costs, knows its own error and rules out nothing that keeps the budget."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from models.architecture import Architecture, StageSpec
+from search.latency.block_model import MIN_ERRORS, MIN_NETWORKS, BlockModel, Prediction, features, fit
+
+
+def draw(rng: random.Random) -> Architecture:
+    def stage(heads: int) -> StageSpec:
+        return StageSpec(rng.randint(1, 4), rng.choice([0, 1, 2]), rng.choice([0.0, 0.5, 1.0]), heads)
+
+    return Architecture(rng.choice([8, 16, 32]), tuple(stage(heads) for heads in (2, 4, 8, 8)), downsample="conv")
+
+
+def true_ms(architecture: Architecture, costs: np.ndarray) -> float:
+    return float(features(architecture, 32) @ costs)
+
+
+@pytest.fixture
+def costs() -> np.ndarray:
+    rng = random.Random(3)
+    typical = np.mean([features(draw(rng), 32) for _ in range(50)], axis=0)
+    return np.array([1.0, 0.1, 2.0, 0.7, 0.3, 0.4, 1.5, 0.5, 0.2]) / typical
+
+
+def test_finds_the_costs_of_an_additive_device(costs: np.ndarray) -> None:
+    rng = random.Random(0)
+    model = BlockModel(32)
+    for _ in range(60):
+        architecture = draw(rng)
+        model.observe(architecture, true_ms(architecture, costs))
+    for _ in range(20):
+        architecture = draw(rng)
+        prediction = model.predict(architecture)
+        assert prediction is not None
+        assert prediction.latency_ms == pytest.approx(true_ms(architecture, costs), rel=0.03)
+
+
+def test_costs_are_never_negative() -> None:
+    rng = random.Random(1)
+    rows = [(features(draw(rng), 32), rng.uniform(1, 5)) for _ in range(12)]
+    assert (fit(rows) >= 0).all()
+
+
+def test_says_nothing_before_it_has_seen_enough(costs: np.ndarray) -> None:
+    rng = random.Random(2)
+    model = BlockModel(32)
+    while (prediction := model.predict(draw(rng))) is None:
+        architecture = draw(rng)
+        model.observe(architecture, true_ms(architecture, costs))
+    assert len(model._rows) == MIN_NETWORKS
+    assert prediction.error is None  # not one prediction has been put to the test
+    assert not prediction.surely_above(1e-9)
+
+
+def test_error_is_that_of_predictions_made_beforehand(costs: np.ndarray) -> None:
+    rng, noise = random.Random(4), random.Random(5)
+    model = BlockModel(32)
+    said: list[tuple[float, float]] = []
+    for _ in range(40):
+        architecture = draw(rng)
+        measured = true_ms(architecture, costs) * math.exp(noise.gauss(0, 0.1))
+        if (prediction := model.predict(architecture)) is not None and architecture.key not in model._rows:
+            said.append((prediction.latency_ms, measured))
+        model.observe(architecture, measured)
+    assert model.errors == pytest.approx([math.log(a / b) for a, b in said])
+    last = model.predict(draw(rng))
+    assert last is not None
+    assert last.error == pytest.approx(0.1, rel=0.6)
+    assert model.median_error is not None
+
+
+def test_repeat_of_a_known_network_is_no_test_of_the_model(costs: np.ndarray) -> None:
+    rng = random.Random(6)
+    model = BlockModel(32)
+    architectures = [draw(rng) for _ in range(MIN_NETWORKS + 2)]
+    for architecture in architectures * 2:
+        model.observe(architecture, true_ms(architecture, costs))
+    assert len(model.errors) == 2
+
+
+def test_rules_out_only_what_its_error_cannot_explain() -> None:
+    assert Prediction(2.0, 0.02, 30).surely_above(1.5)
+    assert not Prediction(2.0, 0.2, 30).surely_above(1.5)
+    assert not Prediction(1.55, 0.02, 30).surely_above(1.5)
+    assert not Prediction(2.0, 0.02 * 8, MIN_ERRORS).surely_above(1.5)
