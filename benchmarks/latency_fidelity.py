@@ -3,12 +3,17 @@
 Networks drawn from the default space are measured in three passes: twice on the machine as it is, then with two
 processes that keep its cores busy. In each pass every network is timed by the mean of wall times (what once-for-all, Archai
 and DyNAS-T do), by their median, and by this project's paired protocol, one right after the other. The second and the third
-pass are compared with the first: Kendall's tau of the two rankings, and the relative difference of the two latencies.
+pass are compared with the first: Kendall's tau of the two rankings, and the relative difference of the two latencies. An
+interval holds if it contains the other pass's latency; both passes' intervals count.
+
+`--plot FILE` also fits the block model to the first 20 networks of the first pass and draws what it says of the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import random
 import statistics
 import subprocess
@@ -17,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import hydra
 import optuna
@@ -30,12 +36,16 @@ from models.architecture import Architecture
 from models.litv2 import build as build_network
 from search.cli import build, conf_dir, plain
 from search.latency.base import Calibration, Latency
-from search.latency.cpu import CpuTarget, cpu_name
+from search.latency.block_model import BlockModel
+from search.latency.machine import keep_to
+from search.latency.target import DTYPES, PairedTarget
 from search.space import Space
 
 REPETITIONS = 40
 WARMUP_RUNS = 5
+SETTLE_SECONDS = 0.2
 METHODS = ("mean of wall times", "median of wall times", "paired with the anchor")
+NUM_FITTED = 20  # networks that the block model sees before it predicts
 
 
 @dataclass(frozen=True)
@@ -49,16 +59,18 @@ class Measured:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", type=int, default=16, help="how many (default 16)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--networks", type=int, default=32, help="how many (default 32)")
+    parser.add_argument("--seed", type=int, default=2, help="of drawing the networks (default 2)")
+    parser.add_argument("--latency", default="cpu", help="target (default cpu)")
+    parser.add_argument("--plot", type=Path, help="picture of the block model's predictions; needs over 20 networks")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra.compose("config", ["+search=cpu_latency"])
+        config = hydra.compose("config", ["+search=cpu_latency", f"latency={arguments.latency}"])
     space: Space = build(config.space)
     settings = plain(config.latency)
     settings.pop("budget_ms")
-    target: CpuTarget = build(settings)(img_size=config.deploy.img_size, in_chans=1, num_classes=100)
+    target: PairedTarget = build(settings)(img_size=config.deploy.img_size, in_chans=1, num_classes=100)
     networks = draw(space, arguments.networks, arguments.seed)
     calibration = target.calibrate(space.anchor())
     rng = random.Random(arguments.seed)
@@ -66,10 +78,16 @@ def main() -> None:
     second = measure_all(networks, target, calibration, rng, "second pass")
     with busy_processes(2):
         busy = measure_all(networks, target, calibration, rng, "busy pass")
-    console = Console()
-    console.print(f"{len(networks)} networks on {cpu_name()}, batch {target.batch_size}, {target.num_threads} thread(s)")
+    console = Console(width=120)
+    device = target.fingerprint()
+    console.print(
+        f"{len(networks)} networks on {device['device']}, {device['backend']}, batch {target.batch_size}, "
+        f"{target.num_threads} thread(s)"
+    )
     console.print(compare("as it is", first, second))
     console.print(compare("two busy processes", first, busy))
+    if len(networks) > NUM_FITTED:
+        predict(networks, first, target.img_size, arguments.plot, console)
 
 
 def draw(space: Space, number: int, seed: int) -> list[Architecture]:
@@ -83,29 +101,33 @@ def draw(space: Space, number: int, seed: int) -> list[Architecture]:
 
 
 def measure_all(
-    networks: list[Architecture], target: CpuTarget, calibration: Calibration, rng: random.Random, title: str
+    networks: list[Architecture], target: PairedTarget, calibration: Calibration, rng: random.Random, title: str
 ) -> list[Measured]:
     """Every network by every method, in random order."""
     results: dict[str, Measured] = {}
+    mean, median, ours = METHODS
     for network in track(rng.sample(networks, len(networks)), title):
         start = time.perf_counter()
         times_ms = wall_times_ms(network, target)
         naive_seconds = time.perf_counter() - start
         paired = target.measure(network, calibration)
-        mean, median, ours = METHODS
         results[network.key] = Measured(
             {mean: statistics.mean(times_ms), median: statistics.median(times_ms), ours: paired.latency_ms},
-            {mean: naive_seconds, median: naive_seconds, ours: paired.seconds},
+            {mean: naive_seconds, median: naive_seconds, ours: paired.prepare_seconds + paired.seconds},
             paired,
         )
     return [results[network.key] for network in networks]
 
 
-def wall_times_ms(network: Architecture, target: CpuTarget) -> list[float]:
-    """What a plain benchmark loop sees."""
+def wall_times_ms(network: Architecture, target: PairedTarget) -> list[float]:
+    """What a plain benchmark loop sees, whatever the target: PyTorch eager."""
     torch.set_num_threads(target.num_threads)
-    model = build_network(network, in_chans=target.in_chans, num_classes=target.num_classes).eval()
-    x = torch.rand(target.batch_size, target.in_chans, target.img_size, target.img_size)
+    if hasattr(os, "sched_setaffinity"):
+        keep_to(range(os.cpu_count() or 1))  # the paired protocol has pinned this process,
+        time.sleep(SETTLE_SECONDS)  # and others have made room for it; a plain loop finds them where they like to be
+    device, dtype = "cuda" if target.name == "cuda" else "cpu", DTYPES[target.dtype]
+    model = build_network(network, in_chans=target.in_chans, num_classes=target.num_classes).eval().to(device, dtype)
+    x = torch.rand(target.batch_size, target.in_chans, target.img_size, target.img_size).to(device, dtype)
     times = []
     with torch.inference_mode():
         for _ in range(WARMUP_RUNS):
@@ -113,6 +135,8 @@ def wall_times_ms(network: Architecture, target: CpuTarget) -> list[float]:
         for _ in range(REPETITIONS):
             start = time.perf_counter()
             model(x)
+            if device == "cuda":
+                torch.cuda.synchronize()
             times.append((time.perf_counter() - start) * 1e3)
     return times
 
@@ -136,16 +160,50 @@ def compare(title: str, one: list[Measured], other: list[Measured]) -> Table:
     for method in METHODS:
         before, after = ([m.latency_ms[method] for m in measured] for measured in (one, other))
         errors = sorted(abs(b / a - 1) for a, b in zip(before, after, strict=True))
-        held = [a.paired.low_ms <= b.paired.latency_ms <= a.paired.high_ms for a, b in zip(one, other, strict=True)]
+        pairs = [pair for a, b in zip(one, other, strict=True) for pair in ((a.paired, b.paired), (b.paired, a.paired))]
+        held = [a.low_ms <= b.latency_ms <= a.high_ms for a, b in pairs]
         table.add_row(
             method,
             f"{kendalltau(before, after).statistic:.3f}",
             f"{statistics.median(errors):.1%}",
-            f"{errors[int(0.9 * (len(errors) - 1))]:.1%}",
+            f"{errors[math.ceil(0.9 * len(errors)) - 1]:.1%}",
             f"{statistics.mean(m.seconds[method] for m in other):.2f}",
-            f"{sum(held) / len(held):.0%}" if method == METHODS[-1] else "",
+            f"{sum(held) / len(held):.0%} of {len(held)}" if method == METHODS[-1] else "",
         )
     return table
+
+
+def predict(
+    networks: list[Architecture], measured: list[Measured], img_size: int, plot: Path | None, console: Console
+) -> None:
+    """Fit the block model to the first networks and compare what it says of the others with their measurement."""
+    model = BlockModel(img_size)
+    for network, one in list(zip(networks, measured, strict=True))[:NUM_FITTED]:
+        model.observe(network, one.paired.latency_ms)
+    others = list(zip(networks, measured, strict=True))[NUM_FITTED:]
+    said = [prediction.latency_ms for network, _ in others if (prediction := model.predict(network))]
+    seen = [one.paired for _, one in others]
+    errors = [abs(a / b.latency_ms - 1) for a, b in zip(said, seen, strict=True)]
+    console.print(
+        f"block model after {NUM_FITTED} networks, on the other {len(others)}: median error "
+        f"{statistics.median(errors):.1%}, largest {max(errors):.1%}, tau "
+        f"{kendalltau(said, [one.latency_ms for one in seen]).statistic:.3f}"
+    )
+    if plot is None:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    bounds = [[one.latency_ms - one.low_ms for one in seen], [one.high_ms - one.latency_ms for one in seen]]
+    axes.errorbar([one.latency_ms for one in seen], said, xerr=bounds, fmt="o", markersize=5, capsize=2, color="#0b7285")
+    span = [min(said), max(said)]
+    axes.plot(span, span, color="#9aa5b1")
+    axes.set_xlabel("measured latency, ms, with its 95 % interval")
+    axes.set_ylabel(f"predicted after {NUM_FITTED} other networks, ms")
+    axes.set_title(f"Block model: median error {statistics.median(errors):.1%} on {len(others)} networks")
+    axes.grid(alpha=0.3)
+    figure.savefig(plot, dpi=120)
 
 
 if __name__ == "__main__":
