@@ -20,6 +20,7 @@ from search.latency.base import Calibration, Latency, LatencyTarget
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+GRACE_SECONDS = 2.0  # for the measuring process to end by itself
 
 
 class LocalEngine:
@@ -51,9 +52,11 @@ class LocalEngine:
         return self.evaluator.evaluate(architecture, seed, progress)
 
     def close(self) -> None:
-        for process in list((self._pool._processes or {}).values()):
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.join(GRACE_SECONDS)  # compilers have semaphores to give back
             process.kill()  # it holds nothing worth saving
-        self._pool.shutdown(cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")

@@ -124,8 +124,11 @@ def count_outliers(values: Sequence[float]) -> int:
     return sum(abs(value - centre) > OUTLIER_DEVIATIONS * deviation for value in values)
 
 
-def time_alone(copies: Sequence[Run], seconds: float, timer: Timer) -> list[list[float]]:
-    """Times of a network's copies, run in turn for so many seconds: the anchor's calibration. In seconds, by round."""
+def time_alone(copies: Sequence[Run], between: Sequence[Run], seconds: float, timer: Timer) -> list[list[float]]:
+    """Times of a network's copies, run in turn for so many seconds: the anchor's calibration. In seconds, by round.
+
+    between: what runs untimed before each, so that a single copy does not find its caches warm as it never will again.
+    """
     warm_up(copies, timer)
     rounds: list[list[float]] = []
     start = timer.clock()
@@ -134,7 +137,10 @@ def time_alone(copies: Sequence[Run], seconds: float, timer: Timer) -> list[list
             begin = timer.clock()
             times: list[float] = []
             while not times or timer.clock() - begin < ROUND_SECONDS:
-                times += [timer.work(copy) for copy in copies]
+                for copy in copies:
+                    for other in between:
+                        other()
+                    times.append(timer.work(copy))
             rounds.append(times)
     return rounds
 

@@ -142,7 +142,9 @@ class PairedTarget(ABC):
 
     def calibrate(self, anchor: Architecture) -> Calibration:
         self._settle()
-        rounds = time_alone(self._anchor_copies(anchor), self.calibration_seconds, self.timer())
+        copies = self._anchor_copies(anchor)
+        between = [] if len(copies) > 1 else [self._eager(anchor)]
+        rounds = time_alone(copies, between, self.calibration_seconds, self.timer())
         interval = repeat_interval(rounds)
         milliseconds = (interval.median * 1e3, interval.low * 1e3, interval.high * 1e3)
         return Calibration(anchor, *milliseconds, sum(map(len, rounds)))
@@ -189,6 +191,10 @@ class PairedTarget(ABC):
     def _network(self, architecture: Architecture) -> Network:
         make = partial(build, architecture, in_chans=self.in_chans, num_classes=self.num_classes)
         return Network(make, (self.in_chans, self.img_size, self.img_size))
+
+    def _eager(self, architecture: Architecture) -> Run:
+        network = self._network(architecture)
+        return eager_copy(network.build().eval(), torch.rand(self.batch_size, *network.input_shape), torch.float32)
 
     def _anchor_copies(self, anchor: Architecture) -> list[Run]:
         if self._anchor is None or self._anchor[0] != anchor:
