@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.complexity import count_macs
 from models.hilo import HiLo
-from search.latency.machine import cpu_name, num_cores, pin
+from search.latency.machine import allowed_cores, cpu_name, pin
 from search.latency.protocol import Run, Series, Timer, time_ratios, timed_by
 
 DIM, HEADS = 768, 12
@@ -80,10 +80,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16, help="images of 14x14 tokens; larger maps take fewer (default 16)")
     parser.add_argument("--seconds", type=float, default=30.0, help="limit for timing one layer (default 30)")
-    parser.add_argument("--tolerance", type=float, default=0.02, help="half-width of the interval to stop at, relative")
+    parser.add_argument("--tolerance", type=float, default=0.035, help="half-width of the interval to stop at, relative")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pin(range(num_cores()), arguments.threads)
+    pin(allowed_cores(), arguments.threads)
     console = Console(width=120)
     console.print(f"{cpu_name()}, {arguments.threads} thread(s), float32, width {DIM}, {HEADS} heads")
     for side, images in MAPS:

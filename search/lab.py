@@ -26,7 +26,7 @@ from search import config_file
 from search.cli import build, construct, plain, set_up_logging
 from search.errors import SearchStopped, UserError, one_line
 from search.latency.base import Calibration, Latency
-from search.latency.target import ConversionError, Network, PairedTarget
+from search.latency.target import Network, PairedTarget
 from search.view import make_console
 
 log = logging.getLogger(__name__)
@@ -76,11 +76,12 @@ def measure(cfg: DictConfig) -> None:
     in_chans, side, _ = ANCHOR_SHAPE
     make_target = partial(build(settings), img_size=side, in_chans=in_chans, num_classes=NUM_CLASSES)
     target: PairedTarget = construct(make_target)
-    costs = [candidate.cost() for candidate in candidates]
+    costs = [checked_cost(candidate) for candidate in candidates]
     calibration, latencies = time_all(target, candidates)
     console.print(latency_table(target, candidates, costs, latencies))
-    for warning in {latency.warning for latency in latencies} - {""}:
-        log.warning(warning)
+    for candidate, latency in zip(candidates, latencies, strict=True):
+        if latency.warning:
+            log.warning("%s: %s", candidate.name, latency.warning)
     if output is not None:
         output.write_text(json.dumps(as_data(target, calibration, candidates, costs, latencies)), encoding="utf-8")
         console.print(f"saved in {output}", soft_wrap=True)
@@ -94,17 +95,31 @@ def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibra
         ready = [target.make_ready(candidate.network()) for candidate in candidates]
         log.info("timing %d model(s) in turn, %g s each at most", len(candidates), target.max_seconds)
         return calibration, target.time(ready, calibration)
-    except (ConversionError, RuntimeError) as error:
+    except Exception as error:  # whatever a runtime raises
         raise SearchStopped(f"{one_line(error)}; leave that model out, or choose another latency=") from error
+
+
+def checked_cost(candidate: Candidate) -> tuple[int, int]:
+    """Raises: UserError if a model does not take its input."""
+    try:
+        return candidate.cost()
+    except Exception as error:  # whatever a model raises
+        shape = "x".join(map(str, candidate.input_shape))
+        raise UserError(
+            f"{candidate.name} does not take an input of {shape} ({one_line(error)}); set latency.input_size"
+        ) from error
 
 
 def from_timm(name: str, img_size: int | None) -> Candidate:
     """A registered timm model with random weights. Raises: UserError if there is none of this name."""
+    try:
+        config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    except RuntimeError as error:
+        raise UserError(f"model={name}: {one_line(error)}") from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has the names"
         raise UserError(f"model={name} is not registered with timm{hint}")
-    config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     in_chans, side, _ = config.input_size
     size = img_size or side
     fixed: dict[str, Any] = {"img_size": size} if config.fixed_input_size and size != side else {}
@@ -183,9 +198,12 @@ def as_data(
     costs: list[tuple[int, int]],
     latencies: list[Latency],
 ) -> dict[str, Any]:
-    """Everything as plain data, raw times included."""
+    """Everything as plain data, raw times included. The device's input size and classes are the anchor's."""
+    device = target.fingerprint()
+    anchor = {key: device.pop(key) for key in ("input_size", "num_classes")}
     return {
-        "device": target.fingerprint(),
+        "device": device,
+        "anchor": anchor,
         "calibration": calibration.to_dict(),
         "models": [
             {

@@ -243,7 +243,7 @@ class Coordinator:
         for trial in finished:
             self.model.observe(trial.architecture, trial.outcome.latency.latency_ms)
         failures, num_failed, done_before = 0, self._count_failed(), len(finished)
-        num_skipped, skips = count_skipped(self.study), 0
+        num_skipped, skips = count_skipped(self.study), self._count_last_skips()
         members = front(finished)
         while len(finished) < n_trials:
             elapsed = time.monotonic() - start
@@ -278,6 +278,16 @@ class Coordinator:
         failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         return sum(trial.user_attrs.get("status") != INTERRUPTED for trial in failed)
 
+    def _count_last_skips(self) -> int:
+        """Skipped trials since the last that was not, interrupted ones left out."""
+        skips = 0
+        for trial in reversed(self.study.get_trials(deepcopy=False)):
+            if SKIPPED in trial.user_attrs:
+                skips += 1
+            elif trial.user_attrs.get("status") != INTERRUPTED:
+                break
+        return skips
+
     def _recover(self) -> None:
         """Close what a killed run left open, and find the known networks that no trial has taken yet."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -292,11 +302,11 @@ class Coordinator:
     def _one_trial(self, num_tried: int, may_skip: bool) -> Finished | Skipped | str:
         """Returns the finished trial, that it was skipped, or why it failed."""
         trial = self._ask(num_tried)
+        architecture = self.space.suggest(trial)
+        prediction = self.model.predict(architecture)
+        if may_skip and architecture.key not in self._known and self._rules_out(prediction):
+            return self._skip(trial, architecture, prediction)
         try:
-            architecture = self.space.suggest(trial)
-            prediction = self.model.predict(architecture)
-            if may_skip and self._rules_out(prediction):
-                return self._skip(trial, architecture, prediction)
             self.view.trial_started(trial.number, architecture)
             num_params, num_macs = self.cost(architecture)
             outcome = self.objective.evaluate(architecture, self._known.get(architecture.key), self.view)

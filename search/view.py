@@ -89,7 +89,7 @@ class LogView:
 
     def __init__(self, level: int = logging.INFO) -> None:
         self.level = level
-        self.last_warning = ""
+        self.was_warned = False
 
     def __enter__(self) -> Self:
         return self
@@ -119,9 +119,10 @@ class LogView:
             model_text(progress),
             duration(progress.seconds_left),
         )
-        if (warning := trial.outcome.latency.warning) and warning != self.last_warning:
+        warning = trial.outcome.latency.warning
+        if warning and not self.was_warned:  # once for a run of disturbed trials
             log.warning("trial %d: %s", trial.number, warning)
-        self.last_warning = warning
+        self.was_warned = bool(warning)
 
     def trial_failed(self, number: int, reason: str) -> None:
         log.warning("trial %d failed: %s", number, reason)

@@ -13,10 +13,11 @@ from tests.commands import ROOT
 from tests.search.test_config import compose
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))]
 
 
 def shell_lines() -> list[str]:
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", "\n".join([README, *DOCS]), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
@@ -32,7 +33,7 @@ def test_search_commands_compose(line: str) -> None:
     words = shlex.split(line)
     module = words[words.index("-m") + 1]
     overrides = words[words.index(module) + 1 :]
-    name = {"search.run": "config", "search.export": "export", "search.train": "train"}[module]
+    name = {"search.run": "config", "search.export": "export", "search.train": "train", "search.measure": "measure"}[module]
     assert compose(*overrides, name=name)
 
 

@@ -50,7 +50,7 @@ class Latency:
     """One network's latency.
 
     latency_ms: median ratio to the anchor times the anchor's calibrated time. low_ms, high_ms: its 95 % interval, where
-    another measurement of the same network falls (the calibration is common to all networks and not part of it).
+    another measurement made with the same effort falls (the calibration is common to all networks and not part of it).
     repetitions: timed runs. outliers: how many of them lie far off the others; they count, the median bears them.
     converged: the interval got as narrow as asked for within the time limit. seconds: of timing, preparing left out.
     prepare_seconds: of building, converting and compiling. parity: greatest difference of the converted network's outputs

@@ -5,7 +5,9 @@ Compiling takes 20 s for a small network and over a minute for LITv2-S on two co
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,8 +34,7 @@ class CompiledCpuTarget(PairedTarget):
     def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
         import torch._inductor.config as inductor
 
-        torch.compiler.reset()  # or graphs of earlier networks pile up, and past eight of them nothing is compiled any more
-        compiled = torch.compile(model, fullgraph=True, dynamic=False)
+        compiled = torch.compile(with_own_code(model), fullgraph=True, dynamic=False)
         try:
             with inductor.patch(freezing=True), torch.no_grad():
                 output = compiled(x)
@@ -50,3 +51,20 @@ class CompiledCpuTarget(PairedTarget):
 
     def peak_bytes(self, load: Callable[[], Run]) -> tuple[Run, int | None]:
         return load(), None  # compiling has left its own memory behind
+
+
+def with_own_code(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A model behind a function whose code is no other's.
+
+    Compiled graphs are kept by code object, eight at most: networks of one class would push each other out, the anchor too.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        output: Tensor = model(x)
+        return output
+
+    code = forward.__code__.replace(co_name=f"forward_{next(_names)}")
+    return types.FunctionType(code, forward.__globals__, closure=forward.__closure__)
+
+
+_names = itertools.count()

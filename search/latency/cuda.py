@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from search.latency.protocol import Run, Timer
-from search.latency.target import DTYPES, PairedTarget, Prepared
+from search.latency.target import DTYPES, PairedTarget, Prepared, check_parity
 
 WARMUP_RUNS = 3  # before a CUDA graph is captured, as PyTorch's manual asks
 
@@ -46,7 +46,8 @@ class CudaTarget(PairedTarget):
         return Timer(_event_seconds)
 
     def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
-        return Prepared(lambda: self._copy(model, x))
+        output = self._copy(model, x)()
+        return Prepared(lambda: self._copy(model, x), check_parity(self.name, model, x, output, self.dtype))
 
     def peak_bytes(self, load: Callable[[], Run]) -> tuple[Run, int | None]:
         torch.cuda.empty_cache()
@@ -57,7 +58,7 @@ class CudaTarget(PairedTarget):
         torch.cuda.synchronize()
         return run, torch.cuda.max_memory_allocated() - before
 
-    def _copy(self, model: nn.Module, x: Tensor) -> Run:
+    def _copy(self, model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
         dtype = DTYPES[self.dtype]
         copied, inputs = copy.deepcopy(model).to("cuda", dtype), x.to("cuda", dtype)
 
@@ -68,7 +69,7 @@ class CudaTarget(PairedTarget):
 
         return self._captured(run) if self.cuda_graph else run
 
-    def _captured(self, run: Run) -> Run:
+    def _captured(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -77,8 +78,14 @@ class CudaTarget(PairedTarget):
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            run()
-        return graph.replay
+            output = run()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        replay.owner = run  # type: ignore[attr-defined]  # the graph reads weights and inputs that it does not own
+        return replay
 
 
 def _event_seconds(run: Run) -> float:

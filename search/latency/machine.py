@@ -27,9 +27,9 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def allowed_cores() -> list[int]:
+    """Cores that this process may use now."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def frequency_facts() -> dict[str, str | int]:
@@ -74,7 +74,7 @@ def pin(allowed: Sequence[int], num_threads: int) -> None:
 def keep_to(cores: Sequence[int]) -> None:
     """Let this process, all its threads, run on these cores alone."""
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread that has just ended
+        with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
             os.sched_setaffinity(int(task.name), cores)
 
 

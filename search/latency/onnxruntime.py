@@ -52,4 +52,5 @@ class OnnxRuntimeTarget(PairedTarget):
         options.intra_op_num_threads = self.num_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into the anchor's turn
         return options

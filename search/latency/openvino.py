@@ -40,6 +40,9 @@ class OpenVinoTarget(PairedTarget):
             compiled = core.compile_model(converted, "CPU", settings)
         except Exception as error:
             raise ConversionError(f"OpenVINO cannot take this model: {error}") from error
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if precision != settings["INFERENCE_PRECISION_HINT"]:
+            raise ConversionError(f"OpenVINO computes in {precision} on this processor, not in latency.dtype={self.dtype}")
         inputs = x.numpy()
         output = torch.from_numpy(compiled(inputs)[0])
         parity = check_parity(self.name, model, x, output, self.dtype)

@@ -26,12 +26,14 @@ from search.latency.base import REPEAT, Round
 ROUND_SECONDS = 0.2
 MIN_ROUNDS = 8  # before the interval may end a measurement: the spread of fewer is a guess
 LEAST_ROUNDS = 4  # whatever the time limit
-# Relative standard error that no number of rounds brings down (placement in memory, the machine's state): with 0.005 an
-# interval held another pass's latency in 83 % of cases idle and 90 % busy, 24 networks each (benchmarks.latency_fidelity).
-SYSTEMATIC = 0.0075
+# Relative standard error that no number of rounds brings down (placement in memory, the machine's state). An interval held
+# another pass's latency in 86 % of 96 cases with 0.005, 91 % of 128 with 0.006, 98 % of 256 with 0.0075
+# (benchmarks.latency_fidelity).
+SYSTEMATIC = 0.009
 STEADY = 0.05  # copies are warm when two stretches differ by less
 STRETCH_SECONDS = 0.05
 MAX_WARMUP_SECONDS = 1.0
+LEAST_HALF_WIDTH = 0.03  # of an interval after the fewest rounds, were they all alike
 OUTLIER_DEVIATIONS = 5.0  # robust standard deviations from the median
 
 Run = Callable[[], object]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from models.architecture import Architecture, check_int, check_number
 from models.litv2 import build
 from search.latency.base import Calibration, Latency
-from search.latency.machine import ResidentMemory, Usage, cpu_name, frequency_facts, num_cores, pin
-from search.latency.protocol import Run, Series, Timer, repeat_interval, time_alone, time_ratios, timed_by
+from search.latency.machine import ResidentMemory, Usage, allowed_cores, cpu_name, frequency_facts, keep_to, pin
+from search.latency.protocol import LEAST_HALF_WIDTH, Run, Series, Timer, repeat_interval, time_alone, time_ratios, timed_by
 
 log = logging.getLogger(__name__)
 
@@ -97,21 +97,17 @@ class PairedTarget(ABC):
     def __post_init__(self) -> None:
         for setting in ("batch_size", "num_threads"):
             check_int(f"latency.{setting}", getattr(self, setting), 1)
-        for setting in ("tolerance", "max_seconds", "calibration_seconds"):
+        for setting in ("max_seconds", "calibration_seconds"):
             check_number(f"latency.{setting}", getattr(self, setting), MIN_SETTING)
+        check_number("latency.tolerance", self.tolerance, LEAST_HALF_WIDTH)
         if self.dtype not in self.dtypes:
             raise ValueError(f"latency.dtype={self.dtype} is not among {', '.join(self.dtypes)}, what {self.name} runs")
         for package in self.packages:
             require(package, self.name, self.extra)
+        self._allowed = allowed_cores()
         if self.cores is not None:
-            unknown = sorted(set(self.cores) - set(range(os.cpu_count() or 1)))
-            if unknown or len(self.cores) < self.num_threads:
-                raise ValueError(
-                    f"latency.cores={list(self.cores)} must name {self.num_threads} or more of cores 0 to "
-                    f"{(os.cpu_count() or 1) - 1}, for latency.num_threads={self.num_threads}"
-                )
+            check_cores(self.cores, self._allowed, self.num_threads)
         self._anchor: tuple[Architecture, Ready] | None = None
-        self._allowed: Sequence[int] | None = None
 
     @abstractmethod
     def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
@@ -123,7 +119,7 @@ class PairedTarget(ABC):
 
     def device(self) -> dict[str, str | int]:
         """The device's name and what else tells it from others."""
-        return {"device": cpu_name(), "cores": num_cores(), **frequency_facts()}
+        return {"device": cpu_name(), "cores": len(self._allowed), **frequency_facts()}
 
     def fingerprint(self) -> dict[str, str | int]:
         pinned: dict[str, str | int] = {"pinned": ",".join(map(str, self.cores))} if self.cores is not None else {}
@@ -184,8 +180,9 @@ class PairedTarget(ABC):
         """Set the threads, and keep to the least busy cores."""
         if torch.get_num_threads() != self.num_threads:
             torch.set_num_threads(self.num_threads)
-        if hasattr(os, "sched_getaffinity"):
-            self._allowed = self._allowed or self.cores or sorted(os.sched_getaffinity(0))
+        if self.cores is not None:
+            keep_to(self.cores)
+        else:
             pin(self._allowed, self.num_threads)
 
     def _network(self, architecture: Architecture) -> Network:
@@ -243,6 +240,18 @@ def num_cores_of_machine() -> int:
     return os.cpu_count() or 1
 
 
+def check_cores(cores: object, allowed: Sequence[int], num_threads: int) -> None:
+    """Raises: ValueError unless these are enough different cores of those allowed, on a system that can pin."""
+    listed = list(cores) if isinstance(cores, Sequence) and not isinstance(cores, str) else []
+    if len(set(listed)) < max(1, num_threads) or not set(listed) <= set(allowed):
+        raise ValueError(
+            f"latency.cores={cores} must list {num_threads} or more (latency.num_threads) of the cores "
+            f"{', '.join(map(str, allowed))}"
+        )
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError(f"latency.cores={cores}: this system keeps no process to a core; leave it at null")
+
+
 def require(package: str, target: str, extra: str) -> None:
     """Raises: ValueError naming the extra to install if a package is missing."""
     try:
@@ -260,7 +269,8 @@ def check_parity(target: str, model: nn.Module, x: Tensor, output: Tensor, dtype
     """
     with torch.inference_mode():
         expected = model(x)
-    difference = float(((output.float().cpu() - expected).abs().max() / expected.abs().max()).item())
+    scale = float(expected.abs().max()) or 1.0  # a head that starts at zero
+    difference = float((output.float().cpu() - expected).abs().max()) / scale
     if not difference <= PARITY[dtype]:
         raise ConversionError(
             f"{target} computes something else than PyTorch: outputs differ by {difference:.1e}, more than {PARITY[dtype]:g}"

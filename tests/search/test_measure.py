@@ -69,6 +69,8 @@ def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, architecture_fi
         (["model=litv2_s", "latency.dtype=int8"], "latency.dtype=int8 is not among float32, bfloat16"),
         (["model=litv2_s", "output=nowhere/out.json"], "there is no folder nowhere"),
         (["model=litv2_s", "latency=tpu"], "tpu"),
+        (["model=litv2_s", "latency.input_size=8"], "litv2_s does not take an input of 3x8x8"),
+        (["model=resnet18.typo"], "model=resnet18.typo"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,6 +258,39 @@ def test_without_a_budget_nothing_is_spared(storage: str) -> None:
     assert count_skipped(open_study("test", storage, create=False)) == 0
 
 
+def test_measured_network_is_never_spared(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = KnownEngine()
+    run(storage, 40, engine, budget_ms=100.0)
+    monkeypatch.setattr(Prediction, "surely_above", lambda prediction, budget_ms: True)
+    study = open_study("test", storage, create=True)
+    coordinator(study, engine, 100.0).run(45, None)
+    skipped = [trial for trial in study.trials if "skipped_at_ms" in trial.user_attrs]
+    keys = [Architecture.from_dict(trial.user_attrs["architecture"]).key for trial in skipped]
+    assert len(keys) > 0
+    earlier = {trial.architecture.key for trial in finished_trials(study)[:40]}
+    assert not set(keys) & earlier
+
+
+def test_resumed_search_spares_no_more_in_a_row(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prediction, "surely_above", lambda prediction, budget_ms: True)
+    monkeypatch.setattr("search.study.MAX_SKIPS", 4)
+
+    class StopsOnSkip(LogView):
+        """Ctrl-C in the middle of a row of skips."""
+
+        def trial_skipped(self, number: int, reason: str) -> None:
+            if number == 9:
+                raise KeyboardInterrupt
+
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    with pytest.raises(KeyboardInterrupt):
+        run(storage, 10, budget_ms=100.0, view=StopsOnSkip())
+    for url in (storage, other):
+        run(url, 10, budget_ms=100.0)
+    states = [[t.state for t in open_study("test", url, create=False).trials] for url in (storage, other)]
+    assert states[0] == states[1]
+
+
 def test_resumed_search_knows_what_its_blocks_cost(storage: str) -> None:
     run(storage, 20, model=(first := BlockModel(32)))
     run(storage, 21, model=(second := BlockModel(32)))
