@@ -2,8 +2,10 @@
 
 A machine's speed drifts by a tenth within seconds and jumps by half when a neighbour wakes. Both hit a candidate and the
 anchor runs right before and after it alike, where they would go straight into a mean of wall times. Timing goes in rounds of
-a fifth of a second, each with another copy of the network, since where weights happen to lie in memory moves a time by
-0.7 %; how much the rounds differ says how far another measurement may fall from this one.
+a fifth of a second, each with another copy of the network and a heap shuffled anew: where weights and activations happen to
+lie in memory moves a small network's time by several percent, for as long as they lie there. With the heap left alone a tenth
+of the networks differed by 3.6 % and more between two passes, shuffled by 1.4 %. How much the rounds differ says how far another
+measurement may fall from this one.
 
 Candidate and anchor always take one run each, even where one is much quicker. Two runs in a row find their weights still in
 the cache, a gain that a busy neighbour takes away: with 2:1 the ratios of small networks spread by 1.4 to 4 % and moved by 1
@@ -26,14 +28,13 @@ from search.latency.base import REPEAT, Round
 ROUND_SECONDS = 0.2
 MIN_ROUNDS = 8  # before the interval may end a measurement: the spread of fewer is a guess
 LEAST_ROUNDS = 4  # whatever the time limit
-# Relative standard error that no number of rounds brings down (placement in memory, the machine's state). An interval held
-# another pass's latency in 86 % of 96 cases with 0.005, 91 % of 128 with 0.006, 98 % of 256 with 0.0075
-# (benchmarks.latency_fidelity).
-SYSTEMATIC = 0.009
+# Relative standard error that no number of rounds brings down: half a percent is what networks still differed by from one
+# measurement to the next, idle and busy (benchmarks.latency_fidelity).
+SYSTEMATIC = 0.005
 STEADY = 0.05  # copies are warm when two stretches differ by less
 STRETCH_SECONDS = 0.05
 MAX_WARMUP_SECONDS = 1.0
-LEAST_HALF_WIDTH = 0.03  # of an interval after the fewest rounds, were they all alike
+LEAST_HALF_WIDTH = 0.0167  # of an interval after the fewest rounds, were they all alike
 OUTLIER_DEVIATIONS = 5.0  # robust standard deviations from the median
 
 Run = Callable[[], object]
@@ -59,10 +60,12 @@ class Timer:
     """How runs are timed. work: runs once and gives the seconds it took; clock: the time that passes.
 
     On one thread `work` is the processor time of this process, which does not count while others have the core.
+    scatter: called before each round and its result held through it, so that what runs allocate lies elsewhere each time.
     """
 
     work: Callable[[Run], float]
     clock: Clock = time.perf_counter
+    scatter: Callable[[], object] = lambda: None
 
 
 def timed_by(clock: Clock) -> Callable[[Run], float]:
@@ -179,6 +182,7 @@ def _is_done(one: Series, tolerance: float, max_seconds: float) -> bool:
 
 def _one_round(run: Run, anchor: Run, timer: Timer) -> Round:
     """Candidate and anchor in turn, the anchor first and last."""
+    held = timer.scatter()
     run(), anchor()  # other copies than in the last round
     begin = timer.clock()
     anchor_ms = [timer.work(anchor) * 1e3]
@@ -186,6 +190,7 @@ def _one_round(run: Run, anchor: Run, timer: Timer) -> Round:
     while not candidate_ms or timer.clock() - begin < ROUND_SECONDS:
         candidate_ms.append(timer.work(run) * 1e3)
         anchor_ms.append(timer.work(anchor) * 1e3)
+    del held
     return Round(tuple(candidate_ms), tuple(anchor_ms))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import random
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 MIN_SETTING = 1e-4
 MAX_COPIES = 4
 COPIES_BYTES = 200_000_000  # all copies of a network: where weights lie matters to small networks only
+NUM_BLOCKS = 300
+BLOCK_FLOATS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384)  # up to what the activations of small networks take
 SLOW = 1.5  # times the calibrated latency: worth a word
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARITY = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
@@ -115,7 +118,8 @@ class PairedTarget(ABC):
 
     def timer(self) -> Timer:
         """Processor time on one thread, where it is the latency less the time that others had the core; else wall time."""
-        return Timer(timed_by(time.process_time if self.num_threads == 1 else time.perf_counter))
+        clock = time.process_time if self.num_threads == 1 else time.perf_counter
+        return Timer(timed_by(clock), scatter=scattered_memory)
 
     def device(self) -> dict[str, str | int]:
         """The device's name and what else tells it from others."""
@@ -276,6 +280,13 @@ def check_parity(target: str, model: nn.Module, x: Tensor, output: Tensor, dtype
             f"{target} computes something else than PyTorch: outputs differ by {difference:.1e}, more than {PARITY[dtype]:g}"
         )
     return difference
+
+
+def scattered_memory() -> list[Tensor]:
+    """Blocks of random sizes, half of them freed again: what is allocated next takes other places than last time."""
+    sizes = [random.choice(BLOCK_FLOATS) + 16 * random.randrange(64) for _ in range(NUM_BLOCKS)]
+    blocks = [torch.empty(size) for size in sizes]
+    return [block for block in blocks if random.random() < 0.5]
 
 
 def eager_copy(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Run:
