@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16, help="images of 14x14 tokens; larger maps take fewer (default 16)")
     parser.add_argument("--seconds", type=float, default=30.0, help="limit for timing one layer (default 30)")
-    parser.add_argument("--tolerance", type=float, default=0.025, help="half-width of the interval to stop at, relative")
+    parser.add_argument("--tolerance", type=float, default=0.035, help="half-width of the interval to stop at, relative")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     pin(allowed_cores(), arguments.threads)

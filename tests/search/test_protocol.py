@@ -53,7 +53,7 @@ class FakeMachine:
 
 
 def test_ratio_of_a_quiet_machine_is_exact() -> None:
-    series = FakeMachine().ratio(0.02, 0.01, 0.025, 10.0)
+    series = FakeMachine().ratio(0.02, 0.01, 0.035, 10.0)
     assert series.interval.median == pytest.approx(2.0)
     assert series.converged
     assert len(series.rounds) == MIN_ROUNDS
@@ -61,7 +61,7 @@ def test_ratio_of_a_quiet_machine_is_exact() -> None:
 
 def test_drift_cancels() -> None:
     steady, drifting = FakeMachine(), FakeMachine(lambda now: 1 + 0.3 * now)
-    ratios = [machine.ratio(0.013, 0.01, 0.025, 10.0).interval.median for machine in (steady, drifting)]
+    ratios = [machine.ratio(0.013, 0.01, 0.035, 10.0).interval.median for machine in (steady, drifting)]
     assert ratios[1] == pytest.approx(ratios[0], rel=0.01)
 
 
@@ -69,7 +69,7 @@ def test_interruptions_do_not_move_the_median() -> None:
     def interrupted(now: float) -> float:
         return 5.0 if random.Random(int(now / 0.2)).random() < 0.15 else 1.0  # a fifth of a second at a time
 
-    series = FakeMachine(interrupted).ratio(0.03, 0.01, 0.025, 60.0)
+    series = FakeMachine(interrupted).ratio(0.03, 0.01, 0.035, 60.0)
     assert series.interval.median == pytest.approx(3.0, rel=0.02)
     assert series.interval.low <= 3.0 <= series.interval.high
     assert series.outliers > 0  # they are counted, not dropped
@@ -84,7 +84,7 @@ def test_one_run_each_however_unlike_they_are(factor: float) -> None:
         return lambda: (order.append(name), run())
 
     candidate, anchor = noted("candidate", machine.network(0.01 * factor)), noted("anchor", machine.network(0.01))
-    series = time_ratios([[candidate]], [anchor], 0.025, 20.0, machine.timer)[0]
+    series = time_ratios([[candidate]], [anchor], 0.035, 20.0, machine.timer)[0]
     assert series.interval.median == pytest.approx(factor)
     assert all(len(one.anchor_ms) == len(one.candidate_ms) + 1 for one in series.rounds)
     timed = order[-2 * len(series.rounds[-1].candidate_ms) :]
@@ -101,7 +101,7 @@ def test_networks_take_turns_and_so_do_their_copies() -> None:
         return lambda: (order.append(name), run())
 
     copies = [[noted(f"{name}{copy}", 0.1) for copy in range(2)] for name in "ab"]
-    first, second = time_ratios(copies, [noted("anchor", 0.1)], 0.025, 30.0, machine.timer)
+    first, second = time_ratios(copies, [noted("anchor", 0.1)], 0.035, 30.0, machine.timer)
     assert len(first.rounds) == len(second.rounds) == MIN_ROUNDS
     turns = [name for name, before in zip(order[1:], order, strict=False) if name != "anchor" and name != before]
     changes = [name for name, before in zip(turns[1:], turns, strict=False) if name != before]
@@ -116,7 +116,7 @@ def test_stops_at_the_time_limit_and_says_so() -> None:
 
 
 def test_time_limit_leaves_enough_rounds_for_an_interval() -> None:
-    series = FakeMachine().ratio(5.0, 5.0, 0.025, 1.0)
+    series = FakeMachine().ratio(5.0, 5.0, 0.035, 1.0)
     assert len(series.rounds) == LEAST_ROUNDS
 
 
@@ -152,7 +152,7 @@ def test_outliers_are_those_far_off() -> None:
 
 def test_warms_up_until_times_are_steady() -> None:
     machine = FakeMachine(lambda now: max(1.0, 5.0 - 10 * now))  # slow at first, steady after 0.4 s
-    series = machine.ratio(0.01, 0.01, 0.025, 10.0)
+    series = machine.ratio(0.01, 0.01, 0.035, 10.0)
     assert series.warmup_runs > 20
     assert max(series.rounds[0].anchor_ms) == pytest.approx(10.0)
 
