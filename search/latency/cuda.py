@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from search.latency.protocol import Run, Timer
-from search.latency.target import DTYPES, PairedTarget, Prepared, check_parity
+from search.latency.target import DTYPES, PairedTarget, Prepared, check_parity, eager_copy
 
 WARMUP_RUNS = 3  # before a CUDA graph is captured, as PyTorch's manual asks
 
@@ -59,14 +58,7 @@ class CudaTarget(PairedTarget):
         return run, torch.cuda.max_memory_allocated() - before
 
     def _copy(self, model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-        dtype = DTYPES[self.dtype]
-        copied, inputs = copy.deepcopy(model).to("cuda", dtype), x.to("cuda", dtype)
-
-        def run() -> Tensor:
-            with torch.inference_mode():
-                output: Tensor = copied(inputs)
-                return output
-
+        run = eager_copy(model, x, DTYPES[self.dtype], "cuda")
         return self._captured(run) if self.cuda_graph else run
 
     def _captured(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:

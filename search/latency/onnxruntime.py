@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,12 @@ class OnnxRuntimeTarget(PairedTarget):
     extra = "onnx"
 
     def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
-        import onnxruntime
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             try:
                 export_onnx(model, x, path)
                 content = path.read_bytes()
-                session = onnxruntime.InferenceSession(content, self._options(), providers=["CPUExecutionProvider"])
+                session = self._session(content)
             except Exception as error:
                 raise ConversionError(f"ONNX Runtime cannot take this model: {error}") from error
         name = session.get_inputs()[0].name
@@ -39,13 +38,13 @@ class OnnxRuntimeTarget(PairedTarget):
         parity = check_parity(self.name, model, x, output, self.dtype)
 
         def load() -> Run:
-            copied = onnxruntime.InferenceSession(content, self._options(), providers=["CPUExecutionProvider"])
+            copied = self._session(content)
             feed = {name: x.numpy().copy()}
             return lambda: copied.run(None, feed)
 
         return Prepared(load, parity)
 
-    def _options(self) -> object:
+    def _session(self, content: bytes) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -53,4 +52,4 @@ class OnnxRuntimeTarget(PairedTarget):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into the anchor's turn
-        return options
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -34,7 +34,6 @@ SYSTEMATIC = 0.008
 STEADY = 0.05  # copies are warm when two stretches differ by less
 STRETCH_SECONDS = 0.05
 MAX_WARMUP_SECONDS = 1.0
-LEAST_HALF_WIDTH = 0.0267  # of an interval after the fewest rounds, were they all alike
 OUTLIER_DEVIATIONS = 5.0  # robust standard deviations from the median
 
 Run = Callable[[], object]
@@ -120,6 +119,10 @@ def student(confidence: float, freedom: int) -> float:
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return float(z + first / freedom + second / freedom**2 + third / freedom**3)
+
+
+LEAST_HALF_WIDTH = student(0.975, MIN_ROUNDS - 1) * REPEAT * SYSTEMATIC
+"""Of an interval after the fewest rounds that may end a measurement, were they all alike; relative."""
 
 
 def count_outliers(values: Sequence[float]) -> int:

@@ -289,9 +289,9 @@ def scattered_memory() -> list[Tensor]:
     return [block for block in blocks if random.random() < 0.5]
 
 
-def eager_copy(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Run:
+def eager_copy(model: nn.Module, x: Tensor, dtype: torch.dtype, device: str = "cpu") -> Callable[[], Tensor]:
     """A copy of a model in PyTorch eager mode."""
-    copied, inputs = copy.deepcopy(model).to(dtype), x.to(dtype, copy=True)
+    copied, inputs = copy.deepcopy(model).to(device, dtype), x.to(device, dtype, copy=True)
 
     def run() -> Tensor:
         with torch.inference_mode():

@@ -59,5 +59,6 @@ def test_fingerprint_names_the_device_and_stays(target: LatencyTarget) -> None:
     assert target.fingerprint() == first
 
 
-def test_results_travel_from_its_process(target: LatencyTarget, calibration: Calibration) -> None:
+def test_results_travel_from_its_process(small: Latency, calibration: Calibration) -> None:
     assert pickle.loads(pickle.dumps(calibration)) == calibration
+    assert pickle.loads(pickle.dumps(small)) == small
