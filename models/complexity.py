@@ -8,12 +8,15 @@ bilinear sampling of deformable convolutions are not counted, as there.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
 import torchvision.ops  # noqa: F401 - registers the deformable convolution that CUSTOM_FLOPS names
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from models.layers import HAS_ONEDNN
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
@@ -51,4 +54,10 @@ def _deform_conv_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shap
     return int(2 * batch * height * width * out_channels * in_channels * kernel_height * kernel_width)
 
 
+def _linear_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    return int(2 * math.prod(input_shape) * weight_shape[0])
+
+
 CUSTOM_FLOPS = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
+if HAS_ONEDNN:
+    CUSTOM_FLOPS[torch.ops.mkldnn._linear_pointwise] = _linear_flops

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architecture import count_lo_heads
+from models.layers import Linear
 
 
 class HiLo(nn.Module):
@@ -40,12 +41,12 @@ class HiLo(nn.Module):
         self.hi_heads = num_heads - self.lo_heads
         lo_dim, hi_dim = self.lo_heads * self.head_dim, self.hi_heads * self.head_dim
         if self.hi_heads:
-            self.h_qkv = nn.Linear(dim, 3 * hi_dim, bias=qkv_bias)
-            self.h_proj = nn.Linear(hi_dim, hi_dim)
+            self.h_qkv = Linear(dim, 3 * hi_dim, bias=qkv_bias)
+            self.h_proj = Linear(hi_dim, hi_dim)
         if self.lo_heads:
-            self.l_q = nn.Linear(dim, lo_dim, bias=qkv_bias)
-            self.l_kv = nn.Linear(dim, 2 * lo_dim, bias=qkv_bias)
-            self.l_proj = nn.Linear(lo_dim, lo_dim)
+            self.l_q = Linear(dim, lo_dim, bias=qkv_bias)
+            self.l_kv = Linear(dim, 2 * lo_dim, bias=qkv_bias)
+            self.l_proj = Linear(lo_dim, lo_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: tokens, (B, H, W, C). Returns the same shape."""
@@ -55,35 +56,55 @@ class HiLo(nn.Module):
             x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
         padded_height, padded_width = x.shape[1:3]
         # Both branches read window order, so the map is rearranged twice a layer and not once a branch.
-        windows = to_windows(x, size)
-        if not self.lo_heads:
-            out = self.hifi(windows)
-        elif not self.hi_heads:
-            out = self.lofi(windows)
-        else:
-            out = torch.cat((self.hifi(windows), self.lofi(windows)), dim=-1)
-        out = from_windows(out, size, padded_height, padded_width)
-        return out[:, :height, :width]
+        maps = [from_windows(branch, size, padded_height, padded_width) for branch in self.branches(to_windows(x, size))]
+        # Joined while in windows still, so that joining also brings the tokens back into the map's order.
+        out = maps[0] if len(maps) == 1 else torch.cat(maps, dim=-1)
+        return out.reshape(x.shape)[:, :height, :width]
 
-    def hifi(self, windows: Tensor) -> Tensor:
-        """windows: (B, G, T, C). Returns (B, G, T, hi_heads * D)."""
-        batch, num_windows, tokens, _ = windows.shape
-        qkv = self.h_qkv(windows).reshape(batch * num_windows, tokens, 3, self.hi_heads, self.head_dim)
+    def branches(self, windows: Tensor) -> list[Tensor]:
+        """windows: (B, G, T, C). Returns what Hi-Fi and Lo-Fi heads make of them, (B, G, T, heads * D) each."""
+        qkv, q, kv = self.project(windows)
+        hi = [self.hifi(qkv)] if qkv is not None else []
+        return hi if kv is None else [*hi, self.lofi(q, kv, windows.shape[2])]
+
+    def project(self, windows: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """windows: (B, G, T, C). Returns what `hifi` takes, and what `lofi` takes; None for what is not needed."""
+        qkv = self.h_qkv(windows) if self.hi_heads else None
+        if not self.lo_heads:
+            return qkv, None, None
+        kv = self.l_kv(average(windows))
+        return qkv, self.l_q(windows) if kv.shape[1] > 1 else None, kv
+
+    def hifi(self, qkv: Tensor) -> Tensor:
+        """qkv: (B, G, T, 3 * hi_heads * D). Returns (B, G, T, hi_heads * D)."""
+        batch, num_windows, tokens, _ = qkv.shape
+        qkv = qkv.reshape(batch * num_windows, tokens, 3, self.hi_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B * G, heads, T, D)
         out = F.scaled_dot_product_attention(q, k, v)
         out = out.transpose(1, 2).reshape(batch, num_windows, tokens, self.hi_heads * self.head_dim)
         return self.h_proj(out)  # type: ignore[no-any-return]
 
-    def lofi(self, windows: Tensor) -> Tensor:
-        """windows: (B, G, T, C). Returns (B, G, T, lo_heads * D)."""
-        batch, num_windows, tokens, _ = windows.shape
-        q = self.l_q(windows).reshape(batch, num_windows * tokens, self.lo_heads, self.head_dim)
-        pooled = windows.mean(2)
-        kv = self.l_kv(pooled).reshape(batch, num_windows, 2, self.lo_heads, self.head_dim)
+    def lofi(self, q: Tensor | None, kv: Tensor, tokens: int) -> Tensor:
+        """q: (B, G, T, lo_heads * D). kv: (B, G, 2 * lo_heads * D). Returns (B, G, T, lo_heads * D).
+
+        With one window a softmax over its one key is 1 whatever the query, which is not read and gets no gradient.
+        """
+        batch, num_windows, _ = kv.shape
+        dim = self.lo_heads * self.head_dim
+        if num_windows == 1:
+            value: Tensor = self.l_proj(kv[..., dim:])  # (B, 1, heads * D)
+            return value.unsqueeze(2).expand(-1, -1, tokens, -1)
+        assert q is not None
+        q = q.reshape(batch, num_windows * tokens, self.lo_heads, self.head_dim).transpose(1, 2)  # (B, heads, G * T, D)
+        kv = kv.reshape(batch, num_windows, 2, self.lo_heads, self.head_dim)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, G, D)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v)
-        out = out.transpose(1, 2).reshape(batch, num_windows, tokens, self.lo_heads * self.head_dim)
-        return self.l_proj(out)  # type: ignore[no-any-return]
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.l_proj(out.transpose(1, 2).reshape(batch, num_windows, tokens, dim))  # type: ignore[no-any-return]
+
+
+def average(windows: Tensor) -> Tensor:
+    """(B, G, T, C) -> (B, G, C)."""
+    return windows.mean(2) if windows.shape[2] > 1 else windows.squeeze(2)
 
 
 def to_windows(x: Tensor, size: int) -> Tensor:
@@ -94,7 +115,6 @@ def to_windows(x: Tensor, size: int) -> Tensor:
 
 
 def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
-    """Inverse of `to_windows`: (B, G, size**2, C) -> (B, height, width, C)."""
+    """(B, G, size**2, C) -> a view (B, height/size, size, width/size, size, C), which reshaped to four axes is the map."""
     batch, _, _, dim = windows.shape
-    x = windows.reshape(batch, height // size, width // size, size, size, dim)
-    return x.transpose(2, 3).reshape(batch, height, width, dim)
+    return windows.reshape(batch, height // size, width // size, size, size, dim).transpose(2, 3)

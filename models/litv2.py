@@ -17,10 +17,10 @@ from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rate
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from models.architecture import Architecture, StageSpec, count_hidden
 from models.hilo import HiLo
+from models.layers import DeformConv, DepthwiseConv, Linear, PatchConv, depthwise, linear, num_pieces, runs_eagerly_on_cpu
 
 LAYER_NORM_EPS = 1e-5  # the official code keeps torch's default
 
@@ -30,16 +30,32 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.dwconv = nn.ModuleDict({"dwconv": nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)})
+        self.hidden_dim = hidden_dim
+        self.fc1 = Linear(dim, hidden_dim)
+        self.dwconv = nn.ModuleDict({"dwconv": DepthwiseConv(hidden_dim)})
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, H, W, C). Returns the same shape."""
-        x = self.fc1(x).permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory: no copy
-        x = self.act(self.dwconv["dwconv"](x))
-        return cast(Tensor, self.fc2(x.permute(0, 2, 3, 1)))  # (B, H, W, C)
+        pieces = num_pieces(x.shape[:3].numel() * self.hidden_dim) if runs_eagerly_on_cpu(x) else 1
+        if pieces > 1 and type(self.fc1) is type(self.fc2) is Linear:  # not what another library put there
+            return self._in_pieces(x, pieces)
+        return self.fc2(self.act(self.dwconv["dwconv"](self.fc1(x))))  # type: ignore[no-any-return]
+
+    def _in_pieces(self, x: Tensor, pieces: int) -> Tensor:
+        """The same, some hidden channels at a time: what lies between the layers stays in the cache.
+
+        1.5 times as fast on a map of 56x56x96, where memory for all hidden channels is asked of the system every time.
+        """
+        conv = self.dwconv["dwconv"]
+        parts = (self.fc1.weight, self.fc1.bias, conv.weight, conv.bias, self.fc2.weight.t())
+        out: Tensor | None = None
+        for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(pieces) for part in parts), strict=True):
+            hidden = self.act(depthwise(linear(x, weight1, bias1), weight, bias))
+            share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
+            out = share if out is None else out.add_(share)
+        return cast(Tensor, out)
 
 
 class Block(nn.Module):
@@ -62,23 +78,6 @@ class Block(nn.Module):
         return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))
 
 
-class DeformConv(nn.Conv2d):
-    """2x2 stride-2 deformable convolution; its offsets, (y, x) pairs, come from a convolution that starts at zero."""
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__(in_dim, out_dim, kernel_size=2, stride=2)
-        self.conv_offset = nn.Conv2d(in_dim, 2 * 2 * 2, kernel_size=2, stride=2)
-        self.reset_offset()
-
-    def reset_offset(self) -> None:
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(cast(Tensor, self.conv_offset.bias))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W). Returns (B, out_dim, H/2, W/2)."""
-        return cast(Tensor, deform_conv2d(x, self.conv_offset(x), self.weight, self.bias, stride=(2, 2)))
-
-
 class Downsample(nn.Module):
     """Between stages: halve the map, double the width; then BatchNorm and GELU.
 
@@ -87,14 +86,14 @@ class Downsample(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, kind: str) -> None:
         super().__init__()
-        self.dconv = DeformConv(in_dim, out_dim) if kind == "dtm" else nn.Conv2d(in_dim, out_dim, kernel_size=2, stride=2)
+        self.dconv = DeformConv(in_dim, out_dim) if kind == "dtm" else PatchConv(in_dim, out_dim, patch_size=2)
         self.norm_layer = nn.BatchNorm2d(out_dim)
         self.act_layer = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, H, W, C). Returns (B, H/2, W/2, 2C)."""
-        x = self.dconv(x.permute(0, 3, 1, 2))  # (B, C, H, W)
-        return cast(Tensor, self.act_layer(self.norm_layer(x)).permute(0, 2, 3, 1))  # (B, H, W, C)
+        x = self.norm_layer(self.dconv(x).permute(0, 3, 1, 2))  # (B, C, H, W), channels last in memory: no copy
+        return cast(Tensor, self.act_layer(x.permute(0, 2, 3, 1)))  # (B, H, W, C)
 
 
 class PatchEmbed(nn.Module):
@@ -102,12 +101,12 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = PatchConv(in_chans, dim, patch_size)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: image, (B, in_chans, H, W). Returns (B, H/patch, W/patch, C)."""
-        return cast(Tensor, self.norm(self.proj(x).permute(0, 2, 3, 1)))  # (B, H, W, C)
+        return cast(Tensor, self.norm(self.proj(x.permute(0, 2, 3, 1))))
 
 
 class Stage(nn.Module):
@@ -174,7 +173,7 @@ class LITv2(nn.Module):
         self.norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.head = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(_init_weights)
 
     def no_weight_decay(self) -> set[str]:
@@ -201,7 +200,7 @@ class LITv2(nn.Module):
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         like = next(self.patch_embed.parameters())
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.to(device=like.device, dtype=like.dtype).apply(_init_weights)
 
     def forward_intermediates(

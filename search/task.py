@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from search.data import ImageData
 
 Batch = tuple[Tensor, Tensor]
 REPORT_EVERY = 10  # steps between two reports of progress
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+GIBIBYTE = 2**30
 
 
 class NonFiniteLoss(RuntimeError):
@@ -133,11 +136,23 @@ def make_trainer(settings: TrainSettings, callbacks: list[Callback] | None = Non
     )
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what a training step frees for the next one, instead of asking the system for it again.
+
+    A tenth of a small network's step on Linux. Does nothing where the library is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, GIBIBYTE)
+        mallopt(M_MMAP_THRESHOLD, GIBIBYTE)
+
+
 def fit(model: nn.Module, data: ImageData, settings: TrainSettings, progress: Progress) -> ImageClassification:
     """Train a model; the batch order and the augmentation follow torch's current seed.
 
     Raises: NonFiniteLoss if training diverges, KeyboardInterrupt if the user stops it.
     """
+    keep_freed_memory()
     task = ImageClassification(model, settings, data.num_classes)
     trainer = make_trainer(settings, [ReportProgress(progress)])
     with quiet_loader_advice():
@@ -155,7 +170,7 @@ def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings:
     return float(metrics["accuracy"])
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet_loader_advice() -> Iterator[None]:
     """Lightning advises workers and lengths for loaders that read files; ours are tensors in memory."""
     with warnings.catch_warnings():

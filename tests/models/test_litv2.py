@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_weight_decay
 
 from models.architecture import Architecture, StageSpec
 from models.litv2 import LITv2, architecture_of, arguments_of, build
@@ -183,7 +184,7 @@ def test_group_matcher_covers_every_parameter(coarse: bool) -> None:
 
 
 def test_no_weight_decay_leaves_norms_and_biases_to_the_optimiser() -> None:
-    groups = timm.optim.param_groups_weight_decay(small(), 0.1)
+    groups = param_groups_weight_decay(small(), 0.1)
     assert small().no_weight_decay() == set()
     assert all(p.ndim <= 1 for p in groups[0]["params"])
     assert all(p.ndim > 1 for p in groups[1]["params"])

@@ -1,0 +1,287 @@
+"""`python -m benchmarks.model_speed`: how much faster than a plain implementation, and how far from the machine's limit?
+
+Compares with benchmarks/plain.py, which is written from the paper's formulas: HiLo layers, LITv2-S, M and B, and the
+network that the default search measures against, forward and training step. Each implementation has a process of its own,
+with the memory allocator as Python starts it; they run in turn on the same cores, and a ratio of 1.4 says that the plain
+one takes 1.4 times as long. The last column has the plain implementation's time over the time that its multiply-accumulates
+take in matrix products of 1024x1024, measured beside it: no implementation that computes as many gets much beyond it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import cast
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import models.litv2  # noqa: F401 - registers the variants
+from benchmarks.plain import PlainHiLo, PlainLITv2
+from models.architecture import Architecture, StageSpec
+from models.complexity import count_macs
+from models.deploy import prepare
+from models.hilo import HiLo
+from models.litv2 import build
+from search.latency.cpu_compiled import with_own_code
+from search.latency.machine import ResidentMemory, allowed_cores, cpu_name, pin
+from search.latency.protocol import Interval, Run, Timer, time_ratios
+from search.task import keep_freed_memory
+
+HILO = (  # side of the map, dim, heads, window size, alpha, batches
+    (14, 384, 12, 2, 0.9, (1, 8)),
+    (14, 384, 12, 2, 0.5, (1, 8)),
+    (28, 192, 6, 2, 0.5, (1, 8)),
+    (56, 96, 3, 4, 0.34, (1, 8)),
+    (40, 384, 12, 2, 0.5, (1, 8)),
+    (64, 256, 8, 4, 0.5, (1, 8)),
+    (8, 64, 4, 2, 0.5, (64,)),
+    (7, 768, 24, 1, 1.0, (1, 8)),
+)
+VARIANTS = ("litv2_s", "litv2_m", "litv2_b")
+IMG_SIZES = (224, 384)
+SEARCH = Architecture(  # what space=small measures against
+    embed_dim=24,
+    stages=(StageSpec(2, 0, 0.0, 1), StageSpec(2, 0, 0.0, 1), StageSpec(4, 2, 0.9, 8), StageSpec(2, 1, 1.0, 8)),
+    patch_size=4,
+    downsample="conv",
+)
+SEARCH_BATCH = 64
+GEMM_SIDE = 1024
+PARTS = ("forward", "training step")
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is computed. input_shape: with the batch."""
+
+    name: str
+    make_plain: Callable[[], nn.Module]
+    make_fast: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+    is_search: bool = False
+
+    @property
+    def macs(self) -> int:
+        return self.input_shape[0] * count_macs(self.make_plain(), self.input_shape[1:])
+
+
+def hilo_cases() -> Iterator[Case]:
+    for side, dim, heads, window, alpha, batches in HILO:
+        for batch in batches:
+            plain, fast = (partial(layer, dim, heads, window, alpha) for layer in (PlainHiLo, HiLo))
+            name = f"{side}x{side}, {dim}, {heads}, {window}, {alpha}; batch {batch}"
+            yield Case(name, plain, fast, (batch, side, side, dim))
+
+
+def litv2_cases(variants: Sequence[str], img_sizes: Sequence[int]) -> Iterator[Case]:
+    for variant in variants:
+        architecture = cast(Architecture, timm.create_model(variant).architecture)
+        for size in img_sizes:
+            plain, fast = partial(PlainLITv2, architecture), partial(build, architecture)
+            yield Case(f"{variant} at {size}; batch 1", plain, fast, (1, 3, size, size))
+
+
+def search_case() -> Case:
+    plain, fast = (partial(make, SEARCH, in_chans=1, num_classes=100) for make in (PlainLITv2, build))
+    return Case(f"default search; batch {SEARCH_BATCH}", plain, fast, (SEARCH_BATCH, 1, 32, 32), is_search=True)
+
+
+# In the processes of the implementations.
+
+
+def serve(connection: Connection, case: Case, implementation: str, part: str, threads: int) -> None:
+    """Run once whenever asked, and answer with the seconds; asked for its peak, with the bytes that runs take at most."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    run = prepare_run(case, implementation, part)
+    memory = ResidentMemory()
+    for _ in range(3):
+        run()
+    peak = memory.growth()
+    clock = time.process_time if threads == 1 else time.perf_counter
+    connection.send(peak)
+    while connection.recv():
+        start = clock()
+        run()
+        connection.send(clock() - start)
+
+
+def prepare_run(case: Case, implementation: str, part: str) -> Run:
+    """Build an implementation. Returns what runs it once."""
+    if implementation == "products":
+        a, b = torch.rand(GEMM_SIDE, GEMM_SIDE), torch.rand(GEMM_SIDE, GEMM_SIDE)
+        return partial(torch.mm, a, b)
+    x = torch.rand(case.input_shape)
+    model = case.make_plain() if implementation == "plain" else case.make_fast()
+    if part == "training step":
+        if case.is_search and implementation != "plain":
+            keep_freed_memory()  # as the search does
+        return training_step(model.train(), x, case.is_search)
+    model = model.eval() if implementation in ("plain", "eager") else prepare(model)
+    forward = compile_frozen(model, x) if implementation == "compiled" else model
+
+    def run() -> None:
+        with torch.no_grad() if implementation == "compiled" else torch.inference_mode():
+            forward(x)
+
+    return run
+
+
+def compile_frozen(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    import torch._inductor.config as inductor
+
+    compiled = torch.compile(with_own_code(model), fullgraph=True, dynamic=False)
+    with inductor.patch(freezing=True), torch.no_grad():
+        compiled(x)
+    return compiled
+
+
+def training_step(model: nn.Module, x: Tensor, with_optimizer: bool) -> Run:
+    """Forward and backward, of a layer also to its input; of the search's network with the optimizer's step too."""
+    layer = not isinstance(model, nn.Module) or not hasattr(model, "head")
+    x.requires_grad_(layer)
+    with torch.no_grad():
+        gradient = torch.rand_like(model(x))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True) if with_optimizer else None
+
+    def run() -> None:
+        model.zero_grad()
+        x.grad = None
+        model(x).backward(gradient)
+        if optimizer is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    return run
+
+
+# In the process that compares them.
+
+
+@dataclass(frozen=True)
+class Compared:
+    """speedup: over the plain implementation. of_limit: how many times as long as its multiply-accumulates it takes."""
+
+    implementation: str
+    milliseconds: float
+    speedup: Interval
+    of_limit: float
+    peak: int
+
+
+@contextmanager
+def processes(case: Case, implementations: Sequence[str], part: str, threads: int) -> Iterator[dict[str, tuple[Run, int]]]:
+    """One process for each implementation. Yields what runs it once and returns the seconds, and its peak in bytes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.plain", "models.deploy", "search.task"])  # slow to import
+    started = []
+    try:
+        found: dict[str, tuple[Run, int]] = {}
+        for implementation in implementations:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, case, implementation, part, threads), daemon=True)
+            process.start()
+            theirs.close()
+            started.append((process, ours))
+            peak = ours.recv()
+            found[implementation] = (partial(ask, ours), peak)
+        yield found
+    finally:
+        for process, ours in started:
+            ours.close()
+            process.terminate()
+            process.join()
+
+
+def ask(connection: Connection) -> float:
+    connection.send(True)
+    return float(connection.recv())
+
+
+def compare(case: Case, implementations: Sequence[str], part: str, threads: int, seconds: float) -> list[Compared]:
+    """Time implementations in turn with the plain one. Returns them, the plain one first."""
+    with processes(case, ["plain", *implementations, "products"], part, threads) as found:
+        runs = {name: run for name, (run, _) in found.items()}
+        plain = runs.pop("plain")
+        series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(work=lambda run: run()))  # type: ignore[arg-type, return-value]
+    one = dict(zip(runs, series, strict=True))
+    macs = case.macs * (3 if part == "training step" else 1)  # backward computes two products for each of forward's
+    limit = one.pop("products").interval.median * macs / GEMM_SIDE**3  # in times of the plain implementation
+    plain_ms = statistics.median(ms for s in one.values() for r in s.rounds for ms in r.anchor_ms)
+    rows = [Compared("plain", plain_ms, Interval(1.0, 1.0, 1.0), 1 / limit, found["plain"][1])]
+    for name, measured in one.items():
+        ratio = measured.interval
+        speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
+        rows.append(Compared(name, ratio.median * plain_ms, speedup, ratio.median / limit, found[name][1]))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["hilo", "litv2", "search"], default=["hilo", "litv2", "search"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--img-sizes", nargs="+", type=int, default=IMG_SIZES)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=8.0, help="for timing one implementation of one case (default 8)")
+    parser.add_argument("--compiled", action="store_true", help="also compile LITv2, which takes a minute or more each")
+    arguments = parser.parse_args()
+    pin(allowed_cores(), arguments.threads)
+    console = Console(width=120)
+    console.print(f"{cpu_name()}, {arguments.threads} thread(s), float32, torch {torch.__version__}")
+    groups: dict[str, tuple[str, Callable[[], Iterable[Case]]]] = {
+        "hilo": ("HiLo: map, dim, heads, window, alpha", hilo_cases),
+        "litv2": ("LITv2", partial(litv2_cases, arguments.variants, arguments.img_sizes)),
+        "search": ("search", lambda: [search_case()]),
+    }
+    for group in arguments.what:
+        title, cases = groups[group]
+        for part in arguments.parts:
+            implementations = ["eager"] if part == "training step" else ["eager", "prepared"]
+            if arguments.compiled and group == "litv2" and part == "forward":
+                implementations.append("compiled")
+            console.print(
+                report(f"{title}, {part}", list(cases()), implementations, part, arguments.threads, arguments.seconds)
+            )
+
+
+def report(
+    title: str, cases: Sequence[Case], implementations: Sequence[str], part: str, threads: int, seconds: float
+) -> Table:
+    """Compare in every case. Returns a table that ends with the geometric mean and the least of the speed-ups."""
+    table = Table(title=title, title_justify="left")
+    for header in ("case", "implementation", "ms", "times as fast", "95 %", "of its products", "peak, MB"):
+        table.add_column(header, justify="left" if header in ("case", "implementation") else "right")
+    speedups: dict[str, list[float]] = {name: [] for name in implementations}
+    for case in cases:
+        for row in compare(case, implementations, part, threads, seconds):
+            plain = row.implementation == "plain"
+            interval = "" if plain else f"{row.speedup.low:.2f} to {row.speedup.high:.2f}"
+            name = case.name if plain else ""
+            speedup, peak = f"{row.speedup.median:.2f}", f"{row.peak / MEBIBYTE:.1f}"
+            table.add_row(
+                name, row.implementation, f"{row.milliseconds:.2f}", speedup, interval, f"{row.of_limit:.2f}", peak
+            )
+            if not plain:
+                speedups[row.implementation].append(row.speedup.median)
+    for name, values in speedups.items():
+        mean = math.exp(statistics.fmean(map(math.log, values)))
+        table.add_row("geometric mean, least", name, "", f"{mean:.2f}", f"{min(values):.2f}", "", "")
+    return table
+
+
+if __name__ == "__main__":
+    main()
