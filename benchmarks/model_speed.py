@@ -59,6 +59,7 @@ SEARCH = Architecture(  # what space=small measures against
 )
 SEARCH_BATCH = 64
 GEMM_SIDE = 1024
+BURST_SECONDS = 0.02  # that an implementation runs before it is the next one's turn
 PARTS = ("forward", "training step")
 MEBIBYTE = 2**20
 
@@ -103,7 +104,7 @@ def search_case() -> Case:
 
 
 def serve(connection: Connection, case: Case, implementation: str, part: str, threads: int) -> None:
-    """Run once whenever asked, and answer with the seconds; asked for its peak, with the bytes that runs take at most."""
+    """Send the bytes that runs take at most, then run whenever asked, and answer with the seconds that one run takes."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     run = prepare_run(case, implementation, part)
@@ -114,9 +115,12 @@ def serve(connection: Connection, case: Case, implementation: str, part: str, th
     clock = time.process_time if threads == 1 else time.perf_counter
     connection.send(peak)
     while connection.recv():
-        start = clock()
-        run()
-        connection.send(clock() - start)
+        run()  # the other implementations have had the caches
+        runs, start = 0, clock()
+        while not runs or clock() - start < BURST_SECONDS:
+            run()
+            runs += 1
+        connection.send((clock() - start) / runs)
 
 
 def prepare_run(case: Case, implementation: str, part: str) -> Run:
@@ -184,7 +188,7 @@ class Compared:
 
 @contextmanager
 def processes(case: Case, implementations: Sequence[str], part: str, threads: int) -> Iterator[dict[str, tuple[Run, int]]]:
-    """One process for each implementation. Yields what runs it once and returns the seconds, and its peak in bytes."""
+    """One process for each implementation. Yields what runs it and returns the seconds of a run, and its peak in bytes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.plain", "models.deploy", "search.task"])  # slow to import
     started = []

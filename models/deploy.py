@@ -29,7 +29,7 @@ def prepare(model: nn.Module) -> nn.Module:
     """
     prepared = copy.deepcopy(model).eval().requires_grad_(False)
     for module in prepared.modules():
-        if isinstance(module, Downsample):
+        if isinstance(module, Downsample) and isinstance(module.norm_layer, nn.BatchNorm2d):
             fold_norm(module)
     return replace(prepared)
 

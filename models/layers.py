@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HAS_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-LARGE = 2**23  # multiply-accumulates from which oneDNN's product makes up for the 13 us that a call of it takes more
+LARGE = 2**25  # multiply-accumulates from which oneDNN's product pays: a call of it takes 13 us more than one of MKL's
 SMALL_MAP = 2  # side up to which oneDNN's weight gradient of a padded 3x3 convolution falls back to a slow loop
 
 
@@ -150,7 +150,8 @@ def sample_patches(x: Tensor, offsets: Tensor) -> Tensor:
     """
     batch, height, width, dim = x.shape
     rows, columns = offsets.shape[1:3]
-    offset = offsets.float().reshape(batch, rows, columns, 2, 2, 2)  # float: bfloat16 cannot count to a map's side
+    precise = torch.promote_types(offsets.dtype, torch.float32)  # bfloat16 cannot count to a map's side
+    offset = offsets.to(precise).reshape(batch, rows, columns, 2, 2, 2)
     y_near, y_weight = _neighbours(offset[..., 0], _grid(rows, x).view(rows, 1, 2, 1), height)
     x_near, x_weight = _neighbours(offset[..., 1], _grid(columns, x).view(columns, 1, 2), width)
     image = torch.arange(0, batch * height * width, height * width, device=x.device).view(-1, 1, 1, 1, 1)
@@ -177,7 +178,8 @@ def _neighbours(offset: Tensor, grid: Tensor, side: int) -> tuple[tuple[Tensor, 
     share = position - first
     second = first + 1
     shares = (1 - share) * (first >= 0) * (first < side), share * (second >= 0) * (second < side)
-    return (first.clamp(0, side - 1).long(), second.clamp(0, side - 1).long()), shares
+    # Whole numbers first: not-a-number becomes some pixel then, with a share that is none either.
+    return (first.long().clamp(0, side - 1), second.long().clamp(0, side - 1)), shares
 
 
 def project(patches: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

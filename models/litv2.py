@@ -17,6 +17,7 @@ from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rate
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.architecture import Architecture, StageSpec, count_hidden
 from models.hilo import HiLo
@@ -48,11 +49,11 @@ class ConvFFN(nn.Module):
 
         1.5 times as fast on a map of 56x56x96, where memory for all hidden channels is asked of the system every time.
         """
-        conv = self.dwconv["dwconv"]
+        conv = cast(DepthwiseConv, self.dwconv["dwconv"])
         parts = (self.fc1.weight, self.fc1.bias, conv.weight, conv.bias, self.fc2.weight.t())
         out: Tensor | None = None
         for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(pieces) for part in parts), strict=True):
-            hidden = self.act(depthwise(linear(x, weight1, bias1), weight, bias))
+            hidden = F.gelu(depthwise(linear(x, weight1, bias1), weight, bias))
             share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
             out = share if out is None else out.add_(share)
         return cast(Tensor, out)

@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from models import deploy
 from models.architecture import Architecture, check_int, check_number
 from models.litv2 import build
 from search.latency.base import Calibration, Latency
@@ -74,7 +75,8 @@ class Ready:
 class PairedTarget(ABC):
     """A runtime on a device.
 
-    img_size, in_chans, num_classes: of the network that is deployed. dtype: of its weights and inputs. tolerance:
+    img_size, in_chans, num_classes: of the network that is deployed. dtype: of its weights and inputs. prepared: whether
+    networks are measured as models.deploy prepares them for inference, or as they are trained. tolerance:
     half-width of the 95 % interval to stop at, relative. max_seconds: limit for timing one network, in seconds.
     calibration_seconds: how long the anchor runs alone. cores: the only ones to use; None leaves the choice to load.
     """
@@ -85,6 +87,7 @@ class PairedTarget(ABC):
     batch_size: int
     num_threads: int
     dtype: str
+    prepared: bool
     tolerance: float
     max_seconds: float
     calibration_seconds: float
@@ -103,6 +106,8 @@ class PairedTarget(ABC):
         for setting in ("max_seconds", "calibration_seconds"):
             check_number(f"latency.{setting}", getattr(self, setting), MIN_SETTING)
         check_number("latency.tolerance", self.tolerance, LEAST_HALF_WIDTH)
+        if not isinstance(self.prepared, bool):
+            raise ValueError(f"latency.prepared={self.prepared} must be true or false")
         if self.dtype not in self.dtypes:
             raise ValueError(f"latency.dtype={self.dtype} is not among {', '.join(self.dtypes)}, what {self.name} runs")
         for package in self.packages:
@@ -133,6 +138,7 @@ class PairedTarget(ABC):
             **pinned,
             "num_threads": self.num_threads,
             "dtype": self.dtype,
+            "prepared": int(self.prepared),
             "batch_size": self.batch_size,
             "input_size": f"{self.in_chans}x{self.img_size}x{self.img_size}",
             "num_classes": self.num_classes,
@@ -156,7 +162,7 @@ class PairedTarget(ABC):
         """Build, convert and load a network. Raises: ConversionError, or whatever building it raises."""
         self._settle()
         start = time.perf_counter()
-        model = network.build().eval()
+        model = self._model(network)
         prepared = self.prepare(model, torch.rand(self.batch_size, *network.input_shape))
         first, peak = self.peak_bytes(prepared.load)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -193,9 +199,13 @@ class PairedTarget(ABC):
         make = partial(build, architecture, in_chans=self.in_chans, num_classes=self.num_classes)
         return Network(make, (self.in_chans, self.img_size, self.img_size))
 
+    def _model(self, network: Network) -> nn.Module:
+        model = network.build().eval()
+        return deploy.prepare(model) if self.prepared else model
+
     def _eager(self, architecture: Architecture) -> Run:
         network = self._network(architecture)
-        return eager_copy(network.build().eval(), torch.rand(self.batch_size, *network.input_shape), torch.float32)
+        return eager_copy(self._model(network), torch.rand(self.batch_size, *network.input_shape), torch.float32)
 
     def _anchor_copies(self, anchor: Architecture) -> list[Run]:
         if self._anchor is None or self._anchor[0] != anchor:
