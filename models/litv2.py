@@ -50,7 +50,7 @@ class ConvFFN(nn.Module):
         1.5 times as fast on a map of 56x56x96, where memory for all hidden channels is asked of the system every time.
         """
         conv = cast(DepthwiseConv, self.dwconv["dwconv"])
-        parts = (self.fc1.weight, self.fc1.bias, conv.weight, conv.bias, self.fc2.weight.t())
+        parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
         out: Tensor | None = None
         for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(pieces) for part in parts), strict=True):
             hidden = F.gelu(depthwise(linear(x, weight1, bias1), weight, bias))

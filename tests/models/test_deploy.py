@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
 import timm
@@ -14,6 +15,12 @@ from models.deploy import prepare
 from models.hilo import HiLo
 from models.litv2 import LITv2, build
 from tests.networks import NETWORKS, enliven
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture(params=NETWORKS)

@@ -27,8 +27,8 @@ from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
 
 SETTINGS: dict[str, Any] = {
-    "img_size": 32, "in_chans": 1, "num_classes": 10, "batch_size": 1, "num_threads": 1, "dtype": "float32", "prepared": True,
-    "tolerance": 0.05, "max_seconds": 2.0, "calibration_seconds": 0.5,
+    "img_size": 32, "in_chans": 1, "num_classes": 10, "batch_size": 1, "num_threads": 1, "dtype": "float32",
+    "prepared": True, "tolerance": 0.05, "max_seconds": 2.0, "calibration_seconds": 0.5,
 }  # fmt: skip
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
