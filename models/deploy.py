@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.hilo import HiLo, average
-from models.layers import DeformConv, Linear, PatchConv, linear, sample_patches, to_patches
+from models.layers import DeformConv, ImagePatchConv, Linear, PatchConv, linear
 from models.litv2 import Downsample
 
 
@@ -36,6 +36,8 @@ def prepare(model: nn.Module) -> nn.Module:
 
 def replace(module: nn.Module) -> nn.Module:
     """Put the fast form of each layer that has one in its place. Returns what takes the module's own place."""
+    if isinstance(module, FastPatchConv):
+        return module
     if type(module) in FAST_FORMS:  # not a subclass, which may compute something else
         return FAST_FORMS[type(module)](module)
     for name, child in module.named_children():
@@ -74,28 +76,19 @@ def constant_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 class FastPatchConv(nn.Module):
-    """`PatchConv` with its weights in the order of the patches."""
+    """`PatchConv` and its kinds with the weights in the order of the patches."""
 
     def __init__(self, conv: PatchConv) -> None:
         super().__init__()
-        self.patch_size = conv.patch_size
         self.linear = constant_linear(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)  # (out_dim, k * k * C)
+        conv.weight = conv.bias = None  # type: ignore[assignment]
+        for name, child in conv.named_children():
+            setattr(conv, name, replace(child))
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns (B, h, w, out_dim)."""
-        return cast(Tensor, self.linear(to_patches(x, self.patch_size).flatten(-2)))
-
-
-class FastDeformConv(FastPatchConv):
-    """The same of `DeformConv`."""
-
-    def __init__(self, conv: DeformConv) -> None:
-        super().__init__(conv)
-        self.conv_offset = FastPatchConv(conv.conv_offset)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns (B, h, w, out_dim)."""
-        return cast(Tensor, self.linear(sample_patches(x, self.conv_offset(x)).flatten(-2)))
+        """x: what the convolution takes. Returns (B, h, w, out_dim)."""
+        return cast(Tensor, self.linear(self.conv.patches(x).flatten(-2)))
 
 
 class FastHiLo(HiLo):
@@ -143,6 +136,7 @@ class FastHiLo(HiLo):
 FAST_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Linear: fuse,
     PatchConv: FastPatchConv,
-    DeformConv: FastDeformConv,
+    ImagePatchConv: FastPatchConv,
+    DeformConv: FastPatchConv,
     HiLo: FastHiLo,
 }

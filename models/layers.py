@@ -111,8 +111,26 @@ class PatchConv(nn.Conv2d):
         self.patch_size = patch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C), in any memory order. Returns (B, h, w, out_dim)."""
-        return project(to_patches(x, self.patch_size), self.weight, self.bias)
+        """x: what `patches` takes. Returns (B, h, w, out_dim)."""
+        return project(self.patches(x), self.weight, self.bias)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, C). Returns what each output is a product of, (B, h, w, k * k, C)."""
+        size, (batch, height, width, dim) = self.patch_size, x.shape
+        rows, columns = height // size, width // size
+        x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, dim)
+        return x.transpose(2, 3).reshape(batch, rows, columns, size * size, dim)
+
+
+class ImagePatchConv(PatchConv):
+    """The same of an image, whose channels come first."""
+
+    def patches(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, h, w, k * k, C)."""
+        size, (batch, dim, height, width) = self.patch_size, x.shape
+        rows, columns = height // size, width // size
+        x = x[:, :, : rows * size, : columns * size].reshape(batch, dim, rows, size, columns, size)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows, columns, size * size, dim)
 
 
 class DeformConv(PatchConv):
@@ -127,17 +145,9 @@ class DeformConv(PatchConv):
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(cast(Tensor, self.conv_offset.bias))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns (B, h, w, out_dim)."""
-        return project(sample_patches(x, self.conv_offset(x)), self.weight, self.bias)
-
-
-def to_patches(x: Tensor, size: int) -> Tensor:
-    """(B, H, W, C) -> (B, H // size, W // size, size * size, C)."""
-    batch, height, width, dim = x.shape
-    rows, columns = height // size, width // size
-    x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, dim)
-    return x.transpose(2, 3).reshape(batch, rows, columns, size * size, dim)
+    def patches(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, C). Returns (B, h, w, 4, C)."""
+        return sample_patches(x, self.conv_offset(x))
 
 
 def sample_patches(x: Tensor, offsets: Tensor) -> Tensor:

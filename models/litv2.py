@@ -21,7 +21,17 @@ from torch.nn import functional as F
 
 from models.architecture import Architecture, StageSpec, count_hidden
 from models.hilo import HiLo
-from models.layers import DeformConv, DepthwiseConv, Linear, PatchConv, depthwise, linear, num_pieces, runs_eagerly_on_cpu
+from models.layers import (
+    DeformConv,
+    DepthwiseConv,
+    ImagePatchConv,
+    Linear,
+    PatchConv,
+    depthwise,
+    linear,
+    num_pieces,
+    runs_eagerly_on_cpu,
+)
 
 LAYER_NORM_EPS = 1e-5  # the official code keeps torch's default
 
@@ -102,12 +112,12 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = PatchConv(in_chans, dim, patch_size)
+        self.proj = ImagePatchConv(in_chans, dim, patch_size)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: image, (B, in_chans, H, W). Returns (B, H/patch, W/patch, C)."""
-        return cast(Tensor, self.norm(self.proj(x.permute(0, 2, 3, 1))))
+        return cast(Tensor, self.norm(self.proj(x)))
 
 
 class Stage(nn.Module):

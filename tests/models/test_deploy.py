@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from models.architecture import Architecture
 from models.deploy import prepare
 from models.hilo import HiLo
 from models.litv2 import LITv2, build
+from models.onnx import export_onnx
 from tests.networks import NETWORKS, enliven
 
 
@@ -69,6 +71,24 @@ def test_any_model_is_taken(name: str) -> None:
     model = timm.create_model(name, num_classes=3).eval()
     x = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(prepare(model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_exported_graph_moves_nothing_twice(model: LITv2, tmp_path: Path) -> None:
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    x = torch.randn(2, 3, 96, 96)
+    export_onnx(prepare(model), x, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), model(x), rtol=1e-4, atol=1e-5)
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    makers = {name: node for node in nodes for name in node.output}
+    for node in nodes:
+        if node.op_type == "Transpose":
+            maker = makers.get(node.input[0])
+            while maker is not None and maker.op_type == "Reshape":
+                maker = makers.get(maker.input[0])
+            assert maker is None or maker.op_type != "Transpose", f"{node.name} moves what {maker.name} has moved"
 
 
 @pytest.mark.parametrize("prepared", [False, True])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from models import layers
-from models.layers import DeformConv, DepthwiseConv, Linear, PatchConv
+from models.layers import DeformConv, DepthwiseConv, ImagePatchConv, Linear, PatchConv
 from models.litv2 import ConvFFN
 
 
@@ -47,6 +47,13 @@ def test_patch_convolution(patch_size: int, side: int, dims: tuple[int, int]) ->
     layer = PatchConv(*dims, patch_size)
     theirs = channels_first(lambda x: F.conv2d(x, layer.weight, layer.bias, stride=patch_size))
     assert_alike(layer, theirs, torch.randn(2, side, side, dims[0]), layer)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 14)])
+def test_image_patch_convolution(size: tuple[int, int]) -> None:
+    layer = ImagePatchConv(3, 6, patch_size=4)
+    x = torch.randn(2, 3, *size)
+    assert_alike(layer, lambda x: F.conv2d(x, layer.weight, layer.bias, stride=4).permute(0, 2, 3, 1), x, layer)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 4.0])
