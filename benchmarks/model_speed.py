@@ -60,6 +60,7 @@ SEARCH = Architecture(  # what space=small measures against
 SEARCH_BATCH = 64
 GEMM_SIDE = 1024
 BURST_SECONDS = 0.02  # that an implementation runs before it is the next one's turn
+PROFILED_RUNS, SHOWN_OPERATIONS = 20, 7
 PARTS = ("forward", "training step")
 MEBIBYTE = 2**20
 
@@ -234,6 +235,20 @@ def compare(case: Case, implementations: Sequence[str], part: str, threads: int,
     return rows
 
 
+def shares(case: Case, implementation: str, part: str) -> str:
+    """Which operations an implementation's time goes to, the greatest first, in this process."""
+    run = prepare_run(case, implementation, part)
+    for _ in range(3):
+        run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(PROFILED_RUNS):
+            run()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    parts = [f"{event.key.split('::')[-1]} {event.self_cpu_time_total / total:.0%}" for event in events[:SHOWN_OPERATIONS]]
+    return f"{case.name}, {implementation}, {part}: {', '.join(parts)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=["hilo", "litv2", "search"], default=["hilo", "litv2", "search"])
@@ -243,7 +258,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0, help="for timing one implementation of one case (default 8)")
     parser.add_argument("--compiled", action="store_true", help="also compile LITv2, which takes a minute or more each")
+    parser.add_argument("--profile", action="store_true", help="show instead which operations take the time")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     pin(allowed_cores(), arguments.threads)
     console = Console(width=120)
     console.print(f"{cpu_name()}, {arguments.threads} thread(s), float32, torch {torch.__version__}")

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 def export_onnx(model: nn.Module, x: Tensor, path: Path) -> None:
     """Write a model in evaluation mode, weights inside the file.
 
-    x: an example input, (B, C, H, W); the file takes inputs of this shape. Deformable token merging becomes ONNX's own
-    DeformConv, which ONNX Runtime runs and OpenVINO does not read.
+    x: an example input, (B, C, H, W); the file takes inputs of this shape.
 
     Raises: whatever torch.onnx.export raises for a model that has no ONNX form.
     """

@@ -13,10 +13,7 @@ from search.latency.target import ConversionError, PairedTarget, Prepared, check
 
 @dataclass
 class OpenVinoTarget(PairedTarget):
-    """Networks converted from their torch.export program.
-
-    Not from ONNX, as OpenVINO reads no ONNX DeformConv: this way downsample=dtm works too.
-    """
+    """Networks converted from their torch.export program, for which no other package is needed."""
 
     name = "openvino"
     backend = "openvino, CPU"
