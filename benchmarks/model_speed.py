@@ -1,10 +1,11 @@
 """`python -m benchmarks.model_speed`: how much faster than a plain implementation, and how far from the machine's limit?
 
 Compares with benchmarks/plain.py, which is written from the paper's formulas: HiLo layers, LITv2-S, M and B, and the
-network that the default search measures against, forward and training step. Each implementation has a process of its own,
-with the memory allocator as Python starts it; they run in turn on the same cores, and a ratio of 1.4 says that the plain
-one takes 1.4 times as long. The last column has the plain implementation's time over the time that its multiply-accumulates
-take in matrix products of 1024x1024, measured beside it: no implementation that computes as many gets much beyond it.
+network that the default search measures against, forward and training step. Each implementation has a process of its own;
+they run in turn on the same cores, and a ratio of 1.4 says that the plain one takes 1.4 times as long. "prepared" is what
+models.deploy makes of a model, in a process that keeps freed memory, "compiled" is that through torch.compile. "of its
+products" is the time over the time that the multiply-accumulates take in matrix products of 1024x1024, measured beside it.
+Peak memory comes on top of the weights.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from models.complexity import count_macs
 from models.deploy import prepare
 from models.hilo import HiLo
 from models.litv2 import build
+from models.memory import keep_freed_memory
 from search.latency.cpu_compiled import with_own_code
 from search.latency.machine import ResidentMemory, allowed_cores, cpu_name, pin
 from search.latency.protocol import Interval, Run, Timer, time_ratios
-from search.task import keep_freed_memory
 
 HILO = (  # side of the map, dim, heads, window size, alpha, batches
     (14, 384, 12, 2, 0.9, (1, 8)),
@@ -136,7 +137,10 @@ def prepare_run(case: Case, implementation: str, part: str) -> Run:
         if case.is_search and implementation != "plain":
             keep_freed_memory()  # as the search does
         return training_step(model.train(), x, case.is_search)
-    model = model.eval() if implementation in ("plain", "eager") else prepare(model)
+    if implementation in ("prepared", "compiled"):
+        keep_freed_memory()  # as one deploys
+        model = prepare(model)
+    model.eval()
     forward = compile_frozen(model, x) if implementation == "compiled" else model
 
     def run() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
 import warnings
@@ -20,13 +19,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from models.architecture import check_int, check_number
+from models.memory import keep_freed_memory
 from search.accuracy.base import Progress
 from search.data import ImageData
 
 Batch = tuple[Tensor, Tensor]
 REPORT_EVERY = 10  # steps between two reports of progress
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-GIBIBYTE = 2**30
 
 
 class NonFiniteLoss(RuntimeError):
@@ -134,17 +132,6 @@ def make_trainer(settings: TrainSettings, callbacks: list[Callback] | None = Non
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what a training step frees for the next one, instead of asking the system for it again.
-
-    A tenth of a small network's step on Linux. Does nothing where the library is not glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, GIBIBYTE)
-        mallopt(M_MMAP_THRESHOLD, GIBIBYTE)
 
 
 def fit(model: nn.Module, data: ImageData, settings: TrainSettings, progress: Progress) -> ImageClassification:

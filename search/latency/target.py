@@ -21,9 +21,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models import deploy
 from models.architecture import Architecture, check_int, check_number
+from models.deploy import prepare as prepare_model
 from models.litv2 import build
+from models.memory import keep_freed_memory
 from search.latency.base import Calibration, Latency
 from search.latency.machine import ResidentMemory, Usage, allowed_cores, cpu_name, frequency_facts, keep_to, pin
 from search.latency.protocol import LEAST_HALF_WIDTH, Run, Series, Timer, repeat_interval, time_alone, time_ratios, timed_by
@@ -201,7 +202,10 @@ class PairedTarget(ABC):
 
     def _model(self, network: Network) -> nn.Module:
         model = network.build().eval()
-        return deploy.prepare(model) if self.prepared else model
+        if not self.prepared:
+            return model
+        keep_freed_memory()
+        return prepare_model(model)
 
     def _eager(self, architecture: Architecture) -> Run:
         network = self._network(architecture)
