@@ -33,14 +33,16 @@ def runs_eagerly_on_cpu(x: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As torch.nn.functional.linear, but by oneDNN where it runs eagerly on a CPU.
+    """As torch.nn.functional.linear, but by oneDNN where it runs on a CPU without gradient, compiled or not.
 
     PyTorch takes MKL's matrix product there, which at LITv2-S's shapes on an AMD EPYC is 1.0 to 1.25 times slower and for
     which the bias is written first. Repacking the weights once would make LITv2-S 1.06 times as fast again, but they would
     then be kept twice or be lost to exporters.
     """
     is_large = x.numel() * weight.shape[0] >= LARGE
-    if HAS_ONEDNN and is_large and runs_eagerly_on_cpu(x) and x.dtype is weight.dtype is torch.float32:
+    takes_gradient, is_exported = torch.is_grad_enabled(), torch.compiler.is_exporting()
+    is_plain = x.device.type == "cpu" and x.dtype is weight.dtype is torch.float32
+    if HAS_ONEDNN and is_large and is_plain and not takes_gradient and not is_exported:
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
     return F.linear(x, weight, bias)
 
