@@ -211,9 +211,9 @@ def processes(case: Case, implementations: Sequence[str], part: str, threads: in
         yield found
     finally:
         for process, ours in started:
-            ours.close()
             process.terminate()
             process.join()
+            ours.close()
 
 
 def ask(connection: Connection) -> float:

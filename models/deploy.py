@@ -1,8 +1,8 @@
 """A model as it is deployed: a copy that computes the same with fewer and faster operations, for inference only.
 
 LITv2's own layers are rebuilt: projections that read the same tokens become one, BatchNorm becomes part of the convolution
-before it, weights lie in the order in which they are read. In any model, linear layers that run eagerly on a CPU go through
-oneDNN. Everything stays plain tensor operations for torch.compile and for exporters.
+before it, weights lie in the order in which they are read. In any model, large linear layers on a CPU go through oneDNN, as
+LITv2's do anyway. The copy compiles and exports like the model.
 
 Shape letters as in `models.hilo`.
 """

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 HAS_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 LARGE = 2**25  # multiply-accumulates from which oneDNN's product pays: a call of it takes 13 us more than one of MKL's
 SMALL_MAP = 2  # side up to which oneDNN's weight gradient of a padded 3x3 convolution falls back to a slow loop
-
-
-PIECE = 2**19  # numbers: 2 MB in float32. On LITv2-S 2**18 and 2**20 are no faster
+PIECE = 2**19  # numbers: 2 MB in float32
 
 
 def num_pieces(size: int) -> int:
@@ -39,12 +37,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     which the bias is written first. Repacking the weights once would make LITv2-S 1.06 times as fast again, but they would
     then be kept twice or be lost to exporters.
     """
-    is_large = x.numel() * weight.shape[0] >= LARGE
-    takes_gradient, is_exported = torch.is_grad_enabled(), torch.compiler.is_exporting()
-    is_plain = x.device.type == "cpu" and x.dtype is weight.dtype is torch.float32
-    if HAS_ONEDNN and is_large and is_plain and not takes_gradient and not is_exported:
+    if x.numel() * weight.shape[0] >= LARGE and is_for_onednn(x, weight):
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
     return F.linear(x, weight, bias)
+
+
+def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are plain float32 tensors on a CPU, for which nobody wants gradients, another precision or a graph."""
+    if not HAS_ONEDNN or torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+        return False
+    is_plain = type(weight) in (Tensor, nn.Parameter)  # and not, say, quantised
+    return is_plain and x.device.type == "cpu" and x.dtype is weight.dtype is torch.float32 and x.ndim > 1
 
 
 class Linear(nn.Linear):

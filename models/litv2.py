@@ -17,7 +17,6 @@ from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rate
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.architecture import Architecture, StageSpec, count_hidden
 from models.hilo import HiLo
@@ -50,9 +49,10 @@ class ConvFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, H, W, C). Returns the same shape."""
         pieces = num_pieces(x.shape[:3].numel() * self.hidden_dim) if runs_eagerly_on_cpu(x) else 1
-        if pieces > 1 and type(self.fc1) is type(self.fc2) is Linear:  # not what another library put there
+        conv = self.dwconv["dwconv"]
+        if pieces > 1 and type(self.fc1) is type(self.fc2) is Linear and type(conv) is DepthwiseConv:  # as they were built
             return self._in_pieces(x, pieces)
-        return self.fc2(self.act(self.dwconv["dwconv"](self.fc1(x))))  # type: ignore[no-any-return]
+        return self.fc2(self.act(conv(self.fc1(x))))  # type: ignore[no-any-return]
 
     def _in_pieces(self, x: Tensor, pieces: int) -> Tensor:
         """The same, some hidden channels at a time: what lies between the layers stays in the cache.
@@ -63,7 +63,7 @@ class ConvFFN(nn.Module):
         parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
         out: Tensor | None = None
         for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(pieces) for part in parts), strict=True):
-            hidden = F.gelu(depthwise(linear(x, weight1, bias1), weight, bias))
+            hidden = self.act(depthwise(linear(x, weight1, bias1), weight, bias))
             share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
             out = share if out is None else out.add_(share)
         return cast(Tensor, out)

@@ -95,6 +95,16 @@ def test_large_products() -> None:
             torch.testing.assert_close(layer(tokens), F.linear(tokens, layer.weight, layer.bias), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_large_products_keep_to_what_is_asked() -> None:
+    layer = Linear(2048, 2048)
+    x = torch.randn(16, 2048)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16
+    assert layer.double()(x.double()).dtype is torch.float64
+    assert layers.linear(torch.randn(8192), torch.randn(8192, 8192), None).shape == (8192,)
+
+
 def test_feed_forward_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = ConvFFN(10, 30)
     x = torch.randn(2, 6, 5, 10)
