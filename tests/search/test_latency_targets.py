@@ -105,7 +105,7 @@ def test_uses_the_threads_it_names(cpu: CpuTarget) -> None:
 def test_larger_batch_takes_longer(cpu: CpuTarget) -> None:
     one = cpu.calibrate(LARGE)
     eight = dataclasses.replace(cpu, batch_size=8).calibrate(LARGE)
-    assert eight.low_ms > one.high_ms
+    assert eight.anchor_ms > one.anchor_ms  # their intervals may meet on a busy machine
 
 
 def test_peak_memory_holds_the_weights(cpu: CpuTarget) -> None:
