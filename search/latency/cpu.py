@@ -12,7 +12,7 @@ from search.latency.target import DTYPES, PairedTarget, Prepared, eager_copy
 
 @dataclass
 class CpuTarget(PairedTarget):
-    """Networks as they are trained, on the CPU."""
+    """Networks run by PyTorch itself, one operation after the other."""
 
     name = "cpu"
     backend = "torch eager"

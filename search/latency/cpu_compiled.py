@@ -32,25 +32,30 @@ class CompiledCpuTarget(PairedTarget):
             raise ValueError("latency=cpu_compiled needs a C++ compiler (g++ or clang++): install one or choose latency=cpu")
 
     def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
-        import torch._inductor.config as inductor
-
-        compiled = torch.compile(with_own_code(model), fullgraph=True, dynamic=False)
         try:
-            with inductor.patch(freezing=True), torch.no_grad():
-                output = compiled(x)
+            run = compile_frozen(model, x)
         except Exception as error:
             raise ConversionError(f"torch.compile cannot take this model: {error}") from error
-        parity = check_parity(self.name, model, x, output, self.dtype)
-
-        def run() -> Tensor:
-            with torch.no_grad():  # as it was compiled
-                result: Tensor = compiled(x)
-                return result
-
-        return Prepared(lambda: run, parity)
+        return Prepared(lambda: run, check_parity(self.name, model, x, run(), self.dtype))
 
     def peak_bytes(self, load: Callable[[], Run]) -> tuple[Run, int | None]:
         return load(), None  # compiling has left its own memory behind
+
+
+def compile_frozen(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """Compile a model with its weights frozen in. Returns what runs it on x. Raises: whatever the compiler raises."""
+    import torch._inductor.config as inductor
+
+    compiled = torch.compile(with_own_code(model), fullgraph=True, dynamic=False)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            output: Tensor = compiled(x)
+            return output
+
+    with inductor.patch(freezing=True):
+        run()
+    return run
 
 
 def with_own_code(model: nn.Module) -> Callable[[Tensor], Tensor]:
