@@ -11,6 +11,7 @@ Peak memory comes on top of the weights.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import multiprocessing
 import statistics
@@ -29,6 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import models.litv2  # noqa: F401 - registers the variants
+from benchmarks.attention import forward
 from benchmarks.plain import PlainHiLo, PlainLITv2
 from models.architecture import Architecture, StageSpec
 from models.complexity import count_macs
@@ -36,7 +38,7 @@ from models.deploy import prepare
 from models.hilo import HiLo
 from models.litv2 import build
 from models.memory import keep_freed_memory
-from search.latency.cpu_compiled import with_own_code
+from search.latency.cpu_compiled import compile_frozen
 from search.latency.machine import ResidentMemory, allowed_cores, cpu_name, pin
 from search.latency.protocol import Interval, Run, Timer, time_ratios
 
@@ -61,6 +63,7 @@ SEARCH = Architecture(  # what space=small measures against
 SEARCH_BATCH = 64
 GEMM_SIDE = 1024
 BURST_SECONDS = 0.02  # that an implementation runs before it is the next one's turn
+LAYERS = 8  # of one kind that take turns, as in a network: one by itself would keep its weights in the nearest cache
 PROFILED_RUNS, SHOWN_OPERATIONS = 20, 7
 PARTS = ("forward", "training step")
 MEBIBYTE = 2**20
@@ -68,12 +71,13 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed. input_shape: with the batch."""
+    """What is computed. input_shape: with the batch. copies: of the model, which take turns."""
 
     name: str
     make_plain: Callable[[], nn.Module]
     make_fast: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
+    copies: int = 1
     is_search: bool = False
 
     @property
@@ -86,7 +90,7 @@ def hilo_cases() -> Iterator[Case]:
         for batch in batches:
             plain, fast = (partial(layer, dim, heads, window, alpha) for layer in (PlainHiLo, HiLo))
             name = f"{side}x{side}, {dim}, {heads}, {window}, {alpha}; batch {batch}"
-            yield Case(name, plain, fast, (batch, side, side, dim))
+            yield Case(name, plain, fast, (batch, side, side, dim), copies=LAYERS)
 
 
 def litv2_cases(variants: Sequence[str], img_sizes: Sequence[int]) -> Iterator[Case]:
@@ -110,7 +114,8 @@ def serve(connection: Connection, case: Case, implementation: str, part: str, th
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     run = prepare_run(case, implementation, part)
-    run()  # what libraries take once does not count
+    for _ in range(case.copies):
+        run()  # what libraries take once does not count
     memory = ResidentMemory()
     for _ in range(3):
         run()
@@ -131,38 +136,25 @@ def prepare_run(case: Case, implementation: str, part: str) -> Run:
     if implementation == "products":
         a, b = torch.rand(GEMM_SIDE, GEMM_SIDE), torch.rand(GEMM_SIDE, GEMM_SIDE)
         return partial(torch.mm, a, b)
+    if implementation in ("prepared", "compiled") or (case.is_search and implementation != "plain"):
+        keep_freed_memory()  # as one deploys, and as the search does
+    make = case.make_plain if implementation == "plain" else case.make_fast
     x = torch.rand(case.input_shape)
-    model = case.make_plain() if implementation == "plain" else case.make_fast()
+    runs = itertools.cycle([prepare_model(make(), x, case, implementation, part) for _ in range(case.copies)])
+    return lambda: next(runs)()
+
+
+def prepare_model(model: nn.Module, x: Tensor, case: Case, implementation: str, part: str) -> Run:
     if part == "training step":
-        if case.is_search and implementation != "plain":
-            keep_freed_memory()  # as the search does
         return training_step(model.train(), x, case.is_search)
     if implementation in ("prepared", "compiled"):
-        keep_freed_memory()  # as one deploys
         model = prepare(model)
-    model.eval()
-    forward = compile_frozen(model, x) if implementation == "compiled" else model
-
-    def run() -> None:
-        with torch.no_grad() if implementation == "compiled" else torch.inference_mode():
-            forward(x)
-
-    return run
-
-
-def compile_frozen(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    import torch._inductor.config as inductor
-
-    compiled = torch.compile(with_own_code(model), fullgraph=True, dynamic=False)
-    with inductor.patch(freezing=True), torch.no_grad():
-        compiled(x)
-    return compiled
+    return compile_frozen(model, x) if implementation == "compiled" else forward(model.eval(), x)
 
 
 def training_step(model: nn.Module, x: Tensor, with_optimizer: bool) -> Run:
     """Forward and backward, of a layer also to its input; of the search's network with the optimizer's step too."""
-    layer = not isinstance(model, nn.Module) or not hasattr(model, "head")
-    x.requires_grad_(layer)
+    x.requires_grad_(isinstance(model, HiLo | PlainHiLo))
     with torch.no_grad():
         gradient = torch.rand_like(model(x))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True) if with_optimizer else None

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architecture import count_lo_heads
-from models.layers import Linear
+from models.layers import Linear, num_pieces, runs_eagerly_on_cpu
 
 
 class HiLo(nn.Module):
@@ -52,6 +52,11 @@ class HiLo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: tokens, (B, H, W, C). Returns the same shape."""
+        if len(x) > 1 and runs_eagerly_on_cpu(x) and (pieces := num_pieces(x.numel())) > 1:
+            return torch.cat([self._attend(images) for images in x.chunk(pieces)])
+        return self._attend(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         size = self.window_size
         if height % size or width % size:  # padding by nothing would copy the map
