@@ -185,7 +185,7 @@ class LITv2(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         self.head_drop = nn.Dropout(drop_rate)
         self.head = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     def no_weight_decay(self) -> set[str]:
         return set()
@@ -212,7 +212,7 @@ class LITv2(nn.Module):
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         like = next(self.patch_embed.parameters())
         self.head = Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype).apply(_init_weights)
+        self.head.to(device=like.device, dtype=like.dtype).apply(init_weights)
 
     def forward_intermediates(
         self,
@@ -276,7 +276,7 @@ class LITv2(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """As the official code: truncated normal for linear layers, torch's default for convolutions, zero offsets."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from search.errors import UserError
@@ -75,7 +77,10 @@ class Space:
         self.patch_size = patch_size
         self.downsample = downsample
         self.stages = tuple(_stage_choices(f"space.stages[{i}]", stage) for i, stage in enumerate(stages))
-        self._check_every_choice()
+        try:
+            list(self.covering())
+        except ValueError as error:
+            raise UserError(f"space: {error}") from error
 
     def suggest(self, trial: Asks) -> Architecture:
         """The architecture that a trial's parameters stand for, in canonical form."""
@@ -105,6 +110,28 @@ class Space:
             stages.append(StageSpec(max(choices.depth), window, max(choices.alpha), heads, max(choices.mlp_ratio)))
         return Architecture(max(self.embed_dim), tuple(stages), self.patch_size, self.downsample).canonical()
 
+    def smallest(self) -> Architecture:
+        """Every choice at its cheapest; where a stage can be without attention it is."""
+        stages = []
+        for choices in self.stages:
+            window = 0 if 0 in choices.window_size else max(choices.window_size)
+            heads = choices.num_heads[0] if window else 1
+            stages.append(StageSpec(min(choices.depth), window, max(choices.alpha), heads, min(choices.mlp_ratio)))
+        return Architecture(min(self.embed_dim), tuple(stages), self.patch_size, self.downsample).canonical()
+
+    def sample(self, seed: Sequence[int]) -> Architecture:
+        """A random architecture, every parameter drawn alike from its choices; the same seed gives the same one."""
+        return self.suggest(_Drawn(np.random.default_rng(seed)))
+
+    def covering(self) -> Iterator[Architecture]:
+        """Architectures in which each stage takes each of its values at each width, while the others are at their first."""
+        first = [min(stage.distinct(), key=lambda spec: spec.window_size) for stage in self.stages]
+        for width in self.embed_dim:
+            for index, choices in enumerate(self.stages):
+                for spec in choices.distinct():
+                    stages = (*first[:index], spec, *first[index + 1 :])
+                    yield Architecture(width, stages, self.patch_size, self.downsample)
+
     def architecture(self, parameters: Mapping[str, Value]) -> Architecture:
         """The architecture of given parameters; those that are fixed may be left out."""
         return self.suggest(_Given(parameters))
@@ -126,17 +153,6 @@ class Space:
         self.suggest(recorder)
         return recorder.asked
 
-    def _check_every_choice(self) -> None:
-        first = [min(stage.distinct(), key=lambda spec: spec.window_size) for stage in self.stages]
-        for width in self.embed_dim:
-            for index, choices in enumerate(self.stages):
-                for spec in choices.distinct():
-                    stages = (*first[:index], spec, *first[index + 1 :])
-                    try:
-                        Architecture(width, stages, self.patch_size, self.downsample)
-                    except ValueError as error:
-                        raise UserError(f"space: {error}") from error
-
 
 class _Given:
     """Answers a space's questions from given parameters, and remembers which were asked."""
@@ -154,6 +170,19 @@ class _Given:
     def _answer(self, name: str) -> Value:
         self.asked[name] = self.parameters[name]
         return self.asked[name]
+
+
+class _Drawn:
+    """Answers a space's questions at random."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        return int(self.rng.choice(np.arange(low, high + 1, step)))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[int(self.rng.integers(len(choices)))]
 
 
 def _suggest_stage(trial: Asks, name: str, choices: StageChoices) -> StageSpec:
