@@ -6,6 +6,7 @@ images for every network.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,14 @@ class ImageData(lightning.LightningDataModule):
     def num_val(self) -> int:
         return len(self.val.labels)
 
+    def fingerprint(self) -> dict[str, str | int | bool]:
+        """What a training on these images depends on."""
+        digest = hashlib.sha256()
+        for tensor in (self.train.images, self.train.labels):
+            digest.update(tensor.numpy().tobytes())
+        settings = {"shift": self.shift, "flip": self.flip, "batch_size": self.batch_size, "num_classes": self.num_classes}
+        return {"train": digest.hexdigest(), "shape": str(tuple(self.train.images.shape)), **settings}
+
     def train_dataloader(self) -> Batches:
         """Shuffled and augmented by torch's seed at this moment, the last incomplete batch left out."""
         batch_size = min(self.batch_size, len(self.train.labels))
@@ -129,27 +138,36 @@ class ImageData(lightning.LightningDataModule):
 class Batches:
     """Iterable over normalised batches: images (B, C, H, W) float32, labels (B,).
 
-    seed: shuffle and augment; every epoch differs, and the same seed gives the same epochs. None: in order, as they are.
+    seed: shuffle and augment, each epoch otherwise; the same seed and epoch give the same batches. None: in order, as
+    they are.
     """
 
     def __init__(self, data: ImageData, images: Images, batch_size: int, seed: int | None = None) -> None:
         self.data = data
         self.images = images
         self.batch_size = batch_size
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.epoch = 0  # the next one
 
     def __len__(self) -> int:
         total = len(self.images.labels)
-        return -(-total // self.batch_size) if self.generator is None else total // self.batch_size
+        return -(-total // self.batch_size) if self.seed is None else total // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        total = len(self.images.labels)
-        order = torch.arange(total) if self.generator is None else torch.randperm(total, generator=self.generator)
+        if self.seed is None:
+            yield from self._batches(torch.arange(len(self.images.labels)), None)
+            return
+        state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(state)
+        self.epoch += 1
+        yield from self._batches(torch.randperm(len(self.images.labels), generator=generator), generator)
+
+    def _batches(self, order: Tensor, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(len(self)):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             images = self.images.images[chosen]
-            if self.generator is not None:
-                images = augment(images, self.data.shift, self.data.flip, self.generator)
+            if generator is not None:
+                images = augment(images, self.data.shift, self.data.flip, generator)
             yield (images.float() / 255 - self.data.mean) / self.data.std, self.images.labels[chosen]
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import lightning
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import save_file
 
 from models.architecture import check_int
@@ -21,8 +20,8 @@ from search import config_file
 from search.cli import build, construct, set_up_logging
 from search.data import ImageData
 from search.errors import UserError, one_line
-from search.task import NonFiniteLoss, TrainSettings, fit, test_accuracy
-from search.view import describe
+from search.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, test_accuracy
+from search.view import describe, progress_of
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +48,14 @@ def retrain(cfg: DictConfig) -> None:
         architecture, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=settings.drop_path_rate
     )
     log.info("training %s (%s parameters)", describe(architecture), f"{count_params(model):,}")
+    task = ImageClassification(model, settings, data.num_classes)
     start = time.perf_counter()
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("training", total=1.0)
+    with progress_of(console, "training") as progress:
         try:
-            task = fit(model, data, settings, lambda share: progress.update(bar, completed=share))
+            fit(task, data, progress)
         except NonFiniteLoss as error:
             raise UserError(one_line(error)) from error
-        progress.update(bar, completed=1.0)
+        progress(1.0)
     seconds = time.perf_counter() - start
     weights, report = (path.with_suffix(suffix) for suffix in (".safetensors", ".result.json"))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)

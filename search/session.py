@@ -42,7 +42,8 @@ from search.study import (
     quiet_experimental,
     remember,
 )
-from search.view import LiveView, LogView, make_console, trial_table
+from search.task import NonFiniteLoss
+from search.view import LiveView, LogView, make_console, progress_of, trial_table
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,11 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
     construct(make_target)  # a mistake in its settings shows here, not in the measuring process
     evaluator: AccuracyEvaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
     remember(study, "training", evaluator.fingerprint(), REMEDY)
+    with progress_of(console, "training shared weights") as progress:
+        try:
+            evaluator.prepare(cfg.study.seed, progress)
+        except NonFiniteLoss as error:
+            raise UserError(one_line(error)) from error
     engine: Engine = construct(build(cfg.engine), make_target=make_target, evaluator=evaluator)
     try:
         calibration, reference_ms = prepare_measuring(study, engine, space, budget_ms)

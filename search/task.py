@@ -6,13 +6,14 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,7 +76,10 @@ class ImageClassification(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Raises: NonFiniteLoss, naming the step."""
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.settings.label_smoothing)
+        return self.checked(F.cross_entropy(self(images), labels, label_smoothing=self.settings.label_smoothing))
+
+    def checked(self, loss: Tensor) -> Tensor:
+        """Raises: NonFiniteLoss, naming the step."""
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"loss is {loss.item()} at step {self.global_step}; lower train.lr={self.settings.lr:g}")
         return loss
@@ -116,7 +120,7 @@ class ReportProgress(Callback):
             self.progress(trainer.global_step / max(1, int(trainer.estimated_stepping_batches)))
 
 
-def make_trainer(settings: TrainSettings, callbacks: list[Callback] | None = None) -> lightning.Trainer:
+def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = ()) -> lightning.Trainer:
     """A Trainer without files, bars or tables: about ten milliseconds a run."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -125,29 +129,39 @@ def make_trainer(settings: TrainSettings, callbacks: list[Callback] | None = Non
         accelerator=settings.accelerator,
         devices=1,
         gradient_clip_val=settings.clip_norm,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
 
 
-def fit(model: nn.Module, data: ImageData, settings: TrainSettings, progress: Progress) -> ImageClassification:
+def fit(task: ImageClassification, data: ImageData, progress: Progress, checkpoint: Path | None = None) -> None:
     """Train a model; the batch order and the augmentation follow torch's current seed.
 
+    checkpoint: a file to keep the state in after each epoch, and to go on from if it is there.
     Raises: NonFiniteLoss if training diverges, KeyboardInterrupt if the user stops it.
     """
     keep_freed_memory()
-    task = ImageClassification(model, settings, data.num_classes)
-    trainer = make_trainer(settings, [ReportProgress(progress)])
+    batches = data.train_dataloader()
+
+    def resume_epoch(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        batches.epoch = trainer.current_epoch
+
+    callbacks: list[Callback] = [ReportProgress(progress), LambdaCallback(on_train_epoch_start=resume_epoch)]
+    if checkpoint is not None:
+        callbacks.append(
+            ModelCheckpoint(checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False)
+        )
+    trainer = make_trainer(task.settings, callbacks)
+    resumed = str(checkpoint) if checkpoint is not None and checkpoint.exists() else None
     with quiet_loader_advice():
         try:
-            trainer.fit(task, train_dataloaders=data.train_dataloader())
+            trainer.fit(task, train_dataloaders=batches, ckpt_path=resumed, weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
-    return task
 
 
 def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> float:
@@ -161,6 +175,7 @@ def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings:
 def quiet_loader_advice() -> Iterator[None]:
     """Lightning advises workers and lengths for loaders that read files; ours are tensors in memory."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it holds a lock
         warnings.filterwarnings("ignore", message=".*(does not have many workers|smaller than the logging interval).*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
         yield

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console, Group
@@ -82,6 +84,25 @@ def trial_table(title: str, trials: list[Finished]) -> Table:
             describe(trial.architecture) + note,
         )
     return table
+
+
+@contextmanager
+def progress_of(console: Console, text: str) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal, a log line every tenth elsewhere. Yields what takes the share that is done."""
+    if console.is_terminal:
+        with Progress(console=console) as progress:
+            bar = progress.add_task(text, total=1.0, visible=False)
+            yield lambda share: progress.update(bar, completed=share, visible=True)
+        return
+    tenths = 0
+
+    def report(share: float) -> None:
+        nonlocal tenths
+        if int(10 * share) > tenths:
+            tenths = int(10 * share)
+            log.info("%s: %d %%", text, 10 * tenths)
+
+    yield report
 
 
 class LogView:

@@ -38,6 +38,10 @@ class AccuracyEvaluator(Protocol):
         """What accuracies depend on beyond the configuration, such as threads. Studies refuse to mix different ones."""
         ...
 
+    def prepare(self, seed: int, progress: Progress) -> None:
+        """Do once what all evaluations with a seed share; without it the first evaluation does."""
+        ...
+
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         """Raises: any error of building or training it, such as a loss that is not finite; never returns a guess."""
         ...

@@ -82,7 +82,7 @@ def test_non_finite_loss_names_the_remedy(data: ImageData, architecture: Archite
     model = build(architecture, in_chans=1, num_classes=100)
     nn.init.constant_(model.head.bias, float("nan"))
     with pytest.raises(NonFiniteLoss, match=r"loss is nan at step 0; lower train.lr=0.002"):
-        fit(model, data, SETTINGS, lambda share: None)
+        fit(ImageClassification(model, SETTINGS, 100), data, lambda share: None)
 
 
 def test_network_that_diverged_in_its_last_step_gets_no_accuracy(data: ImageData, architecture: Architecture) -> None:
@@ -93,11 +93,12 @@ def test_network_that_diverged_in_its_last_step_gets_no_accuracy(data: ImageData
 
 
 def test_interruption_is_not_taken_for_a_result(data: ImageData, architecture: Architecture) -> None:
-    model = build(architecture, in_chans=1, num_classes=100)
+    settings = dataclasses.replace(SETTINGS, max_epochs=50)
+    task = ImageClassification(build(architecture, in_chans=1, num_classes=100), settings, 100)
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(KeyboardInterrupt):
-            fit(model, data, dataclasses.replace(SETTINGS, max_epochs=50), lambda s: os.kill(os.getpid(), signal.SIGINT))
+            fit(task, data, lambda share: os.kill(os.getpid(), signal.SIGINT))
     finally:
         signal.signal(signal.SIGINT, handler)
 

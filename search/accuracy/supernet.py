@@ -1,0 +1,187 @@
+"""Accuracy from shared weights: one supernet is trained once, then every network of the space is scored with its share.
+
+A step trains the largest network on the labels, and the smallest and some random ones on what the largest says: the sandwich
+rule and in-place distillation of "Universally Slimmable Networks", arXiv 1903.05134. A network is scored as a plain one that
+has a copy of its weights and batch statistics of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.architecture import Architecture, check_int
+from models.elastic import ElasticLITv2, recalibrate
+from search.accuracy.base import Accuracy, Progress
+from search.accuracy.training import Training
+from search.data import Batches
+from search.errors import one_line
+from search.space import Space
+from search.task import Batch, ImageClassification, TrainSettings, fit, test_accuracy
+
+log = logging.getLogger(__name__)
+CALIBRATION_BATCH, CALIBRATION_BATCHES = 256, 4  # images for batch statistics: more change no score by its standard error
+
+
+class SupernetTraining(ImageClassification):
+    """Sandwich rule with in-place distillation.
+
+    teacher: the network that learns from the labels. students: gives the networks that learn from it in a step.
+    """
+
+    def __init__(
+        self,
+        elastic: ElasticLITv2,
+        settings: TrainSettings,
+        num_classes: int,
+        teacher: Architecture,
+        students: Callable[[int], Iterable[Architecture]],
+    ) -> None:
+        super().__init__(elastic, settings, num_classes)
+        self.elastic = elastic
+        self.teacher = teacher
+        self.students = students
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Raises: NonFiniteLoss, naming the step."""
+        images, labels = batch
+        self.elastic.activate(self.teacher)
+        logits = self(images)
+        losses = [F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)]
+        targets = logits.detach().softmax(1)
+        for architecture in self.students(self.global_step):
+            self.elastic.activate(architecture)
+            losses.append(F.cross_entropy(self(images), targets))
+        return self.checked(torch.stack(losses).mean())
+
+
+@dataclass
+class SupernetEvaluator(Training):
+    """Train a supernet of a space or find it in the cache, and score networks with their share of its weights.
+
+    num_random: of the sandwich. cache: folder that keeps supernets by what they were trained on, for further studies.
+    """
+
+    space: Space
+    num_random: int
+    cache: str
+    _trained: dict[int, ElasticLITv2] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int("accuracy.num_random", self.num_random, 0)
+
+    def prepare(self, seed: int, progress: Progress) -> None:
+        """Train the supernet of this seed, unless it was before; a training that was cut off goes on.
+
+        Raises: NonFiniteLoss if training diverges, KeyboardInterrupt if the user stops it.
+        """
+        if seed in self._trained:
+            return
+        elastic = self.untrained(seed)
+        folder = self.folder(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = folder / "supernet.safetensors"
+        with locked(folder / ".lock"):
+            if not load(elastic, weights):
+                checkpoint = folder / "epoch.ckpt"
+                if checkpoint.exists():
+                    log.info("going on with the supernet's training from %s", checkpoint)
+                fit(self.training(elastic, seed), self.data, progress, checkpoint)
+                save(elastic, weights)
+                checkpoint.unlink(missing_ok=True)
+        self._trained[seed] = elastic.eval()
+
+    def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        self.prepare(seed, progress)
+        start = time.perf_counter()
+        self.seed(seed)
+        network = self._trained[seed].extract(self.proxy(architecture))
+        recalibrate(network, self._calibration_images())
+        task = ImageClassification(network, self.train, self.data.num_classes)
+        accuracy = test_accuracy(task, self.data.val_dataloader(), self.train)
+        progress(1.0)
+        return Accuracy(accuracy, self.data.num_val, seed, time.perf_counter() - start)
+
+    def folder(self, seed: int) -> Path:
+        """Where this supernet is kept: named by all that its weights depend on."""
+        settings = {
+            "architectures": sorted({a.key for a in self._covering()}),
+            "train": asdict(self.train),
+            "num_random": self.num_random,
+            "seed": seed,
+            "data": self.data.fingerprint(),
+            **self.fingerprint(),
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return Path(self.cache) / digest[:16]
+
+    def _covering(self) -> Iterator[Architecture]:
+        return map(self.proxy, self.space.covering())
+
+    def untrained(self, seed: int) -> ElasticLITv2:
+        self.seed(seed)
+        data = self.data
+        return ElasticLITv2(self._covering(), data.in_chans, data.num_classes, self.train.drop_path_rate)
+
+    def training(self, elastic: ElasticLITv2, seed: int) -> SupernetTraining:
+        largest, smallest = self.proxy(self.space.largest()), self.proxy(self.space.smallest())
+
+        def students(step: int) -> list[Architecture]:
+            drawn = (self.space.sample([seed, step, index]) for index in range(self.num_random))
+            return [smallest, *map(self.proxy, drawn)]
+
+        return SupernetTraining(elastic, self.train, self.data.num_classes, largest, students)
+
+    def _calibration_images(self) -> Iterator[Tensor]:
+        batches = Batches(self.data, self.data.train, CALIBRATION_BATCH)
+        return (images for images, _ in itertools.islice(batches, CALIBRATION_BATCHES))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for another search that trains the same supernet, which then need not be trained again."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another search that trains this supernet (%s)", path.parent)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load(elastic: ElasticLITv2, path: Path) -> bool:
+    """Returns whether the weights were there and whole."""
+    if not path.exists():
+        return False
+    try:
+        elastic.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        log.warning("%s cannot be read (%s); training the supernet again", path, one_line(error))
+        return False
+    log.info("the supernet is there already: %s", path)
+    return True
+
+
+def save(elastic: ElasticLITv2, path: Path) -> None:
+    """Write the weights whole or not at all."""
+    partial = path.with_suffix(".partial")
+    save_file(elastic.state_dict(), partial)
+    partial.replace(path)
