@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from search.errors import UserError
 
 Value = int | float
 Parameters = dict[str, Value]
+Size = Literal["any", "largest", "smallest"]
+SIZE_PARAMETERS = ("embed_dim", "depth", "mlp_ratio")
 
 # What the authors chose for LITv2-S: Sec. 5.1, arXiv 2205.13213.
 LITV2_DEPTHS = (2, 2, 6, 2)
@@ -110,18 +112,12 @@ class Space:
             stages.append(StageSpec(max(choices.depth), window, max(choices.alpha), heads, max(choices.mlp_ratio)))
         return Architecture(max(self.embed_dim), tuple(stages), self.patch_size, self.downsample).canonical()
 
-    def smallest(self) -> Architecture:
-        """Every choice at its cheapest; where a stage can be without attention it is."""
-        stages = []
-        for choices in self.stages:
-            window = 0 if 0 in choices.window_size else max(choices.window_size)
-            heads = choices.num_heads[0] if window else 1
-            stages.append(StageSpec(min(choices.depth), window, max(choices.alpha), heads, min(choices.mlp_ratio)))
-        return Architecture(min(self.embed_dim), tuple(stages), self.patch_size, self.downsample).canonical()
+    def sample(self, seed: Sequence[int], size: Size = "any") -> Architecture:
+        """A random architecture; the same seed gives the same one.
 
-    def sample(self, seed: Sequence[int]) -> Architecture:
-        """A random architecture, every parameter drawn alike from its choices; the same seed gives the same one."""
-        return self.suggest(_Drawn(np.random.default_rng(seed)))
+        size: draw everything from its choices, or take the largest or smallest width, depths and MLP ratios.
+        """
+        return self.suggest(_Drawn(np.random.default_rng(seed), size))
 
     def covering(self) -> Iterator[Architecture]:
         """Architectures in which each stage takes each of its values at each width, while the others are at their first."""
@@ -175,14 +171,18 @@ class _Given:
 class _Drawn:
     """Answers a space's questions at random."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, size: Size) -> None:
         self.rng = rng
+        self.size = size
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        return int(self.rng.choice(np.arange(low, high + 1, step)))
+        return int(self.suggest_categorical(name, range(low, high + 1, step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return choices[int(self.rng.integers(len(choices)))]
+        drawn = int(self.rng.integers(len(choices)))
+        if self.size == "any" or name.rpartition(".")[2] not in SIZE_PARAMETERS:
+            return choices[drawn]
+        return max(choices) if self.size == "largest" else min(choices)
 
 
 def _suggest_stage(trial: Asks, name: str, choices: StageChoices) -> StageSpec:

@@ -65,7 +65,7 @@ def test_extracted_network_is_a_plain_one(space: Space) -> None:
 def test_extracted_network_has_weights_of_its_own(space: Space) -> None:
     elastic = supernet(space)
     before = {name: tensor.clone() for name, tensor in elastic.state_dict().items()}
-    extracted = elastic.extract(space.smallest())
+    extracted = elastic.extract(space.sample([0], "smallest"))
     with torch.no_grad():
         for parameter in extracted.parameters():
             parameter.add_(1)
@@ -75,21 +75,21 @@ def test_extracted_network_has_weights_of_its_own(space: Space) -> None:
 def test_networks_share_their_weights(space: Space) -> None:
     """A step for one network is a step for the others."""
     elastic = supernet(space).train()
-    elastic.activate(space.smallest())
+    elastic.activate(space.sample([0], "smallest"))
     elastic(images(8)).square().sum().backward()
     with torch.no_grad():
         for parameter in elastic.parameters():
             if parameter.grad is not None:
                 parameter.sub_(0.1 * parameter.grad)
-    small = elastic.extract(space.smallest())
+    small = elastic.extract(space.sample([0], "smallest"))
     large = elastic.extract(space.largest())
-    width = space.smallest().embed_dim
+    width = space.sample([0], "smallest").embed_dim
     assert torch.equal(large.patch_embed.proj.weight[:width], small.patch_embed.proj.weight)
 
 
 def test_statistics_follow_the_network_that_ran(space: Space) -> None:
     elastic = supernet(space).train()
-    architecture = space.smallest()
+    architecture = space.sample([0], "smallest")
     elastic.activate(architecture)
     before = elastic.extract(architecture).layers[0].downsample.norm_layer.running_mean.clone()
     elastic(images(8))
@@ -133,7 +133,7 @@ def test_network_beyond_the_weights_is_refused(change: dict[str, Any], message: 
 
 def test_networks_of_unlike_kinds_cannot_share() -> None:
     with pytest.raises(ValueError, match="one patch_size and downsample"):
-        ElasticLITv2([SPACES["convolution"].smallest(), SPACES["deformable"].smallest()])
+        ElasticLITv2([SPACES["convolution"].largest(), SPACES["deformable"].largest()])
 
 
 def test_no_active_network_is_an_error() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -79,6 +79,28 @@ def test_known_parameters_can_be_enqueued() -> None:
         trial = study.ask()
         assert space.suggest(trial) == space.architecture(parameters)
         assert trial.params == parameters
+
+
+def test_sample_is_a_network_of_the_space_and_repeats() -> None:
+    space = make()
+    drawn = [space.sample([0, number]) for number in range(50)]
+    assert drawn == [space.sample([0, number]) for number in range(50)]
+    assert len({architecture.key for architecture in drawn}) > 40
+    for architecture in drawn:
+        assert architecture.embed_dim in space.embed_dim
+        for stage, choices in zip(architecture.stages, space.stages, strict=True):
+            assert stage in choices.distinct()
+
+
+@pytest.mark.parametrize("size", ["largest", "smallest"])
+def test_sized_sample_draws_only_its_attention(size: Literal["largest", "smallest"]) -> None:
+    space = make()
+    drawn = [space.sample([0, number], size) for number in range(50)]
+    pick = max if size == "largest" else min
+    assert {architecture.embed_dim for architecture in drawn} == {pick(space.embed_dim)}
+    for index, choices in enumerate(space.stages):
+        assert {architecture.stages[index].depth for architecture in drawn} == {pick(choices.depth)}
+        assert {architecture.stages[index].window_size for architecture in drawn} == set(choices.window_size)
 
 
 def test_largest_is_in_the_space() -> None:

@@ -149,7 +149,7 @@ def test_other_images_are_another_supernet(evaluator: SupernetEvaluator) -> None
 def test_divergence_names_the_remedy(data: ImageData, tmp_path: Path) -> None:
     elastic = ElasticLITv2(SPACE.covering(), in_chans=1, num_classes=100)
     nn.init.constant_(elastic.weights.head.bias, float("nan"))  # type: ignore[arg-type]
-    task = SupernetTraining(elastic, SETTINGS, 100, SPACE.largest(), lambda step: [SPACE.smallest()])
+    task = SupernetTraining(elastic, SETTINGS, 100, lambda step: [SPACE.sample([step])])
     with pytest.raises(NonFiniteLoss, match="loss is nan at step 0; lower train.lr"):
         supernet.fit(task, data, lambda share: None)
 
