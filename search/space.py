@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -117,7 +118,26 @@ class Space:
 
         size: draw everything from its choices, or take the largest or smallest width, depths and MLP ratios.
         """
-        return self.suggest(_Drawn(np.random.default_rng(seed), size))
+        return self.suggest(_Drawn(seed, size))
+
+    def dimensions(self) -> dict[str, tuple[Value, ...]]:
+        """Every parameter that has several choices, with them; alpha where some window is above 1."""
+        choices: dict[str, tuple[Value, ...]] = {"embed_dim": self.embed_dim}
+        for number, stage in enumerate(self.stages, start=1):
+            kinds = vars(stage) if max(stage.window_size) > 1 else {**vars(stage), "alpha": ()}
+            choices |= {f"stage{number}.{kind}": values for kind, values in kinds.items()}
+        return {name: values for name, values in choices.items() if len(values) > 1}
+
+    def pair(self, dimension: str, seed: Sequence[int]) -> tuple[Architecture, Architecture]:
+        """Two random architectures that differ in one dimension alone: its lowest and its highest value."""
+        stage, _, kind = dimension.rpartition(".")
+        needed: dict[str, Value] = {}
+        if kind in ("alpha", "num_heads"):  # which matter with a window only
+            windows = [w for w in self.stages[int(stage.removeprefix("stage")) - 1].window_size if w > (kind == "alpha")]
+            needed[f"{stage}.window_size"] = _Drawn(seed).suggest_categorical(f"{stage}.window_size", windows)
+        lowest, *_, highest = self.dimensions()[dimension]
+        low, high = (self.suggest(_Drawn(seed, fixed={**needed, dimension: value})) for value in (lowest, highest))
+        return low, high
 
     def covering(self) -> Iterator[Architecture]:
         """Architectures in which each stage takes each of its values at each width, while the others are at their first."""
@@ -169,20 +189,23 @@ class _Given:
 
 
 class _Drawn:
-    """Answers a space's questions at random."""
+    """Answers a space's questions at random; an answer depends on the seed and the parameter's name alone."""
 
-    def __init__(self, rng: np.random.Generator, size: Size) -> None:
-        self.rng = rng
+    def __init__(self, seed: Sequence[int], size: Size = "any", fixed: Mapping[str, Value] | None = None) -> None:
+        self.seed = seed
         self.size = size
+        self.fixed = fixed or {}
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         return int(self.suggest_categorical(name, range(low, high + 1, step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        drawn = int(self.rng.integers(len(choices)))
-        if self.size == "any" or name.rpartition(".")[2] not in SIZE_PARAMETERS:
-            return choices[drawn]
-        return max(choices) if self.size == "largest" else min(choices)
+        if name in self.fixed:
+            return self.fixed[name]
+        if self.size != "any" and name.rpartition(".")[2] in SIZE_PARAMETERS:
+            return max(choices) if self.size == "largest" else min(choices)
+        rng = np.random.default_rng([*self.seed, zlib.crc32(name.encode())])
+        return choices[int(rng.integers(len(choices)))]
 
 
 def _suggest_stage(trial: Asks, name: str, choices: StageChoices) -> StageSpec:

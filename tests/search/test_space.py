@@ -103,6 +103,28 @@ def test_sized_sample_draws_only_its_attention(size: Literal["largest", "smalles
         assert {architecture.stages[index].window_size for architecture in drawn} == set(choices.window_size)
 
 
+def test_pair_differs_in_its_dimension_alone() -> None:
+    space = make()
+    assert "embed_dim" in space.dimensions()
+    for dimension, choices in space.dimensions().items():
+        stage, _, kind = dimension.rpartition(".")
+        for number in range(20):
+            pair = space.pair(dimension, [number])
+            if not stage:
+                assert [a.embed_dim for a in pair] == [choices[0], choices[-1]]
+                assert pair[0].stages == pair[1].stages
+                continue
+            index = int(stage.removeprefix("stage")) - 1
+            low, high = (architecture.stages[index] for architecture in pair)
+            if kind == "alpha":
+                assert low.window_size == high.window_size > 1
+                assert low.lo_heads <= high.lo_heads
+            else:
+                assert (getattr(low, kind), getattr(high, kind)) == (choices[0], choices[-1])
+            rest = [architecture.stages[:index] + architecture.stages[index + 1 :] for architecture in pair]
+            assert rest[0] == rest[1]
+
+
 def test_largest_is_in_the_space() -> None:
     largest = make().largest()
     assert largest.embed_dim == 16
