@@ -11,7 +11,7 @@ The networks are computed by `models.litv2` itself, so that there is one way to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self, cast
@@ -59,6 +59,11 @@ class Bounds:
         stages = tuple(_stage_bounds([(a.stages[i], a.dims[i]) for a in networks]) for i in range(NUM_STAGES))
         return cls(max(a.embed_dim for a in networks), stages, patch_size, downsample)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `dataclasses.asdict`."""
+        return cls(**{**data, "stages": tuple(StageBounds(**stage) for stage in data["stages"])})
+
     def check(self, architecture: Architecture) -> None:
         """Raises: ValueError naming what an architecture has more of than there is."""
         own = Bounds.of([architecture])
@@ -88,21 +93,20 @@ def _stage_bounds(specs: list[tuple[StageSpec, int]]) -> StageBounds:
 class ElasticLITv2(nn.Module):
     """The networks of a space, one of them active.
 
-    architectures: any that together have the most of everything. drop_path_rate: of each network when it is trained.
-    BatchNorm keeps statistics of whatever ran in training mode: `recalibrate` an extracted network.
-    Raises: ValueError if the architectures cannot share weights.
+    drop_path_rate: of each network when it is trained. BatchNorm keeps statistics of whatever ran in training mode:
+    `recalibrate` an extracted network.
     """
 
     def __init__(
         self,
-        architectures: Iterable[Architecture],
+        bounds: Bounds,
         in_chans: int = 3,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.bounds = Bounds.of(architectures)
-        self.weights = _hull(self.bounds, in_chans, num_classes)
+        self.bounds = bounds
+        self.weights = _hull(bounds, in_chans, num_classes)
         self.drop_path_rate = drop_path_rate
         self.active: Architecture | None = None
 

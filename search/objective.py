@@ -2,11 +2,13 @@
 
 The coordinator (study.py) asks Optuna for a trial, whose parameters become an architecture (space.py). Here its latency is
 measured on the target; if that breaks the budget the trial ends, infeasible and untrained; otherwise it gets its accuracy,
-by training unless the same network was trained before. The coordinator writes the outcome to the trial and tells Optuna.
+by training unless the same network was trained before. An evaluator that is as quick as a measurement goes first, and what
+is then surely dominated is not measured. The coordinator writes the outcome to the trial and tells Optuna.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +16,7 @@ from models.architecture import Architecture
 from search.accuracy.base import Accuracy
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
+from search.latency.block_model import Prediction
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,26 @@ class Outcome:
     reused_accuracy: bool = False
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a study knows when a network comes up.
+
+    known: what an earlier trial of the same network found. prediction: the block model's word on its latency. front: the
+    networks that nothing dominates so far.
+    """
+
+    known: Outcome | None = None
+    prediction: Prediction | None = None
+    front: Sequence[Outcome] = ()
+
+    def dominates(self, accuracy: Accuracy) -> bool:
+        """Whether a network of this accuracy is surely slower than one of the front that is no less accurate."""
+        if self.prediction is None:
+            return False
+        better = [one for one in self.front if one.accuracy is not None and one.accuracy.accuracy >= accuracy.accuracy]
+        return any(self.prediction.surely_above(one.latency.latency_ms) for one in better)
+
+
 class Reporter(Protocol):
     """Hears what a trial is doing."""
 
@@ -34,32 +57,54 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """How a candidate is judged. budget_ms: latency above which a network is not worth training, or None."""
+    """How a candidate is judged.
+
+    budget_ms: latency above which a network is not worth training, or None. accuracy_first: it takes no longer than a
+    measurement.
+    """
 
     engine: Engine
     calibration: Calibration
     budget_ms: float | None
     seed: int
+    accuracy_first: bool = False
 
-    def evaluate(self, architecture: Architecture, known: Outcome | None, reporter: Reporter) -> Outcome:
-        """Judge a network.
-
-        known: what an earlier trial of the same network found; its latency is refined, its accuracy reused.
-
-        Raises: whatever building, measuring or training raised. There is no default result.
-        """
-        reporter.phase("measuring")
-        latency = self.engine.measure(architecture, self.calibration)
-        if known is not None:
-            latency = known.latency.refined_by(latency)
-        feasible = self.budget_ms is None or latency.latency_ms <= self.budget_ms
-        if known is not None and known.accuracy is not None:
-            return Outcome(latency, known.accuracy, feasible, reused_accuracy=True)
-        if not feasible:
-            return Outcome(latency, None, feasible)
-        reporter.phase("training", 0.0)
-        accuracy = self.engine.train(architecture, self.seed, lambda share: reporter.phase("training", share))
+    def evaluate(self, architecture: Architecture, context: Context, reporter: Reporter) -> Outcome:
+        """Judge a network. Raises: whatever building, measuring or training raised. There is no default result."""
+        if context.known is not None:
+            return self._repeat(architecture, context.known, reporter)
+        accuracy = self._train(architecture, reporter) if self.accuracy_first else None
+        if accuracy is not None and context.dominates(accuracy):
+            assert context.prediction is not None
+            latency = context.prediction.latency()
+            return Outcome(latency, accuracy, self._keeps_budget(latency))
+        latency = self._measure(architecture, reporter)
+        feasible = self._keeps_budget(latency)
+        if accuracy is None and feasible:
+            accuracy = self._train(architecture, reporter)
         return Outcome(latency, accuracy, feasible)
+
+    def _repeat(self, architecture: Architecture, known: Outcome, reporter: Reporter) -> Outcome:
+        """Measure a network again: its latency is refined and its accuracy, if it has one, reused."""
+        latency = self._measure(architecture, reporter)
+        if known.latency.measured:
+            latency = known.latency.refined_by(latency)
+        feasible = self._keeps_budget(latency)
+        if known.accuracy is None and feasible:
+            return Outcome(latency, self._train(architecture, reporter), feasible)
+        return Outcome(latency, known.accuracy, feasible, reused_accuracy=known.accuracy is not None)
+
+    def _measure(self, architecture: Architecture, reporter: Reporter) -> Latency:
+        reporter.phase("measuring")
+        return self.engine.measure(architecture, self.calibration)
+
+    def _train(self, architecture: Architecture, reporter: Reporter) -> Accuracy:
+        text = "scoring" if self.accuracy_first else "training"
+        reporter.phase(text, 0.0)
+        return self.engine.train(architecture, self.seed, lambda share: reporter.phase(text, share))
+
+    def _keeps_budget(self, latency: Latency) -> bool:
+        return self.budget_ms is None or latency.latency_ms <= self.budget_ms
 
 
 def constraint_value(outcome: Outcome, budget_ms: float) -> float:

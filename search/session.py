@@ -33,6 +33,7 @@ from search.latency.block_model import BlockModel
 from search.objective import Objective
 from search.space import Space
 from search.study import (
+    SUPERNET,
     Coordinator,
     finished_trials,
     has_trials,
@@ -43,7 +44,7 @@ from search.study import (
     remember,
 )
 from search.task import NonFiniteLoss
-from search.view import LiveView, LogView, make_console, progress_of, trial_table
+from search.view import LiveView, LogView, front_table, make_console, progress_of
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
             evaluator.prepare(cfg.study.seed, progress)
         except NonFiniteLoss as error:
             raise UserError(one_line(error)) from error
+    if (weights := evaluator.shared_weights(cfg.study.seed)) is not None:
+        study.set_user_attr(SUPERNET, str(weights))
     engine: Engine = construct(build(cfg.engine), make_target=make_target, evaluator=evaluator)
     try:
         calibration, reference_ms = prepare_measuring(study, engine, space, budget_ms)
@@ -111,7 +114,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
             coordinator = Coordinator(
                 study=study,
                 space=space,
-                objective=Objective(engine, calibration, budget_ms, cfg.study.seed),
+                objective=Objective(engine, calibration, budget_ms, cfg.study.seed, evaluator.quick),
                 model=BlockModel(cfg.deploy.img_size),
                 make_sampler=lambda seed: build(cfg.sampler, seed=seed),
                 seed=cfg.study.seed,
@@ -167,7 +170,7 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         f"search on:   the same command with study.n_trials above {cfg.study.n_trials}",
     ]
     if members:
-        console.print(trial_table(f"Front of {len(trials)} finished trials", members))
+        console.print(front_table(f"Front of {len(trials)} finished trials", trials))
         one = pareto / member_name(members[-1])
         lines.append(f"train one:   python -m search.train arch={one} data={cfg.data.name}")
     else:

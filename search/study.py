@@ -28,8 +28,8 @@ from search.accuracy.base import Accuracy
 from search.errors import SearchStopped, UserError, one_line
 from search.latency.base import Latency
 from search.latency.block_model import CONFIDENCE, BlockModel, Prediction
-from search.objective import Objective, Outcome, Reporter, constraint_value
-from search.pareto import front_indices, hypervolume
+from search.objective import Context, Objective, Outcome, Reporter, constraint_value
+from search.pareto import front_indices, front_probabilities, hypervolume
 from search.space import Parameters, Space
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
 METRICS = ["accuracy", "latency_ms"]
 INTERRUPTED = "interrupted"
+SUPERNET = "supernet"  # attribute of a study: the file of the weights that its networks are scored with
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
 MAX_SKIPS = 50  # in a row: then one is measured, or a wrong model could rule out everything for good
@@ -188,11 +189,30 @@ def latest_of_each(trials: list[Finished]) -> list[Finished]:
     return list({trial.architecture.key: trial for trial in trials}.values())
 
 
+def candidates(trials: list[Finished]) -> list[Finished]:
+    """What a front is made of: feasible networks, measured and with an accuracy."""
+    judged = [t for t in latest_of_each(trials) if t.outcome.feasible and t.outcome.latency.measured]
+    return [t for t in judged if t.outcome.accuracy is not None]
+
+
 def front(trials: list[Finished]) -> list[Finished]:
-    """Feasible networks that no other one dominates, by rising latency."""
-    judged = [t for t in latest_of_each(trials) if t.outcome.feasible and t.outcome.accuracy is not None]
+    """Candidates that no other one dominates, by rising latency."""
+    judged = candidates(trials)
     indices = front_indices([accuracy_of(t) for t in judged], [t.outcome.latency.latency_ms for t in judged])
     return [judged[i] for i in indices]
+
+
+def front_probability(trials: list[Finished]) -> dict[str, float]:
+    """Of each candidate, by its key: how probable it is that no other one dominates it, given the errors of both values."""
+    judged = candidates(trials)
+    latencies = [t.outcome.latency for t in judged]
+    shares = front_probabilities(
+        [accuracy_of(t) for t in judged],
+        [t.outcome.accuracy.standard_error for t in judged if t.outcome.accuracy is not None],
+        [latency.latency_ms for latency in latencies],
+        [latency.standard_error for latency in latencies],
+    )
+    return {trial.architecture.key: share for trial, share in zip(judged, shares, strict=True)}
 
 
 def accuracy_of(trial: Finished) -> float:
@@ -241,7 +261,7 @@ class Coordinator:
         finished = finished_trials(self.study)
         self._known = {trial.architecture.key: trial.outcome for trial in finished}
         for trial in finished:
-            self.model.observe(trial.architecture, trial.outcome.latency.latency_ms)
+            self._learn(trial)
         failures, num_failed, done_before = 0, self._count_failed(), len(finished)
         num_skipped, skips = count_skipped(self.study), self._count_last_skips()
         members = front(finished)
@@ -249,11 +269,12 @@ class Coordinator:
             elapsed = time.monotonic() - start
             if timeout_minutes is not None and elapsed > 60 * timeout_minutes:
                 return False
-            result = self._one_trial(len(finished) + num_failed + num_skipped, may_skip=skips < MAX_SKIPS)
+            result = self._one_trial(len(finished) + num_failed + num_skipped, members, may_skip=skips < MAX_SKIPS)
             if isinstance(result, Skipped):
                 num_skipped, skips = num_skipped + 1, skips + 1
                 continue
-            skips = 0
+            measured = isinstance(result, str) or result.outcome.latency.measured
+            skips = 0 if measured else skips + 1
             if isinstance(result, str):
                 failures += 1
                 num_failed += 1
@@ -279,10 +300,10 @@ class Coordinator:
         return sum(trial.user_attrs.get("status") != INTERRUPTED for trial in failed)
 
     def _count_last_skips(self) -> int:
-        """Skipped trials since the last that was not, interrupted ones left out."""
+        """Trials that were not measured since the last that was, interrupted ones left out."""
         skips = 0
         for trial in reversed(self.study.get_trials(deepcopy=False)):
-            if SKIPPED in trial.user_attrs:
+            if SKIPPED in trial.user_attrs or trial.user_attrs.get("latency", {}).get("repetitions") == 0:
                 skips += 1
             elif trial.user_attrs.get("status") != INTERRUPTED:
                 break
@@ -299,7 +320,7 @@ class Coordinator:
         }
         self._pending = {origin: parameters for origin, parameters in self.space.known().items() if origin not in taken}
 
-    def _one_trial(self, num_tried: int, may_skip: bool) -> Finished | Skipped | str:
+    def _one_trial(self, num_tried: int, members: list[Finished], may_skip: bool) -> Finished | Skipped | str:
         """Returns the finished trial, that it was skipped, or why it failed."""
         trial = self._ask(num_tried)
         architecture = self.space.suggest(trial)
@@ -309,7 +330,9 @@ class Coordinator:
         try:
             self.view.trial_started(trial.number, architecture)
             num_params, num_macs = self.cost(architecture)
-            outcome = self.objective.evaluate(architecture, self._known.get(architecture.key), self.view)
+            known = self._known.get(architecture.key)
+            context = Context(known, prediction if may_skip else None, [member.outcome for member in members])
+            outcome = self.objective.evaluate(architecture, context, self.view)
         except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into SystemExit
             self._fail(trial._trial_id, trial.number, INTERRUPTED)
             raise KeyboardInterrupt from stop
@@ -320,14 +343,19 @@ class Coordinator:
             self.view.trial_failed(trial.number, reason)
             return reason
         self.view.phase("writing")
-        self.save_samples(trial.number, outcome.latency)
+        if outcome.latency.measured:
+            self.save_samples(trial.number, outcome.latency)
         origin = trial.user_attrs.get("origin", "sampled")
         predicted_ms = prediction.latency_ms if prediction else None
         result = Finished(trial.number, architecture, outcome, num_params, num_macs, origin, predicted_ms)
         self._tell(trial, result)
-        self.model.observe(architecture, outcome.latency.latency_ms)
+        self._learn(result)
         self._known[architecture.key] = outcome
         return result
+
+    def _learn(self, trial: Finished) -> None:
+        if trial.outcome.latency.measured:
+            self.model.observe(trial.architecture, trial.outcome.latency.latency_ms)
 
     def _ask(self, num_tried: int) -> Trial:
         if self._pending:
@@ -386,7 +414,9 @@ def _describe(result: Finished, budget_ms: float | None) -> dict[str, Any]:
     if outcome.accuracy is None or not outcome.feasible:
         status = f"infeasible: latency {outcome.latency.latency_ms:.3g} ms is over the budget of {budget_ms:g} ms"
     else:
-        status = "same network as an earlier trial: its accuracy, latency refined" if outcome.reused_accuracy else "trained"
+        status = "same network as an earlier trial: its accuracy, latency refined" if outcome.reused_accuracy else "judged"
+        if not outcome.latency.measured:
+            status = "dominated: not measured, its latency is the block model's prediction"
     described = {
         "status": status,
         "architecture": result.architecture.to_dict(),

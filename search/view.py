@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from models.architecture import Architecture
-from search.study import Finished, SearchProgress
+from search.study import Finished, SearchProgress, front, front_probability
 
 log = logging.getLogger(__name__)
 LOG_WIDTH = 140  # characters
@@ -45,7 +45,7 @@ def accuracy_text(trial: Finished) -> str:
 
 def latency_text(trial: Finished) -> str:
     latency = trial.outcome.latency
-    return f"{latency.latency_ms:.3f} [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
+    return f"{'' if latency.measured else '~'}{latency.latency_ms:.3f} [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
 
 
 def note_text(trial: Finished) -> str:
@@ -53,6 +53,8 @@ def note_text(trial: Finished) -> str:
         return "over budget"
     if trial.outcome.reused_accuracy:
         return "known network, measured again"
+    if not trial.outcome.latency.measured:
+        return "dominated, latency predicted"
     return "" if trial.origin == "sampled" else trial.origin
 
 
@@ -68,10 +70,10 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
-def trial_table(title: str, trials: list[Finished]) -> Table:
-    """Trials as rows: number, accuracy, latency with its interval, cost and architecture."""
+def trial_table(title: str, trials: list[Finished], surely: Callable[[Finished], str] | None = None) -> Table:
+    """Trials as rows: number, accuracy, latency with its interval, cost and architecture; and how surely on the front."""
     table = Table(title=title, title_justify="left")
-    for header in ("trial", "accuracy", "latency, ms [95 %]", "MACs"):
+    for header in ("trial", "accuracy", "latency, ms [95 %]", *(("on the front",) if surely else ()), "MACs"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("width: blocks of each stage", overflow="fold")
     for trial in trials:
@@ -80,6 +82,7 @@ def trial_table(title: str, trials: list[Finished]) -> Table:
             str(trial.number),
             accuracy_text(trial),
             escape(latency_text(trial)),
+            *((surely(trial),) if surely else ()),
             f"{trial.num_macs / 1e6:,.1f} M",
             describe(trial.architecture) + note,
         )
@@ -103,6 +106,12 @@ def progress_of(console: Console, text: str) -> Iterator[Callable[[float], None]
             log.info("%s: %d %%", text, 10 * tenths)
 
     yield report
+
+
+def front_table(title: str, trials: list[Finished]) -> Table:
+    """The front of finished trials, with the probability that a member belongs there."""
+    probability = front_probability(trials)
+    return trial_table(title, front(trials), lambda member: f"{probability[member.architecture.key]:.0%}")
 
 
 class LogView:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from models.architecture import Architecture
 
@@ -32,7 +33,16 @@ class Accuracy:
 
 
 class AccuracyEvaluator(Protocol):
-    """Gives an architecture its accuracy. The same architecture and seed give the same accuracy on one CPU."""
+    """Gives an architecture its accuracy. The same architecture and seed give the same accuracy on one CPU.
+
+    quick: once prepared it takes no longer than measuring a latency does.
+    """
+
+    quick: ClassVar[bool]
+
+    def shared_weights(self, seed: int) -> Path | None:
+        """The file of weights that networks are scored with, if they share any."""
+        ...
 
     def fingerprint(self) -> dict[str, str | int]:
         """What accuracies depend on beyond the configuration, such as threads. Studies refuse to mix different ones."""

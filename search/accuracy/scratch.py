@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from models.architecture import Architecture
 from models.litv2 import build
@@ -15,6 +16,11 @@ from search.task import ImageClassification, fit, test_accuracy
 @dataclass
 class ScratchEvaluator(Training):
     """Train every architecture alike: same images, same order, same schedule."""
+
+    quick: ClassVar[bool] = False
+
+    def shared_weights(self, seed: int) -> None:
+        return None
 
     def prepare(self, seed: int, progress: Progress) -> None:
         """Trainings share nothing."""

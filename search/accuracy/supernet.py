@@ -17,24 +17,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.architecture import Architecture, check_int
-from models.elastic import ElasticLITv2, recalibrate
+from models.elastic import Bounds, ElasticLITv2, recalibrate
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.training import Training
 from search.data import Batches
-from search.errors import one_line
+from search.errors import UserError, one_line
 from search.space import Size, Space
 from search.task import Batch, ImageClassification, TrainSettings, fit, test_accuracy
 
 log = logging.getLogger(__name__)
+WEIGHTS = "supernet.safetensors"
 CALIBRATION_BATCH, CALIBRATION_BATCHES = 256, 4  # images for batch statistics: more change no score by its standard error
 
 
@@ -77,6 +79,8 @@ class SupernetEvaluator(Training):
     trained on, for further studies.
     """
 
+    quick: ClassVar[bool] = True
+
     space: Space
     num_random: int
     cache: str
@@ -85,6 +89,7 @@ class SupernetEvaluator(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("accuracy.num_random", self.num_random, 0)
+        self.bounds = Bounds.of(map(self.proxy, self.space.covering()))
 
     def prepare(self, seed: int, progress: Progress) -> None:
         """Train the supernet of this seed, unless it was before; a training that was cut off goes on.
@@ -96,7 +101,7 @@ class SupernetEvaluator(Training):
         elastic = self.untrained(seed)
         folder = self.folder(seed)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / "supernet.safetensors"
+        weights = self.shared_weights(seed)
         with locked(folder / ".lock"):
             if not load(elastic, weights):
                 checkpoint = folder / "epoch.ckpt"
@@ -118,10 +123,14 @@ class SupernetEvaluator(Training):
         progress(1.0)
         return Accuracy(accuracy, self.data.num_val, seed, time.perf_counter() - start)
 
+    def shared_weights(self, seed: int) -> Path:
+        """The file that keeps this supernet."""
+        return self.folder(seed) / WEIGHTS
+
     def folder(self, seed: int) -> Path:
         """Where this supernet is kept: named by all that its weights depend on."""
         settings = {
-            "architectures": sorted({a.key for a in self._covering()}),
+            "architectures": sorted({self.proxy(architecture).key for architecture in self.space.covering()}),
             "train": asdict(self.train),
             "num_random": self.num_random,
             "seed": seed,
@@ -131,13 +140,10 @@ class SupernetEvaluator(Training):
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return Path(self.cache) / digest[:16]
 
-    def _covering(self) -> Iterator[Architecture]:
-        return map(self.proxy, self.space.covering())
-
     def untrained(self, seed: int) -> ElasticLITv2:
         self.seed(seed)
         data = self.data
-        return ElasticLITv2(self._covering(), data.in_chans, data.num_classes, self.train.drop_path_rate)
+        return ElasticLITv2(self.bounds, data.in_chans, data.num_classes, self.train.drop_path_rate)
 
     def training(self, elastic: ElasticLITv2, seed: int) -> SupernetTraining:
         def drawn(step: int, index: int) -> Architecture:
@@ -183,7 +189,24 @@ def load(elastic: ElasticLITv2, path: Path) -> bool:
 
 
 def save(elastic: ElasticLITv2, path: Path) -> None:
-    """Write the weights whole or not at all."""
+    """Write the weights, and what they are for, whole or not at all."""
+    shape = {
+        "bounds": asdict(elastic.bounds),
+        "in_chans": elastic.weights.in_chans,
+        "num_classes": elastic.weights.num_classes,
+    }
     partial = path.with_suffix(".partial")
-    save_file(elastic.state_dict(), partial)
+    save_file(elastic.state_dict(), partial, {"shape": json.dumps(shape)})
     partial.replace(path)
+
+
+def open_supernet(path: Path) -> ElasticLITv2:
+    """A supernet as it was kept. Raises: UserError if the file is missing or not whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            shape = json.loads(file.metadata()["shape"])
+        elastic = ElasticLITv2(Bounds.from_dict(shape.pop("bounds")), **shape)
+        elastic.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the supernet {path} cannot be read ({one_line(error)}); search again to train it anew") from error
+    return elastic

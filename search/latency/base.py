@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 from models.architecture import Architecture
 
+NORMAL_95 = 1.96  # standard errors in half a 95 % interval
 REPEAT = math.sqrt(2)  # two measurements differ by so many standard errors of one
 MIN_HALF_WIDTH = 1e-3  # relative: no interval is surer than this, however alike a few samples were
 
@@ -58,6 +59,7 @@ class Latency:
     slowdown: the anchor's time over its calibrated time. busy_cores: what other processes took meanwhile, in cores.
     warning: what disturbed the measurement and what to do, or empty. peak_bytes: memory, where the system tells.
     rounds: all times, empty where only the summary was kept; after a repeat, those of the last measurement.
+    Without repetitions it is a prediction, which only networks that are dominated anyway are left with.
     """
 
     latency_ms: float
@@ -77,9 +79,18 @@ class Latency:
     rounds: tuple[Round, ...] = ()
 
     @property
+    def measured(self) -> bool:
+        return self.repetitions > 0
+
+    @property
     def half_width(self) -> float:
         """Of the interval, relative."""
         return math.log(self.high_ms / self.low_ms) / 2
+
+    @property
+    def standard_error(self) -> float:
+        """Of the logarithm, relative: what the 95 % interval stands for."""
+        return self.half_width / NORMAL_95
 
     def summary(self) -> dict[str, Any]:
         """Everything but the samples, as plain data."""

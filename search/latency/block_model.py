@@ -2,8 +2,8 @@
 
 Latency is modelled as a sum over blocks: each costs something for being there, for each kind of attention it has, and for
 the work it does at its stage's width and map. The costs are fitted to a study's own measurements, so they are this device's.
-A prediction never stands for a latency: it tells how regular the device is, and spares the search networks that surely break
-the budget.
+A prediction tells how regular the device is, and spares the search measuring networks that surely break the budget, or that
+are surely slower than one of no lower accuracy. Nothing predicted is ever on a front.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.architecture import Architecture, StageSpec, count_hidden
+from search.latency.base import Latency
 from search.latency.protocol import student
 
 MIN_NETWORKS = 8  # measured before anything is predicted
@@ -36,11 +37,16 @@ class Prediction:
     error: float | None
     num_errors: int
 
-    def surely_above(self, budget_ms: float) -> bool:
-        """Whether the network breaks a budget with the stated confidence, for all that is known."""
-        if self.error is None:
-            return False
-        return self.latency_ms * math.exp(-student(CONFIDENCE, self.num_errors) * self.error) > budget_ms
+    def surely_above(self, limit_ms: float) -> bool:
+        """Whether the network is slower than a limit with the stated confidence, for all that is known."""
+        return self.error is not None and self.latency().low_ms > limit_ms
+
+    def latency(self) -> Latency:
+        """The prediction as a latency that was not measured; 98 % interval. Only where its error is known."""
+        assert self.error is not None
+        factor = math.exp(student(CONFIDENCE, self.num_errors) * self.error)
+        low_ms, high_ms = self.latency_ms / factor, self.latency_ms * factor
+        return Latency(self.latency_ms, low_ms, high_ms, repetitions=0, warmup_runs=0, converged=False, seconds=0.0)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import Architecture, StageSpec
-from models.elastic import ElasticLITv2, recalibrate
+from models.elastic import Bounds, ElasticLITv2, recalibrate
 from models.litv2 import build
 from search.space import Space
 from tests.networks import enliven
@@ -34,7 +34,7 @@ def space(request: pytest.FixtureRequest) -> Space:
 
 
 def supernet(space: Space) -> ElasticLITv2:
-    elastic = ElasticLITv2(space.covering(), in_chans=1, num_classes=7)
+    elastic = ElasticLITv2(Bounds.of(space.covering()), in_chans=1, num_classes=7)
     enliven(elastic.weights)
     return elastic
 
@@ -133,7 +133,7 @@ def test_network_beyond_the_weights_is_refused(change: dict[str, Any], message: 
 
 def test_networks_of_unlike_kinds_cannot_share() -> None:
     with pytest.raises(ValueError, match="one patch_size and downsample"):
-        ElasticLITv2([SPACES["convolution"].largest(), SPACES["deformable"].largest()])
+        Bounds.of([SPACES["convolution"].largest(), SPACES["deformable"].largest()])
 
 
 def test_no_active_network_is_an_error() -> None:

@@ -35,7 +35,7 @@ from search.study import (
     public_url,
     remember,
 )
-from search.view import LogView
+from search.view import LogView, latency_text
 
 SPACE = Space(
     embed_dim=[8, 16],
@@ -304,6 +304,58 @@ def test_wrong_model_cannot_rule_out_everything(storage: str, monkeypatch: pytes
     coordinator(study, KnownEngine(), 100.0).run(12, None)
     assert len(finished_trials(study)) == 12
     assert count_skipped(study) == 12  # three before each of the four that come after the first eight networks
+
+
+def quick(engine: KnownEngine, budget_ms: float | None = None) -> Objective:
+    """Whose evaluator takes no longer than a measurement."""
+    return Objective(engine, engine.calibrate(SPACE.anchor()), budget_ms, seed=0, accuracy_first=True)
+
+
+def test_surely_dominated_networks_are_not_measured(storage: str) -> None:
+    engine = KnownEngine()
+    trials = run(storage, 60, engine, objective=quick(engine))
+    predicted = [trial for trial in trials if not trial.outcome.latency.measured]
+    assert len(predicted) > 10
+    assert len(trials) == 60
+    assert len(engine.measured) == 60 - len(predicted)
+    for trial in predicted:
+        truth = KnownEngine().measure(trial.architecture, engine.calibrate(SPACE.anchor())).latency_ms
+        assert trial.outcome.accuracy is not None
+        faster = [t for t in trials if t.outcome.latency.measured and t.outcome.latency.latency_ms < truth]
+        assert any(t.outcome.accuracy and t.outcome.accuracy.accuracy >= trial.outcome.accuracy.accuracy for t in faster)
+    assert not {trial.number for trial in predicted} & {trial.number for trial in front(trials)}
+    assert latency_text(predicted[0]).startswith("~")
+
+
+def test_what_is_not_measured_changes_no_front(storage: str, tmp_path: Path) -> None:
+    engine = KnownEngine()
+    spared = run(storage, 60, engine, objective=quick(engine))
+    measured = run(f"sqlite:///{tmp_path / 'other.db'}", 60)
+    assert [t.architecture.key for t in front(spared)] == [t.architecture.key for t in front(measured)]
+
+
+def test_network_that_comes_up_again_is_measured(storage: str) -> None:
+    engine = KnownEngine()
+    trials = run(storage, 40, engine, objective=quick(engine))
+    predicted = next(trial for trial in trials if not trial.outcome.latency.measured)
+    study = open_study("test", storage, create=False)
+    study.enqueue_trial(study.trials[predicted.number].params)
+    again = run(storage, 41, engine, objective=quick(engine))[-1]
+    assert again.architecture == predicted.architecture
+    assert again.outcome.latency.repetitions == 20  # a prediction is no measurement to refine
+    assert again.outcome.accuracy == predicted.outcome.accuracy
+    assert engine.trained.count(predicted.architecture.key) == 1
+
+
+def test_wrong_model_cannot_keep_everything_unmeasured(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prediction, "surely_above", lambda prediction, limit_ms: prediction.error is not None)
+    monkeypatch.setattr("search.study.MAX_SKIPS", 3)
+    engine = KnownEngine()
+    for n_trials in (30, 40):  # and a resumed search goes on counting
+        trials = run(storage, n_trials, engine, objective=quick(engine))
+    rows = "".join("m" if trial.outcome.latency.measured else "." for trial in trials)
+    assert "...m" in rows
+    assert "...." not in rows
 
 
 def test_trial_attributes_read_back(storage: str) -> None:

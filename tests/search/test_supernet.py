@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.elastic import ElasticLITv2
+from models.elastic import Bounds, ElasticLITv2
 from search import sources
 from search.accuracy import supernet
 from search.accuracy.supernet import SupernetEvaluator, SupernetTraining
@@ -98,7 +98,7 @@ def test_torn_weights_are_trained_again(
     other = make_evaluator(data, tmp_path)
     folder = other.folder(0)
     folder.mkdir(parents=True)
-    whole = (evaluator.folder(0) / "supernet.safetensors").read_bytes()
+    whole = evaluator.shared_weights(0).read_bytes()
     (folder / "supernet.safetensors").write_bytes(whole[: len(whole) // 2])
     other.prepare(0, lambda share: None)
     assert "cannot be read" in caplog.text
@@ -121,7 +121,7 @@ def test_killed_training_goes_on_to_the_same_weights(evaluator: SupernetEvaluato
     other.prepare(0, shares.append)
     assert min(shares) > 1 / SETTINGS.max_epochs  # the first epoch was not trained again
     assert not checkpoint.exists()
-    resumed, whole = (load_file(e.folder(0) / "supernet.safetensors") for e in (other, evaluator))
+    resumed, whole = (load_file(e.shared_weights(0)) for e in (other, evaluator))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
@@ -147,7 +147,7 @@ def test_other_images_are_another_supernet(evaluator: SupernetEvaluator) -> None
 
 
 def test_divergence_names_the_remedy(data: ImageData, tmp_path: Path) -> None:
-    elastic = ElasticLITv2(SPACE.covering(), in_chans=1, num_classes=100)
+    elastic = ElasticLITv2(Bounds.of(SPACE.covering()), in_chans=1, num_classes=100)
     nn.init.constant_(elastic.weights.head.bias, float("nan"))  # type: ignore[arg-type]
     task = SupernetTraining(elastic, SETTINGS, 100, lambda step: [SPACE.sample([step])])
     with pytest.raises(NonFiniteLoss, match="loss is nan at step 0; lower train.lr"):
