@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import io
+import logging
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,9 +18,20 @@ from omegaconf import DictConfig
 from search import config_file
 from search.cli import main
 from search.errors import UserError
-from search.study import Finished, accuracy_of, finished_trials, front, latest_of_each, open_study
-from search.view import make_console, trial_table
+from search.study import (
+    SUPERNET,
+    Finished,
+    accuracy_of,
+    finished_trials,
+    front,
+    front_probability,
+    latest_of_each,
+    open_study,
+)
+from search.view import front_table, make_console
 
+log = logging.getLogger(__name__)
+SHARED_WEIGHTS = ".supernet.safetensors"
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "lightning", "datasets")
 
 
@@ -34,7 +46,7 @@ def export(cfg: DictConfig) -> None:
     if not members:
         raise UserError(f"study {cfg.study.name} has no network yet that is both trained and within its budget; search on")
     console = make_console()
-    console.print(trial_table(f"Front of {study.study_name}", members))
+    console.print(front_table(f"Front of {study.study_name}", finished_trials(study)))
     console.print(f"saved in {folder / 'pareto'}, {folder / 'pareto.csv'} and {folder / 'pareto.png'}", soft_wrap=True)
 
 
@@ -42,6 +54,7 @@ def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
     """Write what a study has found so far below its folder. Returns the front."""
     trials = finished_trials(study)
     members = front(trials)
+    probability = front_probability(trials)
     pareto = folder / "pareto"
     pareto.mkdir(exist_ok=True)
     wanted = {member_name(member) for member in members}
@@ -51,10 +64,35 @@ def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
     for member in members:
         path = pareto / member_name(member)
         comment = f"One network of the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
-        config_file.write(path, comment, member.architecture, _facts(study, member))
-    (folder / "pareto.csv").write_text(_csv(trials, members), encoding="utf-8")
+        config_file.write(path, comment, member.architecture, _facts(study, member, probability))
+    write_shared_weights(study, members, pareto)
+    (folder / "pareto.csv").write_text(_csv(trials, members, probability), encoding="utf-8")
     _plot(trials, members, study, folder / "pareto.png")
     return members
+
+
+def write_shared_weights(study: optuna.Study, members: list[Finished], folder: Path) -> None:
+    """Beside each member its share of the supernet's weights, for search.train init=supernet."""
+    if SUPERNET not in study.user_attrs or study.user_attrs["settings"]["proxy"]["width_multiplier"] != 1:
+        return  # weights of narrower proxies start no training of what is deployed
+    from safetensors.torch import save_file
+
+    from search.accuracy.supernet import open_supernet  # torch takes seconds that --help need not wait
+
+    try:
+        elastic = open_supernet(Path(study.user_attrs[SUPERNET]))
+    except UserError as error:
+        log.warning("no weights are exported: %s", error)
+        return
+    for old in folder.glob(f"trial-*{SHARED_WEIGHTS}"):
+        old.unlink()
+    for member in members:
+        save_file(elastic.extract(member.architecture).state_dict(), shared_weights_file(folder / member_name(member)))
+
+
+def shared_weights_file(architecture_file: Path) -> Path:
+    """Where an exported architecture's share of a supernet's weights is."""
+    return architecture_file.with_suffix(SHARED_WEIGHTS)
 
 
 def versions() -> dict[str, str]:
@@ -66,7 +104,7 @@ def member_name(member: Finished) -> str:
     return f"trial-{member.number:05d}.yaml"
 
 
-def _facts(study: optuna.Study, member: Finished) -> dict[str, Any]:
+def _facts(study: optuna.Study, member: Finished, probability: Mapping[str, float]) -> dict[str, Any]:
     accuracy = member.outcome.accuracy
     assert accuracy is not None
     settings: Mapping[str, Any] = study.user_attrs["settings"]
@@ -81,6 +119,7 @@ def _facts(study: optuna.Study, member: Finished) -> dict[str, Any]:
             "max_epochs": settings["train"]["max_epochs"],
         },
         "latency": member.outcome.latency.summary(),
+        "front_probability": probability[member.architecture.key],
         "device": dict(study.user_attrs["device"]),
         "parameters": member.num_params,
         "multiply_accumulates": member.num_macs,
@@ -91,12 +130,21 @@ def _facts(study: optuna.Study, member: Finished) -> dict[str, Any]:
     }
 
 
-def _csv(trials: list[Finished], members: list[Finished]) -> str:
+def _csv(trials: list[Finished], members: list[Finished], probability: Mapping[str, float]) -> str:
     out = io.StringIO()
     in_front = {member.number for member in members}
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ("trial", "in_front", "feasible", "accuracy", "accuracy_standard_error", "latency_ms", "latency_low_ms")
+        (
+            "trial",
+            "in_front",
+            "front_probability",
+            "feasible",
+            "accuracy",
+            "accuracy_standard_error",
+            "latency_ms",
+            "latency_low_ms",
+        )
         + ("latency_high_ms", "repetitions", "parameters", "multiply_accumulates", "origin", "architecture")
     )
     for trial in trials:
@@ -105,6 +153,7 @@ def _csv(trials: list[Finished], members: list[Finished]) -> str:
             (
                 trial.number,
                 trial.number in in_front,
+                probability.get(trial.architecture.key, ""),
                 trial.outcome.feasible,
                 "" if accuracy is None else accuracy.accuracy,
                 "" if accuracy is None else accuracy.standard_error,

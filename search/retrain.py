@@ -11,7 +11,9 @@ from pathlib import Path
 import lightning
 from omegaconf import DictConfig
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from models.architecture import check_int
 from models.complexity import count_params
@@ -20,6 +22,7 @@ from search import config_file
 from search.cli import build, construct, set_up_logging
 from search.data import ImageData
 from search.errors import UserError, one_line
+from search.export import shared_weights_file
 from search.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, test_accuracy
 from search.view import describe, progress_of
 
@@ -48,6 +51,7 @@ def retrain(cfg: DictConfig) -> None:
         architecture, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=settings.drop_path_rate
     )
     log.info("training %s (%s parameters)", describe(architecture), f"{count_params(model):,}")
+    initialise(model, str(cfg.init), path)
     task = ImageClassification(model, settings, data.num_classes)
     start = time.perf_counter()
     with progress_of(console, "training") as progress:
@@ -66,10 +70,32 @@ def retrain(cfg: DictConfig) -> None:
         "train_size": len(data.train.labels),
         "seed": cfg.seed,
         "data": cfg.data.name,
+        "init": str(cfg.init),
         "seconds": round(seconds, 1),
     }
+    if searched_on == cfg.data.name:  # the same task
+        searched = facts["accuracy"]
+        result |= {"search_accuracy": searched["validation"], "gap": result["validation_accuracy"] - searched["validation"]}
     report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     log.info(
         "test accuracy %.4f, validation accuracy %.4f after %d epochs in %.0f s; weights in %s, figures in %s",
         result["test_accuracy"], result["validation_accuracy"], settings.max_epochs, seconds, weights, report,
     )  # fmt: skip
+    if "gap" in result:
+        log.info("the search said %.4f: a gap of %+.4f", result["search_accuracy"], result["gap"])
+
+
+def initialise(model: nn.Module, init: str, path: Path) -> None:
+    """Give a model the weights to start from. Raises: UserError if they are missing or another network's."""
+    if init == "scratch":
+        return
+    file = shared_weights_file(path) if init == "supernet" else Path(init)
+    if not file.is_file():
+        remedy = (
+            "init=supernet needs a study with accuracy=supernet, exported" if init == "supernet" else "choose init=scratch"
+        )
+        raise UserError(f"there is no {file} to start from; {remedy}")
+    try:
+        model.load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{file} does not hold weights of this network: {one_line(error)}") from error

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from search.pareto import front_indices, hypervolume
+from search.pareto import DRAWS, front_indices, front_probabilities, hypervolume
 
 
 def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -37,3 +37,22 @@ def test_nothing_dominates_nothing() -> None:
     assert front_indices([], []) == []
     assert hypervolume([], [], 5.0) == 0.0
     assert hypervolume([0.9], [6.0], 5.0) == 0.0
+
+
+def test_certain_points_are_surely_on_the_front_or_not() -> None:
+    shares = front_probabilities([0.5, 0.6, 0.55], [0.0] * 3, [1.0, 2.0, 3.0], [0.0] * 3)
+    assert shares == [1.0, 1.0, 0.0]
+
+
+def test_uncertain_points_share_the_front() -> None:
+    """Two points that differ by less than their errors, and one far from both."""
+    alike = front_probabilities([0.600, 0.601, 0.3], [0.01] * 3, [2.0, 2.0, 1.0], [0.01] * 3)
+    assert all(0.3 < share < 0.95 for share in alike[:2])
+    assert alike[2] == 1.0
+
+
+def test_probability_of_beating_a_point_is_the_normal_distribution_s() -> None:
+    """Faster for certain, so that it is dominated exactly if the other is at least as accurate: one standard error away."""
+    share = front_probabilities([0.5, 0.5 + 0.01], [0.01 / 2**0.5] * 2, [1.0, 2.0], [0.0, 0.0])
+    assert share[0] == 1.0
+    assert share[1] == pytest.approx(0.841, abs=4 * (0.25 / DRAWS) ** 0.5)

@@ -12,9 +12,9 @@ import optuna
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from models.architecture import Architecture
+from models.architecture import Architecture, StageSpec
 from models.litv2 import build
 from search import config_file
 from search.export import export
@@ -48,7 +48,8 @@ def test_front_is_saved_in_every_form(folder: Path) -> None:
     assert len(trials) == 6
     out = folder / "outputs" / "first"
     members = front(trials)
-    assert sorted(p.name for p in (out / "pareto").iterdir()) == sorted(f"trial-{t.number:05d}.yaml" for t in members)
+    names = [f"trial-{t.number:05d}{suffix}" for t in members for suffix in (".yaml", ".supernet.safetensors")]
+    assert sorted(p.name for p in (out / "pareto").iterdir()) == sorted(names)
     rows = list(csv.DictReader((out / "pareto.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 6
     assert sum(row["in_front"] == "True" for row in rows) == len(members)
@@ -66,6 +67,7 @@ def test_exported_file_says_what_was_found(folder: Path) -> None:
     assert member.outcome.accuracy is not None
     assert facts["accuracy"]["validation"] == member.outcome.accuracy.accuracy
     assert facts["accuracy"]["seed"] == 0
+    assert 0 < facts["front_probability"] <= 1
     assert facts["latency"]["low_ms"] <= facts["latency"]["latency_ms"] <= facts["latency"]["high_ms"]
     assert facts["device"]["num_threads"] == 1
     assert {"python", "torch", "timm", "optuna"} <= set(facts["versions"])
@@ -196,6 +198,40 @@ def test_train_command(folder: Path) -> None:
     model = build(architecture, in_chans=1, num_classes=100)
     model.load_state_dict(load_file(path.with_suffix(".safetensors")))
     assert model.eval()(torch.zeros(1, 1, 32, 32)).isfinite().all()
+
+
+def test_training_starts_from_the_supernet_s_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    sizes = ["data.train_size=128", "data.val_size=100", "train.max_epochs=1"]
+    architecture, facts = config_file.read(path)
+    assert call(train, "train", [f"arch={path}", *sizes, "init=supernet", "train.lr=1e-12", "train.weight_decay=0"]) == 0
+    trained, start = load_file(path.with_suffix(".safetensors")), load_file(path.with_suffix(".supernet.safetensors"))
+    parameters = dict(build(architecture, in_chans=1, num_classes=100).named_parameters())
+    assert all(torch.allclose(trained[name], start[name], atol=1e-6) for name in parameters)
+    result = json.loads(path.with_suffix(".result.json").read_text(encoding="utf-8"))
+    assert result["init"] == "supernet"
+    assert result["search_accuracy"] == facts["accuracy"]["validation"]
+    assert result["gap"] == result["validation_accuracy"] - result["search_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("supernet", "init=supernet needs a study with accuracy=supernet"),
+        ("other.safetensors", "does not hold weights of this"),
+    ],
+)
+def test_weights_to_start_from_are_checked(
+    folder: Path, tmp_path: Path, init: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    path = tmp_path / exported.name
+    path.write_bytes(exported.read_bytes())  # without the weights beside it
+    other = build(Architecture(8, (StageSpec(3),) * 4), in_chans=1, num_classes=100)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    chosen = init if init == "supernet" else tmp_path / init
+    assert call(train, "train", [f"arch={path}", "data.train_size=128", "data.val_size=100", f"init={chosen}"]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
