@@ -271,6 +271,10 @@ def main() -> None:
             implementations = ["eager"] if part == "training step" else ["eager", "prepared"]
             if arguments.compiled and group == "litv2" and part == "forward":
                 implementations.append("compiled")
+            if arguments.profile:
+                for case, name in itertools.product(cases(), ["plain", *implementations]):
+                    console.print(shares(case, name, part), soft_wrap=True, highlight=False)
+                continue
             console.print(
                 report(f"{title}, {part}", list(cases()), implementations, part, arguments.threads, arguments.seconds)
             )
