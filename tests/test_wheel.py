@@ -44,7 +44,7 @@ def test_installed_package_composes_its_configuration_from_any_folder(wheel: Pat
         text=True,
         check=True,
     )
-    assert "n_trials: 24" in shown.stdout
+    assert "n_trials: 60" in shown.stdout
     code = "import search.cli; print(search.cli.conf_dir())"
     where = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

@@ -37,7 +37,7 @@ from search.task import Batch, ImageClassification, TrainSettings, fit, test_acc
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
-CALIBRATION_BATCH, CALIBRATION_BATCHES = 256, 4  # images for batch statistics: more change no score by its standard error
+CALIBRATION_BATCH, CALIBRATION_BATCHES = 256, 4  # images for batch statistics
 
 
 class SupernetTraining(ImageClassification):
@@ -105,6 +105,7 @@ class SupernetEvaluator(Training):
         with locked(folder / ".lock"):
             if not load(elastic, weights):
                 checkpoint = folder / "epoch.ckpt"
+                drop_if_torn(checkpoint)
                 if checkpoint.exists():
                     log.info("going on with the supernet's training from %s", checkpoint)
                 fit(self.training(elastic, seed), self.data, progress, checkpoint)
@@ -173,6 +174,17 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def drop_if_torn(checkpoint: Path) -> None:
+    """Remove a checkpoint that cannot be read."""
+    if not checkpoint.exists():
+        return
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickle, zip or torch, by where it is torn
+        log.warning("%s cannot be read (%s); training the supernet from the start", checkpoint, one_line(error))
+        checkpoint.unlink()
 
 
 def load(elastic: ElasticLITv2, path: Path) -> bool:

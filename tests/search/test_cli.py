@@ -110,9 +110,14 @@ def test_non_finite_loss_stops_a_search_with_its_reason(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = ["train.lr=1e30", "train.clip_norm=0.0", "train.max_epochs=4", "study.max_consecutive_failures=2"]
-    assert call(run, "config", [*[t for t in TINY if "max_epochs" not in t], *overrides]) == 1
+    diverging = [*[t for t in TINY if "max_epochs" not in t], *overrides]
+    assert call(run, "config", [*diverging, "accuracy=scratch", "study.name=scratch"]) == 1
     error = capsys.readouterr().err.strip()
     assert "stopped after 2 failed trials in a row" in error
+    assert "lower train.lr=1e+30" in error
+    assert len(error.splitlines()) == 1
+    assert call(run, "config", [*diverging, "accuracy=supernet", "study.name=supernet"]) == 2
+    error = capsys.readouterr().err.strip()
     assert "lower train.lr=1e+30" in error
     assert len(error.splitlines()) == 1
 

@@ -105,6 +105,18 @@ def test_torn_weights_are_trained_again(
     assert (folder / "supernet.safetensors").read_bytes() == whole
 
 
+def test_torn_checkpoint_is_dropped(
+    data: ImageData, evaluator: SupernetEvaluator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluator.prepare(0, lambda share: None)
+    other = make_evaluator(data, tmp_path)
+    other.folder(0).mkdir(parents=True)
+    (other.folder(0) / "epoch.ckpt").write_bytes(b"PK\x03\x04 torn")
+    other.prepare(0, lambda share: None)
+    assert "cannot be read" in caplog.text
+    assert other.shared_weights(0).read_bytes() == evaluator.shared_weights(0).read_bytes()
+
+
 def test_killed_training_goes_on_to_the_same_weights(evaluator: SupernetEvaluator, data: ImageData, tmp_path: Path) -> None:
     evaluator.prepare(0, lambda share: None)
     other = make_evaluator(data, tmp_path)
