@@ -22,12 +22,11 @@ from search.accuracy.base import Accuracy, AccuracyEvaluator
 from search.accuracy.scratch import ScratchEvaluator
 from search.cli import build, construct, plain, set_up_logging
 from search.data import ImageData
-from search.errors import UserError, one_line
+from search.errors import UserError
 from search.ranking import Effect, Fidelity, Judged, effects, judge
 from search.session import check_limits, cost, study_folder
 from search.space import Space
 from search.study import locked
-from search.task import NonFiniteLoss
 from search.view import describe, make_console, progress_of
 
 log = logging.getLogger(__name__)
@@ -49,13 +48,10 @@ def check(cfg: DictConfig) -> None:
         data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
         judges = make_judges(cfg, data, folder / "check.jsonl")
         networks = distinct(space, cfg.check.num_architectures, cfg.check.seed)
-        try:
-            with progress_of(console, "training shared weights") as progress:
-                judges.search.evaluator.prepare(cfg.study.seed, progress)
-            judged = judge_networks(networks, judges, cfg, data, console)
-            found = measure_effects(space, judges.search, cfg, console)
-        except NonFiniteLoss as error:
-            raise UserError(one_line(error)) from error
+        with progress_of(console, "training shared weights") as progress:
+            judges.search.evaluator.prepare(cfg.study.seed, progress)
+        judged = judge_networks(networks, judges, cfg, data, console)
+        found = measure_effects(space, judges.search, cfg, console)
         fidelity = judge(judged)
         minutes = (time.monotonic() - start) / 60
         save(folder / "check.json", cfg, judged, fidelity, found, minutes)
@@ -128,8 +124,8 @@ def distinct(space: Space, count: int, seed: int) -> list[Architecture]:
         architecture = space.sample([seed, number])
         found.setdefault(architecture.key, architecture)
         if len(found) == count:
-            return list(found.values())
-    raise AssertionError
+            break
+    return list(found.values())
 
 
 def judge_networks(
@@ -156,16 +152,16 @@ def measure_effects(space: Space, judge: Judge, cfg: DictConfig, console: Consol
     dimensions = space.dimensions()
     gains: dict[str, list[float]] = {name: [] for name in dimensions}
     start, limit = time.monotonic(), 60 * cfg.check.effects_minutes
+    turns = ((dimension, number) for number in itertools.count() for dimension in dimensions)
     with progress_of(console, "effects of the dimensions") as progress:
-        for number in itertools.count():
-            for dimension in dimensions:
-                elapsed = time.monotonic() - start
-                if elapsed > limit:
-                    return effects(gains, dimensions)
-                low, high = (judge.accuracy(one, cfg.study.seed) for one in space.pair(dimension, [cfg.check.seed, number]))
-                gains[dimension].append(high - low)
-                progress(min(1.0, elapsed / limit))
-    raise AssertionError
+        for dimension, number in turns:
+            elapsed = time.monotonic() - start
+            if elapsed > limit:
+                break
+            low, high = (judge.accuracy(one, cfg.study.seed) for one in space.pair(dimension, [cfg.check.seed, number]))
+            gains[dimension].append(high - low)
+            progress(elapsed / limit)
+    return effects(gains, dimensions)
 
 
 def save(file: Path, cfg: DictConfig, judged: list[Judged], fidelity: Fidelity, found: list[Effect], minutes: float) -> None:

@@ -23,7 +23,7 @@ from search.cli import build, construct, set_up_logging
 from search.data import ImageData
 from search.errors import UserError, one_line
 from search.export import shared_weights_file
-from search.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, test_accuracy
+from search.task import ImageClassification, TrainSettings, fit, test_accuracy
 from search.view import describe, progress_of
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,7 @@ def retrain(cfg: DictConfig) -> None:
     task = ImageClassification(model, settings, data.num_classes)
     start = time.perf_counter()
     with progress_of(console, "training") as progress:
-        try:
-            fit(task, data, progress)
-        except NonFiniteLoss as error:
-            raise UserError(one_line(error)) from error
+        fit(task, data, progress)
         progress(1.0)
     seconds = time.perf_counter() - start
     weights, report = (path.with_suffix(suffix) for suffix in (".safetensors", ".result.json"))

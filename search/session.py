@@ -43,7 +43,6 @@ from search.study import (
     quiet_experimental,
     remember,
 )
-from search.task import NonFiniteLoss
 from search.view import LiveView, LogView, front_table, make_console, progress_of
 
 log = logging.getLogger(__name__)
@@ -96,10 +95,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
     evaluator: AccuracyEvaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
     remember(study, "training", evaluator.fingerprint(), REMEDY)
     with progress_of(console, "training shared weights") as progress:
-        try:
-            evaluator.prepare(cfg.study.seed, progress)
-        except NonFiniteLoss as error:
-            raise UserError(one_line(error)) from error
+        evaluator.prepare(cfg.study.seed, progress)
     if (weights := evaluator.shared_weights(cfg.study.seed)) is not None:
         study.set_user_attr(SUPERNET, str(weights))
     engine: Engine = construct(build(cfg.engine), make_target=make_target, evaluator=evaluator)

@@ -23,13 +23,14 @@ from models.architecture import check_int, check_number
 from models.memory import keep_freed_memory
 from search.accuracy.base import Progress
 from search.data import ImageData
+from search.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 REPORT_EVERY = 10  # steps between two reports of progress
 
 
-class NonFiniteLoss(RuntimeError):
-    """Training diverged."""
+class NonFiniteLoss(UserError):
+    """Training diverged: a mistake of the settings, or in a search a failed trial."""
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,13 @@ class SupernetEvaluator(Training):
         """
         if seed in self._trained:
             return
-        elastic = self.untrained(seed)
         folder = self.folder(seed)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = self.shared_weights(seed)
+        weights = folder / WEIGHTS
         with locked(folder / ".lock"):
-            if not load(elastic, weights):
+            elastic = kept(weights)
+            if elastic is None:
+                elastic = self.untrained(seed)
                 checkpoint = folder / "epoch.ckpt"
                 drop_if_torn(checkpoint)
                 if checkpoint.exists():
@@ -187,17 +188,17 @@ def drop_if_torn(checkpoint: Path) -> None:
         checkpoint.unlink()
 
 
-def load(elastic: ElasticLITv2, path: Path) -> bool:
-    """Returns whether the weights were there and whole."""
+def kept(path: Path) -> ElasticLITv2 | None:
+    """The supernet of an earlier search, or None if there is none or it is not whole."""
     if not path.exists():
-        return False
+        return None
     try:
-        elastic.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        log.warning("%s cannot be read (%s); training the supernet again", path, one_line(error))
-        return False
+        elastic = open_supernet(path)
+    except UserError as error:
+        log.warning("%s", error)
+        return None
     log.info("the supernet is there already: %s", path)
-    return True
+    return elastic
 
 
 def save(elastic: ElasticLITv2, path: Path) -> None:
@@ -220,5 +221,5 @@ def open_supernet(path: Path) -> ElasticLITv2:
         elastic = ElasticLITv2(Bounds.from_dict(shape.pop("bounds")), **shape)
         elastic.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the supernet {path} cannot be read ({one_line(error)}); search again to train it anew") from error
+        raise UserError(f"the supernet {path} cannot be read ({one_line(error)}); a search trains it anew") from error
     return elastic
