@@ -139,6 +139,15 @@ class Space:
         low, high = (self.suggest(_Drawn(seed, fixed={**needed, dimension: value})) for value in (lowest, highest))
         return low, high
 
+    def child(self, parents: Sequence[Mapping[str, Value]], mutation: float, rng: np.random.Generator) -> Parameters:
+        """Parameters of which each is a random parent's or, with the probability `mutation`, drawn anew.
+
+        What no parent has a value for, as alpha without a window, is drawn too; without parents everything is.
+        """
+        bred = _Bred(parents, mutation, rng)
+        self.suggest(bred)
+        return bred.asked
+
     def covering(self) -> Iterator[Architecture]:
         """Architectures in which each stage takes each of its values at each width, while the others are at their first."""
         first = [min(stage.distinct(), key=lambda spec: spec.window_size) for stage in self.stages]
@@ -206,6 +215,25 @@ class _Drawn:
             return max(choices) if self.size == "largest" else min(choices)
         rng = np.random.default_rng([*self.seed, zlib.crc32(name.encode())])
         return choices[int(rng.integers(len(choices)))]
+
+
+class _Bred:
+    """Answers a space's questions from parents or at random, and remembers the answers."""
+
+    def __init__(self, parents: Sequence[Mapping[str, Value]], mutation: float, rng: np.random.Generator) -> None:
+        self.parents = parents
+        self.mutation = mutation
+        self.rng = rng
+        self.asked: Parameters = {}
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        return int(self.suggest_categorical(name, range(low, high + 1, step)))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        inherited = [parent[name] for parent in self.parents if name in parent]
+        pool = choices if not inherited or self.rng.random() < self.mutation else inherited
+        self.asked[name] = pool[int(self.rng.integers(len(pool)))]
+        return self.asked[name]
 
 
 def _suggest_stage(trial: Asks, name: str, choices: StageChoices) -> StageSpec:

@@ -45,7 +45,10 @@ MAX_SKIPS = 50  # in a row: then one is measured, or a wrong model could rule ou
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished trial and what it found. predicted_ms: what the block model said before it was measured."""
+    """A finished trial and what it found.
+
+    predicted_ms: what the block model said before it was measured. parameters: what the trial was asked.
+    """
 
     number: int
     architecture: Architecture
@@ -54,6 +57,7 @@ class Finished:
     num_macs: int
     origin: str
     predicted_ms: float | None = None
+    parameters: Parameters = field(default_factory=dict)
 
 
 class Skipped:
@@ -347,7 +351,7 @@ class Coordinator:
             self.save_samples(trial.number, outcome.latency)
         origin = trial.user_attrs.get("origin", "sampled")
         predicted_ms = prediction.latency_ms if prediction else None
-        result = Finished(trial.number, architecture, outcome, num_params, num_macs, origin, predicted_ms)
+        result = Finished(trial.number, architecture, outcome, num_params, num_macs, origin, predicted_ms, trial.params)
         self._tell(trial, result)
         self._learn(result)
         self._known[architecture.key] = outcome
@@ -379,7 +383,7 @@ class Coordinator:
 
     def _rules_out(self, prediction: Prediction | None) -> TypeGuard[Prediction]:
         budget = self.objective.budget_ms
-        return prediction is not None and budget is not None and prediction.surely_above(budget)
+        return prediction is not None and budget is not None and prediction.above(budget, CONFIDENCE)
 
     def _skip(self, trial: Trial, architecture: Architecture, prediction: Prediction) -> Skipped:
         budget = self.objective.budget_ms
@@ -450,4 +454,5 @@ def _read(trial: FrozenTrial) -> Finished:
         num_macs=attrs["multiply_accumulates"],
         origin=attrs.get("origin", "sampled"),
         predicted_ms=attrs.get("predicted_latency_ms"),
+        parameters=trial.params,
     )

@@ -8,7 +8,6 @@ test_run.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,12 @@ import pytest
 from optuna.trial import TrialState
 
 from models.architecture import Architecture
-from search.accuracy.base import Accuracy, Progress
 from search.errors import SearchStopped, UserError
-from search.latency.base import Calibration, Latency, Round
+from search.latency.base import Latency
 from search.latency.block_model import BlockModel, Prediction
 from search.objective import Objective
-from search.space import Space
 from search.study import (
     INTERRUPTED,
-    Coordinator,
-    Finished,
     count_skipped,
     finished_trials,
     front,
@@ -36,76 +31,12 @@ from search.study import (
     remember,
 )
 from search.view import LogView, latency_text
-
-SPACE = Space(
-    embed_dim=[8, 16],
-    stages=[{"depth": [1, 2], "window_size": [0, 1, 2], "alpha": [0.0, 0.5, 1.0], "num_heads": 2}] * 2
-    + [{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": 1}] * 2,
-    patch_size=2,
-    downsample="conv",
-)
-
-
-class KnownEngine:
-    """Answers from the architecture; counts what it was asked. `fault` may raise instead, given the architecture."""
-
-    def __init__(self, fault: Callable[[str, Architecture], None] = lambda part, architecture: None) -> None:
-        self.fault = fault
-        self.measured: list[str] = []
-        self.trained: list[str] = []
-
-    def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
-        self.fault("measure", architecture)
-        self.measured.append(architecture.key)
-        ms = architecture.embed_dim / 8 + sum(s.depth * (1 + s.window_size) for s in architecture.stages) / 10
-        return Latency(ms, ms * 0.99, ms * 1.01, 20, 6, True, 0.1, rounds=(Round((ms,) * 20, (1.0,) * 21),))
-
-    def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
-        self.fault("train", architecture)
-        progress(0.5)
-        self.trained.append(architecture.key)
-        return Accuracy(1 - 1 / (architecture.embed_dim + sum(s.depth for s in architecture.stages)), 1000, seed, 0.1)
-
-    def fingerprint(self) -> dict[str, str | int]:
-        return {"device": "known"}
-
-    def calibrate(self, anchor: Architecture) -> Calibration:
-        return Calibration(anchor, 1.0, 0.99, 1.01, 50)
-
-    def close(self) -> None:
-        pass
-
-
-def sampler(kind: Any = optuna.samplers.RandomSampler, **kwargs: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
-    return lambda seed: kind(seed=seed, **kwargs)
-
-
-def coordinator(study: optuna.Study, engine: KnownEngine, budget_ms: float | None = None, **kwargs: Any) -> Coordinator:
-    arguments: dict[str, Any] = {
-        "space": SPACE,
-        "objective": Objective(engine, engine.calibrate(SPACE.anchor()), budget_ms, seed=0),
-        "model": BlockModel(32),
-        "make_sampler": sampler(),
-        "seed": 0,
-        "cost": lambda architecture: (1000, 2000),
-        "save_samples": lambda number, latency: None,
-        "publish": lambda trials: None,
-        "view": LogView(),
-        "reference_ms": 10.0,
-        "max_consecutive_failures": 3,
-    }
-    return Coordinator(study=study, **{**arguments, **kwargs})
+from tests.known_engine import SPACE, KnownEngine, coordinator, run, sampler
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}"
-
-
-def run(storage: str, n_trials: int, engine: KnownEngine | None = None, **kwargs: Any) -> list[Finished]:
-    study = open_study("test", storage, create=True)
-    coordinator(study, engine or KnownEngine(), **kwargs).run(n_trials, None)
-    return finished_trials(study)
 
 
 def test_exactly_as_many_as_asked_for(storage: str) -> None:
@@ -261,7 +192,7 @@ def test_without_a_budget_nothing_is_spared(storage: str) -> None:
 def test_measured_network_is_never_spared(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = KnownEngine()
     run(storage, 40, engine, budget_ms=100.0)
-    monkeypatch.setattr(Prediction, "surely_above", lambda prediction, budget_ms: True)
+    monkeypatch.setattr(Prediction, "above", lambda *args: True)
     study = open_study("test", storage, create=True)
     coordinator(study, engine, 100.0).run(45, None)
     skipped = [trial for trial in study.trials if "skipped_at_ms" in trial.user_attrs]
@@ -272,7 +203,7 @@ def test_measured_network_is_never_spared(storage: str, monkeypatch: pytest.Monk
 
 
 def test_resumed_search_spares_no_more_in_a_row(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prediction, "surely_above", lambda prediction, budget_ms: True)
+    monkeypatch.setattr(Prediction, "above", lambda *args: True)
     monkeypatch.setattr("search.study.MAX_SKIPS", 4)
 
     class StopsOnSkip(LogView):
@@ -298,7 +229,7 @@ def test_resumed_search_knows_what_its_blocks_cost(storage: str) -> None:
 
 
 def test_wrong_model_cannot_rule_out_everything(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prediction, "surely_above", lambda prediction, budget_ms: True)
+    monkeypatch.setattr(Prediction, "above", lambda *args: True)
     study = open_study("test", storage, create=True)
     monkeypatch.setattr("search.study.MAX_SKIPS", 3)
     coordinator(study, KnownEngine(), 100.0).run(12, None)
@@ -324,7 +255,7 @@ def test_surely_dominated_networks_are_not_measured(storage: str) -> None:
         faster = [t for t in trials if t.outcome.latency.measured and t.outcome.latency.latency_ms < truth]
         assert any(t.outcome.accuracy and t.outcome.accuracy.accuracy >= trial.outcome.accuracy.accuracy for t in faster)
     assert not {trial.number for trial in predicted} & {trial.number for trial in front(trials)}
-    assert latency_text(predicted[0]).startswith("~")
+    assert latency_text(predicted[0].outcome.latency).startswith("~")
 
 
 def test_what_is_not_measured_changes_no_front(storage: str, tmp_path: Path) -> None:
@@ -348,7 +279,7 @@ def test_network_that_comes_up_again_is_measured(storage: str) -> None:
 
 
 def test_wrong_model_cannot_keep_everything_unmeasured(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prediction, "surely_above", lambda prediction, limit_ms: prediction.error is not None)
+    monkeypatch.setattr(Prediction, "above", lambda prediction, *args: prediction.error is not None)
     monkeypatch.setattr("search.study.MAX_SKIPS", 3)
     engine = KnownEngine()
     for n_trials in (30, 40):  # and a resumed search goes on counting

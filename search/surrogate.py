@@ -1,0 +1,175 @@
+"""An Optuna sampler that knows what it samples: of many children of the best networks it proposes the most promising one.
+
+Children are bred from the networks that the fewest fronts dominate, as NSGA-II breeds them (Deb et al., 2002). What each
+would add to the front's hypervolume is foretold by two models of all trials so far: latency by the block model, accuracy by
+Bayesian linear regression on what the stages consist of, whose weights are drawn from their posterior (Thompson sampling).
+Optuna's own samplers know neither that latency is a sum over blocks nor which parameters are equal networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from models.architecture import Architecture, check_int, check_number
+from search.latency import block_model
+from search.pareto import front_indices, hypervolume
+from search.space import Parameters, Space
+from search.study import Finished, accuracy_of, finished_trials, latest_of_each
+
+MAX_DRAWS = 10  # of children for each that is wanted: in a space that is nearly used up few are new
+PRIOR = 1.0  # precision of the weights of standardised features, in units of the residual's
+
+Vector = NDArray[np.float64]
+
+
+class SurrogateSampler(BaseSampler):
+    """Propose what should add most to the front, and no network twice while there are others.
+
+    space: what may be proposed. img_size: of the deployed network, in pixels. budget_ms: latency that the front ends at, or
+    None. n_startup_trials: random networks to begin with. population_size: how many networks children are bred from.
+    num_children: how many are compared for a proposal. mutation: probability of a parameter to be drawn anew.
+    Raises: ValueError naming the setting that makes no sense.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        img_size: int,
+        budget_ms: float | None,
+        n_startup_trials: int,
+        population_size: int,
+        num_children: int,
+        mutation: float,
+        seed: int | None = None,
+    ) -> None:
+        check_int("sampler.n_startup_trials", n_startup_trials, block_model.MIN_NETWORKS)
+        check_int("sampler.population_size", population_size, 2)
+        check_int("sampler.num_children", num_children, 1)
+        check_number("sampler.mutation", mutation, 0, 1)
+        self.space = space
+        self.img_size = img_size
+        self.budget_ms = budget_ms
+        self.n_startup_trials = n_startup_trials
+        self.population_size = population_size
+        self.num_children = num_children
+        self.mutation = mutation
+        self.rng = np.random.default_rng(seed)
+        self.proposals: dict[int, Parameters] = {}  # by trial number
+
+    def reseed_rng(self) -> None:
+        self.rng = np.random.default_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}  # what is asked depends on the answers, so each parameter is sampled when it is
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if trial.number not in self.proposals:
+            self.proposals[trial.number] = self.proposal(finished_trials(study))
+        return self.proposals[trial.number][param_name]
+
+    def proposal(self, trials: list[Finished]) -> Parameters:
+        """The parameters of the next network to judge."""
+        known = latest_of_each(trials)
+        judged = [one for one in known if one.outcome.accuracy is not None and one.outcome.feasible]
+        if len(trials) < self.n_startup_trials or len(judged) < 2:
+            return self.children(known, [], 1)[0]
+        children = self.children(known, self.population(judged), self.num_children)
+        return children[self.best([self.space.architecture(child) for child in children], known, judged)]
+
+    def children(self, known: Sequence[Finished], parents: Sequence[Parameters], count: int) -> list[Parameters]:
+        """Up to so many networks that no trial has had; a known one if no other is found."""
+        keys = {one.architecture.key for one in known}
+        found: dict[str, Parameters] = {}
+        for _ in range(MAX_DRAWS * count):
+            chosen = self.rng.permutation(len(parents))[:2]
+            child = self.space.child([parents[index] for index in chosen], self.mutation, self.rng)
+            key = self.space.architecture(child).key
+            if key not in keys:
+                found[key] = child
+            if len(found) == count:
+                break
+        return list(found.values()) or [child]
+
+    def population(self, judged: Sequence[Finished]) -> list[Parameters]:
+        """The front, then the front without it, and so on until there are enough."""
+        left, chosen = list(judged), list[Finished]()
+        while left and len(chosen) < self.population_size:
+            indices = front_indices([accuracy_of(one) for one in left], [one.outcome.latency.latency_ms for one in left])
+            chosen += [left[index] for index in indices]
+            left = [one for index, one in enumerate(left) if index not in indices]
+        return [one.parameters for one in chosen]
+
+    def best(self, children: Sequence[Architecture], known: Sequence[Finished], judged: Sequence[Finished]) -> int:
+        """Which child should add most to the front or, if none should, come nearest to it."""
+        latencies = self.latencies(children, known)
+        accuracies = self.accuracies(children, judged)
+        indices = front_indices([accuracy_of(one) for one in judged], [one.outcome.latency.latency_ms for one in judged])
+        front_accuracies = [accuracy_of(judged[index]) for index in indices]
+        front_latencies = [judged[index].outcome.latency.latency_ms for index in indices]
+        limit = self.budget_ms or max(one.outcome.latency.latency_ms for one in judged)
+
+        def worth(accuracy: float, latency: float) -> tuple[float, float]:
+            volume = hypervolume([*front_accuracies, accuracy], [*front_latencies, latency], limit)
+            if latency > limit:
+                return volume, -latency
+            reached = [a for a, b in zip(front_accuracies, front_latencies, strict=True) if b <= latency]
+            return volume, accuracy - max(reached, default=0.0)
+
+        return max(range(len(children)), key=lambda index: worth(accuracies[index], latencies[index]))
+
+    def latencies(self, children: Sequence[Architecture], known: Sequence[Finished]) -> list[float]:
+        """In milliseconds, by the block model of what was measured."""
+        rows = [
+            (block_model.features(one.architecture, self.img_size), one.outcome.latency.latency_ms)
+            for one in known
+            if one.outcome.latency.measured
+        ]
+        costs = block_model.fit(rows)
+        return [float(block_model.features(child, self.img_size) @ costs) for child in children]
+
+    def accuracies(self, children: Sequence[Architecture], judged: Sequence[Finished]) -> list[float]:
+        """Of one model drawn from the posterior: as far apart as what is not known allows."""
+        inputs = np.stack([features(one.architecture) for one in judged])
+        target = np.array([accuracy_of(one) for one in judged])
+        mean, scale = inputs.mean(0), inputs.std(0) + 1e-9
+        design = (inputs - mean) / scale
+        precision = design.T @ design + PRIOR * np.eye(design.shape[1])
+        weights = np.linalg.solve(precision, design.T @ (target - target.mean()))
+        noise = (target - target.mean() - design @ weights).std()
+        root = np.linalg.cholesky(np.linalg.inv(precision))
+        drawn = weights + noise * root @ self.rng.normal(size=len(weights))
+        outputs = (np.stack([features(child) for child in children]) - mean) / scale @ drawn + target.mean()
+        return [float(value) for value in outputs]
+
+
+def features(architecture: Architecture) -> Vector:
+    """What accuracy is linear in, about: width, and of each stage its depth, its MLP and its attention."""
+    numbers = [math.log(architecture.embed_dim), math.log(architecture.embed_dim) ** 2]
+    for stage in architecture.stages:
+        windowed = stage.window_size > 1
+        numbers += [
+            math.log(stage.depth),
+            stage.mlp_ratio,
+            float(stage.window_size == 0),
+            float(stage.window_size == 1),
+            math.log(stage.window_size) if windowed else 0.0,
+            stage.lo_heads / stage.num_heads - 0.5 if windowed else 0.0,
+            math.log(stage.num_heads) if stage.window_size else 0.0,
+        ]
+    return np.array(numbers)

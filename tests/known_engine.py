@@ -1,0 +1,82 @@
+"""A coordinator over an engine that knows the answers at once: measuring and training are the slow parts of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+
+from models.architecture import Architecture
+from search.accuracy.base import Accuracy, Progress
+from search.latency.base import Calibration, Latency, Round
+from search.latency.block_model import BlockModel
+from search.objective import Objective
+from search.space import Space
+from search.study import Coordinator, Finished, finished_trials, open_study
+from search.view import LogView
+
+SPACE = Space(
+    embed_dim=[8, 16],
+    stages=[{"depth": [1, 2], "window_size": [0, 1, 2], "alpha": [0.0, 0.5, 1.0], "num_heads": 2}] * 2
+    + [{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": 1}] * 2,
+    patch_size=2,
+    downsample="conv",
+)
+
+
+class KnownEngine:
+    """Answers from the architecture; counts what it was asked. `fault` may raise instead, given the architecture."""
+
+    def __init__(self, fault: Callable[[str, Architecture], None] = lambda part, architecture: None) -> None:
+        self.fault = fault
+        self.measured: list[str] = []
+        self.trained: list[str] = []
+
+    def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
+        self.fault("measure", architecture)
+        self.measured.append(architecture.key)
+        ms = architecture.embed_dim / 8 + sum(s.depth * (1 + s.window_size) for s in architecture.stages) / 10
+        return Latency(ms, ms * 0.99, ms * 1.01, 20, 6, True, 0.1, rounds=(Round((ms,) * 20, (1.0,) * 21),))
+
+    def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        self.fault("train", architecture)
+        progress(0.5)
+        self.trained.append(architecture.key)
+        return Accuracy(1 - 1 / (architecture.embed_dim + sum(s.depth for s in architecture.stages)), 1000, seed, 0.1)
+
+    def fingerprint(self) -> dict[str, str | int]:
+        return {"device": "known"}
+
+    def calibrate(self, anchor: Architecture) -> Calibration:
+        return Calibration(anchor, 1.0, 0.99, 1.01, 50)
+
+    def close(self) -> None:
+        pass
+
+
+def sampler(kind: Any = optuna.samplers.RandomSampler, **kwargs: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
+    return lambda seed: kind(seed=seed, **kwargs)
+
+
+def coordinator(study: optuna.Study, engine: KnownEngine, budget_ms: float | None = None, **kwargs: Any) -> Coordinator:
+    arguments: dict[str, Any] = {
+        "space": SPACE,
+        "objective": Objective(engine, engine.calibrate(SPACE.anchor()), budget_ms, seed=0),
+        "model": BlockModel(32),
+        "make_sampler": sampler(),
+        "seed": 0,
+        "cost": lambda architecture: (1000, 2000),
+        "save_samples": lambda number, latency: None,
+        "publish": lambda trials: None,
+        "view": LogView(),
+        "reference_ms": 10.0,
+        "max_consecutive_failures": 3,
+    }
+    return Coordinator(study=study, **{**arguments, **kwargs})
+
+
+def run(storage: str, n_trials: int, engine: KnownEngine | None = None, **kwargs: Any) -> list[Finished]:
+    study = open_study("test", storage, create=True)
+    coordinator(study, engine or KnownEngine(), **kwargs).run(n_trials, None)
+    return finished_trials(study)
