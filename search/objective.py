@@ -3,7 +3,7 @@
 The coordinator (study.py) asks Optuna for a trial, whose parameters become an architecture (space.py). Here its latency is
 measured on the target; if that breaks the budget the trial ends, infeasible and untrained; otherwise it gets its accuracy,
 by training unless the same network was trained before. An evaluator that is as quick as a measurement goes first, and what
-is then surely dominated is not measured. The coordinator writes the outcome to the trial and tells Optuna.
+is then probably dominated is not measured. The coordinator writes the outcome to the trial and tells Optuna.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from search.accuracy.base import Accuracy
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import Prediction
+
+DOMINATED = 0.75  # confidence that leaves a network unmeasured: with 0.99 twice as many are measured, for the same front
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Context:
     front: Sequence[Outcome] = ()
 
     def dominates(self, accuracy: Accuracy) -> bool:
-        """Whether a network of this accuracy is surely slower than one of the front that is no less accurate."""
+        """Whether a network of this accuracy is probably slower than one of the front that is no less accurate."""
         if self.prediction is None:
             return False
         better = [one for one in self.front if one.accuracy is not None and one.accuracy.accuracy >= accuracy.accuracy]
-        return any(self.prediction.surely_above(one.latency.latency_ms) for one in better)
+        return any(self.prediction.above(one.latency.latency_ms, DOMINATED) for one in better)
 
 
 class Reporter(Protocol):
@@ -71,28 +73,22 @@ class Objective:
 
     def evaluate(self, architecture: Architecture, context: Context, reporter: Reporter) -> Outcome:
         """Judge a network. Raises: whatever building, measuring or training raised. There is no default result."""
-        if context.known is not None:
-            return self._repeat(architecture, context.known, reporter)
-        accuracy = self._train(architecture, reporter) if self.accuracy_first else None
-        if accuracy is not None and context.dominates(accuracy):
-            assert context.prediction is not None
-            latency = context.prediction.latency()
-            return Outcome(latency, accuracy, self._keeps_budget(latency))
+        known = context.known
+        accuracy = known.accuracy if known is not None else None
+        reused = accuracy is not None
+        if accuracy is None and self.accuracy_first:
+            accuracy = self._train(architecture, reporter)
+            if known is None and context.dominates(accuracy):
+                assert context.prediction is not None
+                latency = context.prediction.latency()
+                return Outcome(latency, accuracy, self._keeps_budget(latency))
         latency = self._measure(architecture, reporter)
+        if known is not None and known.latency.measured:
+            latency = known.latency.refined_by(latency)
         feasible = self._keeps_budget(latency)
         if accuracy is None and feasible:
             accuracy = self._train(architecture, reporter)
-        return Outcome(latency, accuracy, feasible)
-
-    def _repeat(self, architecture: Architecture, known: Outcome, reporter: Reporter) -> Outcome:
-        """Measure a network again: its latency is refined and its accuracy, if it has one, reused."""
-        latency = self._measure(architecture, reporter)
-        if known.latency.measured:
-            latency = known.latency.refined_by(latency)
-        feasible = self._keeps_budget(latency)
-        if known.accuracy is None and feasible:
-            return Outcome(latency, self._train(architecture, reporter), feasible)
-        return Outcome(latency, known.accuracy, feasible, reused_accuracy=known.accuracy is not None)
+        return Outcome(latency, accuracy, feasible, reused)
 
     def _measure(self, architecture: Architecture, reporter: Reporter) -> Latency:
         reporter.phase("measuring")

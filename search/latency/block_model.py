@@ -3,7 +3,7 @@
 Latency is modelled as a sum over blocks: each costs something for being there, for each kind of attention it has, and for
 the work it does at its stage's width and map. The costs are fitted to a study's own measurements, so they are this device's.
 A prediction tells how regular the device is, and spares the search measuring networks that surely break the budget, or that
-are surely slower than one of no lower accuracy. Nothing predicted is ever on a front.
+are probably slower than one of no lower accuracy. Nothing predicted is ever on a front.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from search.latency.protocol import student
 MIN_NETWORKS = 8  # measured before anything is predicted
 MIN_ERRORS = 8  # predictions put to the test before one may rule a network out
 RECENT = 30  # errors that count: the model gets better as it sees more
-CONFIDENCE = 0.99  # one-sided, of ruling a network out
+CONFIDENCE = 0.99  # one-sided, of breaking a budget
 RIDGE = 1e-3
 SWEEPS = 400
 
@@ -37,16 +37,20 @@ class Prediction:
     error: float | None
     num_errors: int
 
-    def surely_above(self, limit_ms: float) -> bool:
-        """Whether the network is slower than a limit with the stated confidence, for all that is known."""
-        return self.error is not None and self.latency().low_ms > limit_ms
+    def above(self, limit_ms: float, confidence: float) -> bool:
+        """Whether the network is slower than a limit with such confidence, for all that is known."""
+        return self.error is not None and self.latency_ms / self._factor(confidence) > limit_ms
 
     def latency(self) -> Latency:
         """The prediction as a latency that was not measured; 98 % interval. Only where its error is known."""
-        assert self.error is not None
-        factor = math.exp(student(CONFIDENCE, self.num_errors) * self.error)
+        factor = self._factor(CONFIDENCE)
         low_ms, high_ms = self.latency_ms / factor, self.latency_ms * factor
         return Latency(self.latency_ms, low_ms, high_ms, repetitions=0, warmup_runs=0, converged=False, seconds=0.0)
+
+    def _factor(self, confidence: float) -> float:
+        """How far off a prediction is at most, one-sided."""
+        assert self.error is not None
+        return math.exp(student(confidence, self.num_errors) * self.error)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.architecture import Architecture, StageSpec
-from search.latency.block_model import MIN_ERRORS, MIN_NETWORKS, BlockModel, Prediction, features, fit
+from search.latency.block_model import CONFIDENCE, MIN_ERRORS, MIN_NETWORKS, BlockModel, Prediction, features, fit
 
 
 def draw(rng: random.Random) -> Architecture:
@@ -57,7 +57,7 @@ def test_says_nothing_before_it_has_seen_enough(costs: np.ndarray) -> None:
         model.observe(architecture, true_ms(architecture, costs))
     assert len(model._rows) == MIN_NETWORKS
     assert prediction.error is None  # not one prediction has been put to the test
-    assert not prediction.surely_above(1e-9)
+    assert not prediction.above(1e-9, CONFIDENCE)
 
 
 def test_error_is_that_of_predictions_made_beforehand(costs: np.ndarray) -> None:
@@ -87,7 +87,7 @@ def test_repeat_of_a_known_network_is_no_test_of_the_model(costs: np.ndarray) ->
 
 
 def test_rules_out_only_what_its_error_cannot_explain() -> None:
-    assert Prediction(2.0, 0.02, 30).surely_above(1.5)
-    assert not Prediction(2.0, 0.2, 30).surely_above(1.5)
-    assert not Prediction(1.55, 0.02, 30).surely_above(1.5)
-    assert not Prediction(2.0, 0.02 * 8, MIN_ERRORS).surely_above(1.5)
+    assert Prediction(2.0, 0.02, 30).above(1.5, CONFIDENCE)
+    assert not Prediction(2.0, 0.2, 30).above(1.5, CONFIDENCE)
+    assert not Prediction(1.55, 0.02, 30).above(1.5, CONFIDENCE)
+    assert not Prediction(2.0, 0.02 * 8, MIN_ERRORS).above(1.5, CONFIDENCE)
