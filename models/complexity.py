@@ -7,7 +7,6 @@ bilinear sampling of deformable convolutions are not counted, as there.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -31,7 +30,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
 
     input_size: shape of the input without the batch, such as (3, 224, 224).
     """
-    model = copy.deepcopy(model).eval()
+    modes = [(module, module.training) for module in model.modules()]
     like = next(model.parameters())
     norm_elements = 0
 
@@ -39,12 +38,16 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
         nonlocal norm_elements
         norm_elements += output.numel()
 
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            module.register_forward_hook(count_norm)
+    hooks = [module.register_forward_hook(count_norm) for module in model.modules() if isinstance(module, NORMS)]
     counter = FlopCounterMode(display=False, custom_mapping=CUSTOM_FLOPS)
-    with torch.no_grad(), counter:
-        model(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
     return int(counter.get_total_flops()) // 2 + norm_elements
 
 

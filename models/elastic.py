@@ -126,9 +126,9 @@ class ElasticLITv2(nn.Module):
         """A plain network with a copy of its share of the weights. Raises: ValueError if they do not hold it."""
         self.bounds.check(architecture)
         share = self._share(self._skeleton(architecture))
-        network = build(architecture, **self._arguments())
-        like = self.weights.norm.weight
-        network.to(device=like.device, dtype=like.dtype).load_state_dict(share)
+        with torch.device("meta"):  # the weights are all there already
+            network = build(architecture, **self._arguments())
+        network.load_state_dict({name: part.detach().clone() for name, part in share.items()}, assign=True)
         return network.train(self.training)
 
     def _skeleton(self, architecture: Architecture) -> LITv2:

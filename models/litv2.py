@@ -278,6 +278,8 @@ class LITv2(nn.Module):
 
 def init_weights(module: nn.Module) -> None:
     """As the official code: truncated normal for linear layers, torch's default for convolutions, zero offsets."""
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        return  # without memory there is nothing to fill, and pretending takes most of the time of building a network
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from search.data import ImageData
 from search.engine.base import Engine
 from search.errors import SearchStopped, UserError, one_line
 from search.export import export_front, member_name, versions
-from search.latency.base import Calibration, Latency
+from search.latency.base import Calibration, Latency, LatencyTarget
 from search.latency.block_model import BlockModel
 from search.objective import Objective
 from search.space import Space
@@ -68,8 +68,7 @@ def run_search(cfg: DictConfig) -> None:
         set_up_logging(console, folder / "run.log")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = open_study(folder.name, cfg.storage.url, create=True)
-        settings = {name: plain(cfg[name]) for name in SECTIONS} | {"study": {"seed": cfg.study.seed}}
-        remember(study, "settings", settings, REMEDY)
+        remember(study, "settings", study_settings(cfg), REMEDY)
         save_config(folder, cfg)
         num_finished = len(finished_trials(study))
         if num_finished < cfg.study.n_trials:
@@ -83,22 +82,15 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
     """Start the engine, make sure it is the device the study was measured on, and run the coordinator."""
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    network: dict[str, int] = {
-        "img_size": cfg.deploy.img_size,
-        "in_chans": data.in_chans,
-        "num_classes": cfg.deploy.num_classes or data.num_classes,
-    }
-    target = plain(cfg.latency)
-    budget_ms = target.pop("budget_ms")
-    make_target = partial(build(target), **network)
-    construct(make_target)  # a mistake in its settings shows here, not in the measuring process
+    construct(make_target_of(cfg, data))  # a mistake in its settings shows here, not in the measuring process
     evaluator: AccuracyEvaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
     remember(study, "training", evaluator.fingerprint(), REMEDY)
     with progress_of(console, "training shared weights") as progress:
         evaluator.prepare(cfg.study.seed, progress)
     if (weights := evaluator.shared_weights(cfg.study.seed)) is not None:
         study.set_user_attr(SUPERNET, str(weights))
-    engine: Engine = construct(build(cfg.engine), make_target=make_target, evaluator=evaluator)
+    engine = make_engine(cfg, data, evaluator)
+    budget_ms, network = cfg.latency.budget_ms, deployed(cfg, data)
     try:
         calibration, reference_ms = prepare_measuring(study, engine, space, budget_ms)
         if not has_trials(study):
@@ -112,7 +104,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
                 space=space,
                 objective=Objective(engine, calibration, budget_ms, cfg.study.seed, evaluator.quick),
                 model=BlockModel(cfg.deploy.img_size),
-                make_sampler=lambda seed: build(cfg.sampler, seed=seed),
+                make_sampler=build(cfg.sampler, _partial_=True),
                 seed=cfg.study.seed,
                 cost=cache(lambda architecture: cost(architecture, **network)),
                 save_samples=partial(save_samples, folder / "latency", study.user_attrs["device"]),
@@ -125,6 +117,30 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
                 log.info("time is up after %g minutes; the same command goes on from here", cfg.study.timeout_minutes)
     finally:
         engine.close()
+
+
+def deployed(cfg: DictConfig, data: ImageData) -> dict[str, int]:
+    """Images and classes of the network whose latency counts."""
+    num_classes = cfg.deploy.num_classes or data.num_classes
+    return {"img_size": cfg.deploy.img_size, "in_chans": data.in_chans, "num_classes": num_classes}
+
+
+def make_target_of(cfg: DictConfig, data: ImageData) -> Callable[[], LatencyTarget]:
+    """What makes the latency target, in whichever process."""
+    target = plain(cfg.latency)
+    del target["budget_ms"]
+    return partial(build(target), **deployed(cfg, data))
+
+
+def make_engine(cfg: DictConfig, data: ImageData, evaluator: AccuracyEvaluator) -> Engine:
+    """Raises: UserError if its settings cannot be used."""
+    engine: Engine = construct(build(cfg.engine), make_target=make_target_of(cfg, data), evaluator=evaluator)
+    return engine
+
+
+def study_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What a study must not change."""
+    return {name: plain(cfg[name]) for name in SECTIONS} | {"study": {"seed": cfg.study.seed}}
 
 
 def prepare_measuring(
@@ -175,9 +191,12 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
 
 
 def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: int) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of the deployed network, counted without allocating it."""
+    """Parameters and multiply-accumulates of the deployed network."""
     with torch.device("meta"):
         model = build_network(architecture, in_chans=in_chans, num_classes=num_classes)
+    model.to_empty(device="cpu")  # counting on the meta device takes twice the time
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.zero_()
     return count_params(model), count_macs(model, (in_chans, img_size, img_size))
 
 

@@ -87,10 +87,7 @@ class ImageClassification(lightning.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        logits = self(images)
-        if not torch.isfinite(logits).all():
-            raise NonFiniteLoss(f"the trained network's outputs are not finite; lower train.lr={self.settings.lr:g}")
-        self.accuracy(logits, labels)
+        self.accuracy(finite(self(images), self.settings), labels)
         self.log("accuracy", self.accuracy, on_epoch=True, on_step=False)
 
     def configure_optimizers(self) -> Any:
@@ -100,6 +97,13 @@ class ImageClassification(lightning.LightningModule):
         num_steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def finite(logits: Tensor, settings: TrainSettings) -> Tensor:
+    """A trained network's outputs. Raises: NonFiniteLoss if some are not finite."""
+    if not torch.isfinite(logits).all():
+        raise NonFiniteLoss(f"the trained network's outputs are not finite; lower train.lr={settings.lr:g}")
+    return logits
 
 
 def warmup_cosine(step: int, num_steps: int, warmup: float) -> float:

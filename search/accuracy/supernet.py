@@ -23,9 +23,10 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import models.deploy
 from models.architecture import Architecture, check_int
 from models.elastic import Bounds, ElasticLITv2, recalibrate
 from search.accuracy.base import Accuracy, Progress
@@ -33,7 +34,7 @@ from search.accuracy.training import Training
 from search.data import Batches
 from search.errors import UserError, one_line
 from search.space import Size, Space
-from search.task import Batch, ImageClassification, TrainSettings, fit, test_accuracy
+from search.task import Batch, ImageClassification, TrainSettings, finite, fit
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
@@ -118,10 +119,9 @@ class SupernetEvaluator(Training):
         self.prepare(seed, progress)
         start = time.perf_counter()
         self.seed(seed)
-        network = self._trained[seed].extract(self.proxy(architecture))
+        network = self._trained[seed].extract(self.proxy(architecture)).to(self.device)
         recalibrate(network, self._calibration_images())
-        task = ImageClassification(network, self.train, self.data.num_classes)
-        accuracy = test_accuracy(task, self.data.val_dataloader(), self.train)
+        accuracy = self._top1(models.deploy.prepare(network))
         progress(1.0)
         return Accuracy(accuracy, self.data.num_val, seed, time.perf_counter() - start)
 
@@ -159,7 +159,15 @@ class SupernetEvaluator(Training):
 
     def _calibration_images(self) -> Iterator[Tensor]:
         batches = Batches(self.data, self.data.train, CALIBRATION_BATCH)
-        return (images for images, _ in itertools.islice(batches, CALIBRATION_BATCHES))
+        return (images.to(self.device) for images, _ in itertools.islice(batches, CALIBRATION_BATCHES))
+
+    @torch.inference_mode()
+    def _top1(self, network: nn.Module) -> float:
+        """Accuracy on the validation split, without a Trainer, which would take an eighth of the time."""
+        correct = 0
+        for images, labels in self.data.val_dataloader():
+            correct += int((finite(network(images.to(self.device)), self.train).argmax(1).cpu() == labels).sum())
+        return correct / self.data.num_val
 
 
 @contextmanager

@@ -32,9 +32,11 @@ class Training:
         check_int("accuracy.num_threads", self.num_threads, 1)
         check_number("proxy.width_multiplier", self.width_multiplier, 1e-3, 1e3)
         try:
-            self.accelerator = type(make_trainer(self.train).accelerator).__name__
+            trainer = make_trainer(self.train)
         except Exception as error:  # Lightning's own kinds, for an unknown or a missing accelerator
             raise ValueError(f"train.accelerator={self.train.accelerator} cannot be used: {error}") from error
+        self.accelerator = type(trainer.accelerator).__name__
+        self.device = trainer.strategy.root_device
 
     def fingerprint(self) -> dict[str, str | int]:
         threads = cast(int, self.num_threads)
