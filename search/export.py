@@ -64,7 +64,7 @@ def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
     for member in members:
         path = pareto / member_name(member)
         comment = f"One network of the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
-        config_file.write(path, comment, member.architecture, _facts(study, member, probability))
+        config_file.write(path, comment, member.architecture, facts(study, member, probability[member.architecture.key]))
     write_shared_weights(study, members, pareto)
     (folder / "pareto.csv").write_text(_csv(trials, members, probability), encoding="utf-8")
     _plot(trials, members, study, folder / "pareto.png")
@@ -104,7 +104,8 @@ def member_name(member: Finished) -> str:
     return f"trial-{member.number:05d}.yaml"
 
 
-def _facts(study: optuna.Study, member: Finished, probability: Mapping[str, float]) -> dict[str, Any]:
+def facts(study: optuna.Study, member: Finished, front_probability: float) -> dict[str, Any]:
+    """What an exported file says of its network beside the architecture."""
     accuracy = member.outcome.accuracy
     assert accuracy is not None
     settings: Mapping[str, Any] = study.user_attrs["settings"]
@@ -119,7 +120,7 @@ def _facts(study: optuna.Study, member: Finished, probability: Mapping[str, floa
             "max_epochs": settings["train"]["max_epochs"],
         },
         "latency": member.outcome.latency.summary(),
-        "front_probability": probability[member.architecture.key],
+        "front_probability": front_probability,
         "device": dict(study.user_attrs["device"]),
         "parameters": member.num_params,
         "multiply_accumulates": member.num_macs,

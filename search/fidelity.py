@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -18,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.architecture import Architecture, check_int, check_number
-from search.accuracy.base import Accuracy, AccuracyEvaluator
+from search.accuracy.kept import KeptAccuracies
 from search.accuracy.scratch import ScratchEvaluator
 from search.cli import build, construct, plain, set_up_logging
 from search.data import ImageData
@@ -59,58 +56,22 @@ def check(cfg: DictConfig) -> None:
         console.print(f"kept in {folder / 'check.json'}", highlight=False, soft_wrap=True)
 
 
-@dataclass
-class Judge:
-    """An evaluator whose results are kept in a file, by network, seed and everything that they depend on."""
-
-    evaluator: AccuracyEvaluator
-    settings: str
-    file: Path
-    kept: dict[str, Accuracy]
-
-    def accuracy(self, architecture: Architecture, seed: int) -> float:
-        """Raises: NonFiniteLoss if training diverges."""
-        name = f"{architecture.key} {seed} {self.settings}"
-        if name not in self.kept:
-            self.kept[name] = self.evaluator.evaluate(architecture, seed, lambda share: None)
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": name, "accuracy": self.kept[name].to_dict()}) + "\n")
-        return self.kept[name].accuracy
-
-
 @dataclass(frozen=True)
 class Judges:
     """search: what the search goes by. alone: long trainings of single networks."""
 
-    search: Judge
-    alone: Judge
+    search: KeptAccuracies
+    alone: KeptAccuracies
 
 
 def make_judges(cfg: DictConfig, data: ImageData, file: Path) -> Judges:
-    kept = read_kept(file)
-
-    def judge_of(evaluator: AccuracyEvaluator, sections: Mapping[str, Any]) -> Judge:
-        depends = {**sections, "data": data.fingerprint(), "images": data.num_val, **evaluator.fingerprint()}
-        return Judge(evaluator, hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16], file, kept)
-
+    images = {"data": data.fingerprint(), "images": data.num_val}
     evaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
     alone = ScratchEvaluator(data, build(cfg.check.long), cfg.proxy.width_multiplier, cfg.accuracy.num_threads)
     return Judges(
-        search=judge_of(evaluator, {"train": plain(cfg.train), "accuracy": plain(cfg.accuracy)}),
-        alone=judge_of(alone, {"train": plain(cfg.check.long), "proxy": plain(cfg.proxy)}),
+        search=KeptAccuracies(evaluator, {"train": plain(cfg.train), "accuracy": plain(cfg.accuracy), **images}, file),
+        alone=KeptAccuracies(alone, {"train": plain(cfg.check.long), "proxy": plain(cfg.proxy), **images}, file),
     )
-
-
-def read_kept(file: Path) -> dict[str, Accuracy]:
-    """Results of earlier runs; a line that a kill cut short is left out."""
-    kept = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            entry = json.loads(line)
-            kept[entry["name"]] = Accuracy(**entry["accuracy"])
-        except (ValueError, KeyError, TypeError):
-            log.warning("a line of %s cannot be read; its network is trained again", file)
-    return kept
 
 
 def distinct(space: Space, count: int, seed: int) -> list[Architecture]:
@@ -137,8 +98,8 @@ def judge_networks(
     judged = []
     with progress_of(console, "scoring and training alone") as progress:
         for number, architecture in enumerate(networks, start=1):
-            score = judges.search.accuracy(architecture, cfg.study.seed)
-            alone = tuple(judges.alone.accuracy(architecture, seed) for seed in range(cfg.check.num_seeds))
+            score = judges.search.accuracy(architecture, cfg.study.seed).accuracy
+            alone = tuple(judges.alone.accuracy(architecture, seed).accuracy for seed in range(cfg.check.num_seeds))
             one = Judged(architecture, *cost(architecture, **network), score, alone)
             judged.append(one)
             accuracies = ", ".join(f"{accuracy:.4f}" for accuracy in alone)
@@ -147,7 +108,7 @@ def judge_networks(
     return judged
 
 
-def measure_effects(space: Space, judge: Judge, cfg: DictConfig, console: Console) -> list[Effect]:
+def measure_effects(space: Space, judge: KeptAccuracies, cfg: DictConfig, console: Console) -> list[Effect]:
     """Score pairs of networks that differ in one dimension alone, each dimension in turn, until the time is up."""
     dimensions = space.dimensions()
     gains: dict[str, list[float]] = {name: [] for name in dimensions}
@@ -158,7 +119,9 @@ def measure_effects(space: Space, judge: Judge, cfg: DictConfig, console: Consol
             elapsed = time.monotonic() - start
             if elapsed > limit:
                 break
-            low, high = (judge.accuracy(one, cfg.study.seed) for one in space.pair(dimension, [cfg.check.seed, number]))
+            low, high = (
+                judge.accuracy(one, cfg.study.seed).accuracy for one in space.pair(dimension, [cfg.check.seed, number])
+            )
             gains[dimension].append(high - low)
             progress(elapsed / limit)
     return effects(gains, dimensions)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from models.architecture import Architecture
+from search.latency.base import Latency
 from search.study import Finished, SearchProgress, front, front_probability
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,7 @@ def accuracy_text(trial: Finished) -> str:
     return f"{accuracy.accuracy:.4f} ±{accuracy.standard_error:.4f}"
 
 
-def latency_text(trial: Finished) -> str:
-    latency = trial.outcome.latency
+def latency_text(latency: Latency) -> str:
     return f"{'' if latency.measured else '~'}{latency.latency_ms:.3f} [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
 
 
@@ -81,7 +81,7 @@ def trial_table(title: str, trials: list[Finished], surely: Callable[[Finished],
         table.add_row(
             str(trial.number),
             accuracy_text(trial),
-            escape(latency_text(trial)),
+            escape(latency_text(trial.outcome.latency)),
             *((surely(trial),) if surely else ()),
             f"{trial.num_macs / 1e6:,.1f} M",
             describe(trial.architecture) + note,
@@ -142,7 +142,7 @@ class LogView:
             progress.num_finished,
             progress.num_wanted,
             accuracy_text(trial),
-            latency_text(trial),
+            latency_text(trial.outcome.latency),
             f" ({note_text(trial)})" if note_text(trial) else "",
             progress.front_size,
             progress.hypervolume,

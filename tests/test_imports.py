@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = {"search.cli", "search.run", "search.export", "search.train", "search.session", "search.retrain"}
-ENTRY_POINTS |= {"search.measure", "search.lab", "search.check", "search.fidelity"}
+ENTRY_POINTS |= {"search.measure", "search.lab", "search.check", "search.fidelity", "search.confirm", "search.confirmation"}
 FORBIDDEN = {
     "models": {"search", "hydra", "omegaconf", "lightning", "optuna", "datasets"},
     "models.architecture": {"torch", "torchvision", "timm", "numpy"},

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from search import fidelity
 from search.accuracy.base import Accuracy
+from search.accuracy.kept import read
 from search.accuracy.scratch import ScratchEvaluator
 from search.check import run
 from tests.commands import call
@@ -55,7 +55,7 @@ def test_line_cut_short_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
     lines = [json.dumps({"name": name, "accuracy": accuracy.to_dict()}) for name in ("one", "two")]
     file = tmp_path / "check.jsonl"
     file.write_text(lines[0] + "\n" + lines[1][:20], encoding="utf-8")
-    assert fidelity.read_kept(file) == {"one": accuracy}
+    assert read(file) == {"one": accuracy}
     assert "cannot be read" in caplog.text
 
 
