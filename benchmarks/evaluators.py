@@ -114,7 +114,7 @@ def run(folder: Path, method: str, repetition: int, minutes: float, overrides: l
         try:
             search.wait(60 * minutes)
         except subprocess.TimeoutExpired:
-            search.send_signal(signal.SIGINT)
+            search.send_signal(signal.SIGTERM)
             search.wait(GRACE_SECONDS)
         finally:
             search.kill()
