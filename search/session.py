@@ -97,6 +97,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
             study.set_user_attr("versions", versions())
             dashboard.write_note(study, public_url(cfg.storage.url), space, budget_ms)
         terminal = console.is_terminal
+        sampler = build(cfg.sampler, _partial_=True)
         view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if terminal else LogView()
         with view:
             coordinator = Coordinator(
@@ -104,7 +105,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
                 space=space,
                 objective=Objective(engine, calibration, budget_ms, cfg.study.seed, evaluator.quick),
                 model=BlockModel(cfg.deploy.img_size),
-                make_sampler=build(cfg.sampler, _partial_=True),
+                make_sampler=lambda seed: sampler(seed=seed),
                 seed=cfg.study.seed,
                 cost=cache(lambda architecture: cost(architecture, **network)),
                 save_samples=partial(save_samples, folder / "latency", study.user_attrs["device"]),

@@ -22,7 +22,6 @@ TINY = [
     "latency.max_seconds=0.3",
     "latency.calibration_seconds=0.3",
     "space.embed_dim=[8]",
-    "sampler=random",
 ]
 
 

@@ -38,6 +38,7 @@ from search.task import Batch, ImageClassification, TrainSettings, finite, fit
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
+VERSION = 1  # of how it is trained: raise it with every change that moves the weights, or old supernets are taken for new ones
 CALIBRATION_BATCH, CALIBRATION_BATCHES = 256, 4  # images for batch statistics
 
 
@@ -132,6 +133,7 @@ class SupernetEvaluator(Training):
     def folder(self, seed: int) -> Path:
         """Where this supernet is kept: named by all that its weights depend on."""
         settings = {
+            "version": VERSION,
             "architectures": sorted({self.proxy(architecture).key for architecture in self.space.covering()}),
             "train": asdict(self.train),
             "num_random": self.num_random,
