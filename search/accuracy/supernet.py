@@ -38,7 +38,7 @@ from search.task import Batch, ImageClassification, TrainSettings, finite, fit
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
-VERSION = 1  # of how it is trained: raise it with every change that moves the weights, or old supernets are taken for new ones
+VERSION = 1  # of how it is trained: raise it with every change that moves the weights, or kept ones are taken for new ones
 CALIBRATION_BATCH, CALIBRATION_BATCHES = 256, 4  # images for batch statistics
 
 
