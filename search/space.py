@@ -28,6 +28,7 @@ SIZE_PARAMETERS = ("embed_dim", "depth", "mlp_ratio")
 LITV2_DEPTHS = (2, 2, 6, 2)
 LITV2_WINDOW_SIZES = (0, 0, 2, 1)
 LITV2_ALPHA = 0.9
+PATTERN = "LITv2 pattern"  # origin of the trials that try it
 
 
 class Asks(Protocol):
@@ -96,8 +97,11 @@ class Space:
         return len(self.embed_dim) * math.prod(len(stage.distinct()) for stage in self.stages)
 
     def known(self) -> dict[str, Parameters]:
-        """Networks to try first: the LITv2 pattern at every width, as close as the space allows."""
-        return {f"LITv2 pattern, width {width}": self._pattern(width) for width in self.embed_dim}
+        """Networks to try first: the LITv2 pattern at every width, as close as the space allows, and the space's ends."""
+        patterns = {f"{PATTERN}, width {width}": self._pattern(width) for width in self.embed_dim}
+        named = {**patterns, "smallest": self._smallest(), "largest": self._largest()}
+        first = {self.architecture(parameters).key: origin for origin, parameters in reversed(named.items())}
+        return {origin: named[origin] for origin in named if origin in first.values()}
 
     def anchor(self) -> Architecture:
         """The network that latencies are measured against: the LITv2 pattern at the middle width."""
@@ -105,13 +109,7 @@ class Space:
 
     def largest(self) -> Architecture:
         """Every choice at its most expensive: bounds the latencies of a space for the hypervolume."""
-        stages = []
-        for choices in self.stages:
-            # Global attention is quadratic in the map and costs most; without any, the smallest window does.
-            window = min((w for w in choices.window_size if w), default=0)
-            heads = choices.num_heads[0] if window else 1
-            stages.append(StageSpec(max(choices.depth), window, max(choices.alpha), heads, max(choices.mlp_ratio)))
-        return Architecture(max(self.embed_dim), tuple(stages), self.patch_size, self.downsample).canonical()
+        return self.architecture(self._largest())
 
     def sample(self, seed: Sequence[int], size: Size = "any") -> Architecture:
         """A random architecture; the same seed gives the same one.
@@ -162,19 +160,41 @@ class Space:
         return self.suggest(_Given(parameters))
 
     def _pattern(self, width: int) -> Parameters:
-        parameters: Parameters = {"embed_dim": width}
-        for number, (stage, depth, window) in enumerate(
-            zip(self.stages, LITV2_DEPTHS, LITV2_WINDOW_SIZES, strict=True), start=1
-        ):
-            nearest_window = _nearest(stage.window_size, window)
-            parameters |= {
-                f"stage{number}.depth": _nearest(stage.depth, depth),
-                f"stage{number}.window_size": nearest_window,
-                f"stage{number}.num_heads": stage.num_heads[0],
-                f"stage{number}.mlp_ratio": _nearest(stage.mlp_ratio, 4.0),
-                f"stage{number}.alpha": _nearest(stage.alpha, LITV2_ALPHA),
+        nearest = [
+            {
+                "depth": _nearest(stage.depth, depth),
+                "window_size": _nearest(stage.window_size, window),
+                "alpha": _nearest(stage.alpha, LITV2_ALPHA),
+                "mlp_ratio": _nearest(stage.mlp_ratio, 4.0),
             }
-        recorder = _Given(parameters)
+            for stage, depth, window in zip(self.stages, LITV2_DEPTHS, LITV2_WINDOW_SIZES, strict=True)
+        ]
+        return self._parameters(width, nearest)
+
+    def _largest(self) -> Parameters:
+        # Global attention is quadratic in the map and costs most; without any, the smallest window does.
+        windows = [min((w for w in stage.window_size if w), default=0) for stage in self.stages]
+        most = [
+            {"depth": max(s.depth), "window_size": window, "alpha": max(s.alpha), "mlp_ratio": max(s.mlp_ratio)}
+            for s, window in zip(self.stages, windows, strict=True)
+        ]
+        return self._parameters(max(self.embed_dim), most)
+
+    def _smallest(self) -> Parameters:
+        windows = [0 if 0 in stage.window_size else max(stage.window_size) for stage in self.stages]
+        least = [
+            {"depth": min(s.depth), "window_size": window, "alpha": max(s.alpha), "mlp_ratio": min(s.mlp_ratio)}
+            for s, window in zip(self.stages, windows, strict=True)
+        ]
+        return self._parameters(min(self.embed_dim), least)
+
+    def _parameters(self, width: int, stages: Sequence[Mapping[str, Value]]) -> Parameters:
+        """What a trial of this network is asked; heads are each stage's first choice."""
+        given: Parameters = {"embed_dim": width}
+        for number, (choices, values) in enumerate(zip(self.stages, stages, strict=True), start=1):
+            given |= {f"stage{number}.{kind}": value for kind, value in values.items()}
+            given[f"stage{number}.num_heads"] = choices.num_heads[0]
+        recorder = _Given(given)
         self.suggest(recorder)
         return recorder.asked
 

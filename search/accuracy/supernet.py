@@ -31,7 +31,7 @@ from models.architecture import Architecture, check_int
 from models.elastic import Bounds, ElasticLITv2, recalibrate
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.training import Training
-from search.data import Batches
+from search.data import Batches, Images
 from search.errors import UserError, one_line
 from search.space import Size, Space
 from search.task import Batch, ImageClassification, TrainSettings, finite, fit
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
 VERSION = 1  # of how it is trained: raise it with every change that moves the weights, or kept ones are taken for new ones
 CALIBRATION_BATCH, CALIBRATION_BATCHES = 256, 4  # images for batch statistics
+SCORING_BATCH = 512
 
 
 class SupernetTraining(ImageClassification):
@@ -77,7 +78,8 @@ class SupernetTraining(ImageClassification):
 class SupernetEvaluator(Training):
     """Train a supernet of a space or find it in the cache, and score networks with their share of its weights.
 
-    num_random: networks of a step beside the largest and the smallest. cache: folder that keeps supernets by what they were
+    num_random: networks of a step beside the largest and the smallest. num_images: of the validation split to score with, at
+    most; None for all. cache: folder that keeps supernets by what they were
     trained on, for further studies.
     """
 
@@ -85,12 +87,17 @@ class SupernetEvaluator(Training):
 
     space: Space
     num_random: int
+    num_images: int | None
     cache: str
     _trained: dict[int, ElasticLITv2] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("accuracy.num_random", self.num_random, 0)
+        if self.num_images is not None:
+            check_int("accuracy.num_images", self.num_images, 1)
+        count = min(self.num_images or self.data.num_val, self.data.num_val)
+        self.images = Images(self.data.val.images[:count], self.data.val.labels[:count])
         self.bounds = Bounds.of(map(self.proxy, self.space.covering()))
 
     def prepare(self, seed: int, progress: Progress) -> None:
@@ -108,9 +115,6 @@ class SupernetEvaluator(Training):
             if elastic is None:
                 elastic = self.untrained(seed)
                 checkpoint = folder / "epoch.ckpt"
-                drop_if_torn(checkpoint)
-                if checkpoint.exists():
-                    log.info("going on with the supernet's training from %s", checkpoint)
                 fit(self.training(elastic, seed), self.data, progress, checkpoint)
                 save(elastic, weights)
                 checkpoint.unlink(missing_ok=True)
@@ -124,7 +128,7 @@ class SupernetEvaluator(Training):
         recalibrate(network, self._calibration_images())
         accuracy = self._top1(models.deploy.prepare(network))
         progress(1.0)
-        return Accuracy(accuracy, self.data.num_val, seed, time.perf_counter() - start)
+        return Accuracy(accuracy, len(self.images.labels), seed, time.perf_counter() - start)
 
     def shared_weights(self, seed: int) -> Path:
         """The file that keeps this supernet."""
@@ -167,9 +171,9 @@ class SupernetEvaluator(Training):
     def _top1(self, network: nn.Module) -> float:
         """Accuracy on the validation split, without a Trainer, which would take an eighth of the time."""
         correct = 0
-        for images, labels in self.data.val_dataloader():
+        for images, labels in Batches(self.data, self.images, SCORING_BATCH):
             correct += int((finite(network(images.to(self.device)), self.train).argmax(1).cpu() == labels).sum())
-        return correct / self.data.num_val
+        return correct / len(self.images.labels)
 
 
 @contextmanager
@@ -185,17 +189,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def drop_if_torn(checkpoint: Path) -> None:
-    """Remove a checkpoint that cannot be read."""
-    if not checkpoint.exists():
-        return
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, zip or torch, by where it is torn
-        log.warning("%s cannot be read (%s); training the supernet from the start", checkpoint, one_line(error))
-        checkpoint.unlink()
 
 
 def kept(path: Path) -> ElasticLITv2 | None:

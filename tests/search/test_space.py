@@ -9,7 +9,7 @@ import pytest
 
 from models.architecture import Architecture
 from search.errors import UserError
-from search.space import Space
+from search.space import PATTERN, Space
 
 STAGES: list[dict[str, Any]] = [
     {"depth": [1, 2], "window_size": [0, 2, 4], "alpha": [0.0, 0.5, 1.0], "num_heads": 2},
@@ -63,12 +63,26 @@ def test_number_of_architectures_counts_keys() -> None:
 
 def test_known_networks_follow_the_litv2_pattern_at_every_width() -> None:
     space = make()
-    known = [space.architecture(parameters) for parameters in space.known().values()]
+    known = [space.architecture(parameters) for origin, parameters in space.known().items() if origin.startswith(PATTERN)]
     assert [architecture.embed_dim for architecture in known] == [8, 16]
     for architecture in known:
         assert [s.window_size for s in architecture.stages] == [0, 0, 2, 1]
         assert [s.depth for s in architecture.stages] == [2, 2, 6, 1]
     assert space.anchor() in known
+
+
+def test_ends_of_a_space_are_known() -> None:
+    space = make()
+    least, most = (space.architecture(space.known()[name]) for name in ("smallest", "largest"))
+    assert most == space.largest()
+    assert least.embed_dim == 8
+    assert [s.depth for s in least.stages] == [1, 1, 2, 1]
+    assert [s.window_size for s in least.stages] == [0, 0, 0, 1]  # none where the space allows
+
+
+def test_network_that_is_known_twice_is_tried_once() -> None:
+    fixed = {"depth": 1, "window_size": 0, "alpha": 0.0, "num_heads": 1}
+    assert list(make([{**fixed, "depth": [1, 2]}, *[fixed] * 3], embed_dim=8).known()) == [f"{PATTERN}, width 8", "smallest"]
 
 
 def test_known_parameters_can_be_enqueued() -> None:

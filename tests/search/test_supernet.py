@@ -48,8 +48,20 @@ def make_data() -> ImageData:
 
 
 def make_evaluator(data: ImageData, cache: Path, **changes: Any) -> SupernetEvaluator:
-    arguments: dict[str, Any] = {"train": SETTINGS, "space": SPACE, "num_random": 1, "width_multiplier": 1.0}
-    return SupernetEvaluator(data=data, num_threads=1, cache=str(cache), **{**arguments, **changes})
+    arguments: dict[str, Any] = {
+        "train": SETTINGS,
+        "space": SPACE,
+        "num_random": 1,
+        "num_images": None,
+        "width_multiplier": 1.0,
+    }
+    arguments |= {"data": data, "num_threads": 1, "width_multiplier": 1.0, "cache": str(cache)}
+    return SupernetEvaluator(**{**arguments, **changes})
+
+
+def vars_of(evaluator: SupernetEvaluator) -> dict[str, Any]:
+    """What it was constructed with."""
+    return {field.name: getattr(evaluator, field.name) for field in dataclasses.fields(evaluator) if field.init}
 
 
 def train_quietly(cache: Path) -> None:
@@ -144,13 +156,17 @@ def test_killed_training_goes_on_to_the_same_weights(evaluator: SupernetEvaluato
 def test_other_settings_are_another_supernet(
     evaluator: SupernetEvaluator, data: ImageData, change: dict[str, Any], tmp_path: Path
 ) -> None:
-    other = SupernetEvaluator(
-        **{
-            "data": data, "train": SETTINGS, "space": SPACE, "num_random": 1, "width_multiplier": 1.0, "num_threads": 1,
-            "cache": evaluator.cache, **change,
-        }
-    )  # fmt: skip
+    other = SupernetEvaluator(**{**vars_of(evaluator), "data": data, **change})
     assert other.folder(0) != evaluator.folder(0)
+
+
+def test_fewer_images_score_with_the_same_supernet(evaluator: SupernetEvaluator, data: ImageData) -> None:
+    evaluator.prepare(0, lambda share: None)
+    other = SupernetEvaluator(**{**vars_of(evaluator), "num_images": 40})
+    assert other.folder(0) == evaluator.folder(0)
+    accuracy = other.evaluate(SPACE.anchor(), 0, lambda share: None)
+    assert accuracy.num_images == 40
+    assert (accuracy.accuracy * 40) % 1 == 0
 
 
 def test_other_images_are_another_supernet(evaluator: SupernetEvaluator) -> None:
