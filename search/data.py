@@ -157,10 +157,14 @@ class Batches:
         if self.seed is None:
             yield from self._batches(torch.arange(len(self.images.labels)), None)
             return
-        state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(state)
+        generator = torch.Generator().manual_seed(self.epoch_seed())
         self.epoch += 1
         yield from self._batches(torch.randperm(len(self.images.labels), generator=generator), generator)
+
+    def epoch_seed(self) -> int:
+        """Of everything that is random in the next epoch."""
+        assert self.seed is not None
+        return int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
 
     def _batches(self, order: Tensor, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(len(self)):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning
@@ -53,9 +55,10 @@ def retrain(cfg: DictConfig) -> None:
     log.info("training %s (%s parameters)", describe(architecture), f"{count_params(model):,}")
     initialise(model, str(cfg.init), path)
     task = ImageClassification(model, settings, data.num_classes)
+    checkpoint = checkpoint_of(path, model, cfg.seed, settings, data)
     start = time.perf_counter()
     with progress_of(console, "training") as progress:
-        fit(task, data, progress)
+        fit(task, data, progress, checkpoint)
         progress(1.0)
     seconds = time.perf_counter() - start
     weights, report = (path.with_suffix(suffix) for suffix in (".safetensors", ".result.json"))
@@ -74,12 +77,22 @@ def retrain(cfg: DictConfig) -> None:
         searched = facts["accuracy"]
         result |= {"search_accuracy": searched["validation"], "gap": result["validation_accuracy"] - searched["validation"]}
     report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    checkpoint.unlink(missing_ok=True)
     log.info(
         "test accuracy %.4f, validation accuracy %.4f after %d epochs in %.0f s; weights in %s, figures in %s",
         result["test_accuracy"], result["validation_accuracy"], settings.max_epochs, seconds, weights, report,
     )  # fmt: skip
     if "gap" in result:
         log.info("the search said %.4f: a gap of %+.4f", result["search_accuracy"], result["gap"])
+
+
+def checkpoint_of(path: Path, model: nn.Module, seed: int, settings: TrainSettings, data: ImageData) -> Path:
+    """Where a training keeps its state: named by all that it depends on, so that no other training goes on from it."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    digest.update(json.dumps({"seed": seed, **asdict(settings), **data.fingerprint()}, sort_keys=True).encode())
+    return path.with_suffix(f".{digest.hexdigest()[:12]}.ckpt")
 
 
 def initialise(model: nn.Module, init: str, path: Path) -> None:

@@ -23,7 +23,9 @@ from models.architecture import check_int, check_number
 from models.memory import keep_freed_memory
 from search.accuracy.base import Progress
 from search.data import ImageData
-from search.errors import UserError
+from search.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 REPORT_EVERY = 10  # steps between two reports of progress
@@ -152,21 +154,37 @@ def fit(task: ImageClassification, data: ImageData, progress: Progress, checkpoi
     keep_freed_memory()
     batches = data.train_dataloader()
 
-    def resume_epoch(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+    def start_epoch(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         batches.epoch = trainer.current_epoch
+        torch.manual_seed(batches.epoch_seed())  # of stochastic depth: a resumed training draws what the first would have
 
-    callbacks: list[Callback] = [ReportProgress(progress), LambdaCallback(on_train_epoch_start=resume_epoch)]
+    callbacks: list[Callback] = [ReportProgress(progress), LambdaCallback(on_train_epoch_start=start_epoch)]
     if checkpoint is not None:
         callbacks.append(
             ModelCheckpoint(checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False)
         )
     trainer = make_trainer(task.settings, callbacks)
-    resumed = str(checkpoint) if checkpoint is not None and checkpoint.exists() else None
+    resumed = str(checkpoint) if checkpoint is not None and is_whole(checkpoint) else None
+    if resumed:
+        log.info("going on with the training from %s", resumed)
     with quiet_loader_advice():
         try:
             trainer.fit(task, train_dataloaders=batches, ckpt_path=resumed, weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether there is a checkpoint that can be read; one that cannot is removed."""
+    if not checkpoint.exists():
+        return False
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickle, zip or torch, by where it is torn
+        log.warning("%s cannot be read (%s); training from the start", checkpoint, one_line(error))
+        checkpoint.unlink()
+        return False
+    return True
 
 
 def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> float:

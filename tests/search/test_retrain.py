@@ -1,0 +1,69 @@
+"""`python -m search.train` survives being killed: the same command goes on to the same weights."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from models.architecture import Architecture
+from models.litv2 import build
+from search import config_file, sources
+from search.data import ImageData
+from search.retrain import checkpoint_of
+from search.task import TrainSettings
+from search.train import train
+from tests.commands import TINY, call, start
+
+SECONDS = 120
+
+
+def arguments(file: Path) -> list[str]:
+    return [f"arch={file}", *TINY[:2], "train.max_epochs=4"]
+
+
+def exported(folder: Path, architecture: Architecture) -> Path:
+    folder.mkdir()
+    file = folder / "network.yaml"
+    config_file.write(file, "", architecture, {})
+    return file
+
+
+def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path, architecture: Architecture) -> None:
+    killed, whole = (exported(tmp_path / name, architecture) for name in ("killed", "whole"))
+    process = start(tmp_path, "search.train", *arguments(killed))
+    end = time.monotonic() + SECONDS
+    while not list(killed.parent.glob("*.ckpt")):
+        assert time.monotonic() < end, "no checkpoint"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not killed.with_suffix(".safetensors").exists()
+    for file in (killed, whole):
+        assert call(train, "train", arguments(file)) == 0
+    weights = [file.with_suffix(".safetensors").read_bytes() for file in (killed, whole)]
+    assert weights[0] == weights[1]
+    results = [json.loads(file.with_suffix(".result.json").read_text(encoding="utf-8")) for file in (killed, whole)]
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+    assert not list(killed.parent.glob("*.ckpt"))
+
+
+def test_every_training_has_a_state_of_its_own(tmp_path: Path, architecture: Architecture) -> None:
+    data = ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 64, 32, 0, 2, False, 32)
+    settings = TrainSettings(1, 32, 1e-3, 0.05, 0.1, 0.1, 1.0, 0.0, "cpu")
+    torch.manual_seed(0)
+    first, second = build(architecture), build(architecture)
+    files = {
+        checkpoint_of(tmp_path / "a.yaml", first, 0, settings, data),
+        checkpoint_of(tmp_path / "a.yaml", second, 0, settings, data),
+        checkpoint_of(tmp_path / "a.yaml", first, 1, settings, data),
+        checkpoint_of(tmp_path / "a.yaml", first, 0, replace(settings, max_epochs=2), data),
+    }
+    assert len(files) == 4
+    assert checkpoint_of(tmp_path / "a.yaml", first, 0, settings, data) in files
