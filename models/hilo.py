@@ -52,7 +52,7 @@ class HiLo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: tokens, (B, H, W, C). Returns the same shape."""
-        if len(x) > 1 and runs_eagerly_on_cpu(x) and (pieces := num_pieces(x.numel())) > 1:
+        if runs_eagerly_on_cpu(x) and len(x) > 1 and (pieces := num_pieces(x.numel())) > 1:
             return torch.cat([self._attend(images) for images in x.chunk(pieces)])
         return self._attend(x)
 

@@ -37,14 +37,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     which the bias is written first. Repacking the weights once would make LITv2-S 1.06 times as fast again, but they would
     then be kept twice or be lost to exporters.
     """
-    if x.numel() * weight.shape[0] >= LARGE and is_for_onednn(x, weight):
+    # Asked first, for an exporter would take the size of its example for a limit of the batch.
+    if not torch.compiler.is_exporting() and x.numel() * weight.shape[0] >= LARGE and is_for_onednn(x, weight):
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
     return F.linear(x, weight, bias)
 
 
 def is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether these are plain float32 tensors on a CPU, for which nobody wants gradients, another precision or a graph."""
-    if not HAS_ONEDNN or torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+    if not HAS_ONEDNN or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     is_plain = type(weight) in (Tensor, nn.Parameter)  # and not, say, quantised
     return is_plain and x.device.type == "cpu" and x.dtype is weight.dtype is torch.float32 and x.ndim > 1
