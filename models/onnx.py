@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
-def export_onnx(model: nn.Module, x: Tensor, path: Path) -> None:
+def export_onnx(model: nn.Module, x: Tensor, path: Path, any_batch: bool = False) -> None:
     """Write a model in evaluation mode, weights inside the file.
 
-    x: an example input, (B, C, H, W); the file takes inputs of this shape.
+    x: an example input, (B, C, H, W); the file takes inputs of this shape, or of any batch if it is asked to.
 
     Raises: whatever torch.onnx.export raises for a model that has no ONNX form.
     """
@@ -20,4 +20,5 @@ def export_onnx(model: nn.Module, x: Tensor, path: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own, inside the exporter
         warnings.simplefilter("ignore", FutureWarning)
         with torch.no_grad():
-            torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False)
+            shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
+            torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False, dynamic_shapes=shapes)

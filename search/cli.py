@@ -40,6 +40,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, after_stop: str =
 
     after_stop: what to say after Ctrl-C or SIGTERM.
     """
+    sys.argv = [quoted(argument) for argument in sys.argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed
     signal.signal(signal.SIGTERM, _terminate)
     outcome: list[BaseException] = []
@@ -56,6 +57,12 @@ def main(task: Callable[[DictConfig], None], config_name: str, after_stop: str =
             raise outcome[0]
 
     sys.exit(_exit_code(command, after_stop))
+
+
+def quoted(argument: str) -> str:
+    """An override such as pick=latency<=5ms, whose signs Hydra's grammar takes in quotes alone."""
+    key, _, value = argument.partition("=")
+    return f"{key}='{value}'" if set(value) & set("<>") and value[0] not in "'\"" else argument
 
 
 def build(node: Any, **kwargs: Any) -> Any:

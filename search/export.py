@@ -1,4 +1,4 @@
-"""`python -m search.export study.name=NAME`: write the front as YAML files, all trials as CSV, and a plot of both."""
+"""`python -m search.export study.name=NAME`: the front as YAML files, all trials as CSV, a plot; files to deploy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
 
 from search import config_file
-from search.cli import main
+from search.cli import build, construct, main, plain, set_up_logging
 from search.errors import UserError
+from search.picking import compare, pick
 from search.study import (
     SUPERNET,
     Finished,
@@ -31,6 +33,7 @@ from search.study import (
 from search.view import front_table, make_console
 
 log = logging.getLogger(__name__)
+FORMATS = ("yaml", "safetensors", "torch_export", "onnx")
 SHARED_WEIGHTS = ".supernet.safetensors"
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "lightning", "datasets")
 
@@ -42,12 +45,56 @@ def export(cfg: DictConfig) -> None:
         raise UserError(f"there is no {folder} here; run a search with study.name={cfg.study.name} first, or change folder")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
+    formats = listed_formats(cfg.format)
     members = export_front(study, folder)
     if not members:
         raise UserError(f"study {cfg.study.name} has no network yet that is both trained and within its budget; search on")
-    console = make_console()
-    console.print(front_table(f"Front of {study.study_name}", finished_trials(study)))
+    trials, console = finished_trials(study), make_console()
+    picked = pick(members, str(cfg.pick))
+    console.print(front_table(f"Front of {study.study_name}", trials))
     console.print(f"saved in {folder / 'pareto'}, {folder / 'pareto.csv'} and {folder / 'pareto.png'}", soft_wrap=True)
+    if cfg.pick != "front":
+        for one in picked:
+            console.print(f"picked: {folder / 'pareto' / member_name(one)}", soft_wrap=True)
+            if (found := compare(one, trials)) is not None:
+                console.print(str(found), soft_wrap=True, highlight=False, markup=False)
+    if formats:
+        deploy_all(cfg, study, [folder / "pareto" / member_name(one) for one in picked], formats, folder / "deploy", console)
+
+
+def listed_formats(asked: Any) -> list[str]:
+    """Formats to write beside the front's YAML. Raises: UserError if one is unknown."""
+    names = [str(name) for name in asked] if isinstance(asked, ListConfig) else [str(asked)]
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise UserError(f"format={','.join(unknown)} is unknown; choose of {', '.join(FORMATS)}")
+    return [name for name in names if name != "yaml"]
+
+
+def deploy_all(
+    cfg: DictConfig, study: optuna.Study, files: list[Path], formats: list[str], folder: Path, console: Console
+) -> None:
+    """Write, check and measure the deployable files of exported networks.
+
+    Raises: UserError if weights cannot be read, or a format cannot be written.
+    """
+    from search.deployment import deploy  # torch takes seconds that --help need not wait
+    from search.latency.base import Calibration
+    from search.latency.target import PairedTarget
+
+    set_up_logging(console, None)
+    device = study.user_attrs["device"]
+    in_chans, side, _ = (int(part) for part in device["input_size"].split("x"))
+    settings = plain(cfg.latency)
+    del settings["budget_ms"]
+    network = {"img_size": side, "in_chans": in_chans, "num_classes": device["num_classes"]}
+    target: PairedTarget = construct(build(settings), **network)
+    calibration = Calibration.from_dict(study.user_attrs["calibration"])
+    if target.fingerprint() != device:
+        log.info("this is not the device that the study was measured on: calibrating its anchor network here")
+        calibration = target.calibrate(calibration.anchor)
+    for file in files:
+        written = deploy(file, formats, target, calibration, folder / file.stem)
+        console.print(f"deployable files and their card: {written}", soft_wrap=True)
 
 
 def export_front(study: optuna.Study, folder: Path) -> list[Finished]:

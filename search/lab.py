@@ -14,6 +14,7 @@ from typing import Any
 import timm
 import torch
 from omegaconf import DictConfig, ListConfig
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -24,10 +25,11 @@ from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
 from search import config_file
 from search.cli import build, construct, plain, set_up_logging
+from search.deployment import FORMATS, measure_again, read_facts
 from search.errors import SearchStopped, UserError, one_line
 from search.latency.base import Calibration, Latency
 from search.latency.target import Network, PairedTarget
-from search.view import make_console
+from search.view import latency_text, make_console
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,9 @@ def measure(cfg: DictConfig) -> None:
     set_up_logging(console, None)
     settings = plain(cfg.latency)
     settings.pop("budget_ms")
+    if cfg.deployed is not None:
+        measure_deployed(Path(str(cfg.deployed)), settings, console)
+        return
     img_size = settings.pop("input_size")
     if img_size is not None:
         construct(lambda: check_int("latency.input_size", img_size, 1))
@@ -72,7 +77,10 @@ def measure(cfg: DictConfig) -> None:
     candidates = [from_timm(name, img_size) for name in _listed(cfg.model)]
     candidates += [from_file(Path(name), img_size) for name in _listed(cfg.arch)]
     if not candidates:
-        raise UserError("nothing to measure: name a timm model (model=litv2_s) or an exported architecture (arch=FILE)")
+        raise UserError(
+            "nothing to measure: name a timm model (model=litv2_s), an exported architecture (arch=FILE) or its deployable "
+            "files (deployed=FOLDER)"
+        )
     in_chans, side, _ = ANCHOR_SHAPE
     make_target = partial(build(settings), img_size=side, in_chans=in_chans, num_classes=NUM_CLASSES)
     target: PairedTarget = construct(make_target)
@@ -85,6 +93,25 @@ def measure(cfg: DictConfig) -> None:
     if output is not None:
         output.write_text(json.dumps(as_data(target, calibration, candidates, costs, latencies)), encoding="utf-8")
         console.print(f"saved in {output}", soft_wrap=True)
+
+
+def measure_deployed(folder: Path, settings: dict[str, Any], console: Console) -> None:
+    """Measure the files of an export again and hold them against their card.
+
+    Raises: UserError if the folder holds no card, or one of another device.
+    """
+    facts = read_facts(folder)
+    in_chans, side, _ = facts["input_shape"]
+    num_classes = facts["device"]["num_classes"]
+    del settings["input_size"]
+    make_target = partial(build(settings), img_size=side, in_chans=in_chans, num_classes=num_classes)
+    table = Table(title=f"{folder}: with the calibration of its card", title_justify="left")
+    for header in ("file", "card, ms [95 %]", "now", "ratio"):
+        table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
+    for name, (said, found) in measure_again(folder, construct(make_target)).items():
+        texts = (escape(latency_text(one)) for one in (said, found))
+        table.add_row(FORMATS[name].file, *texts, f"{found.latency_ms / said.latency_ms:.3f}")
+    console.print(table)
 
 
 def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibration, list[Latency]]:

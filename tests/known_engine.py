@@ -11,8 +11,8 @@ from models.architecture import Architecture
 from search.accuracy.base import Accuracy, Progress
 from search.latency.base import Calibration, Latency, Round
 from search.latency.block_model import BlockModel
-from search.objective import Objective
-from search.space import Space
+from search.objective import Objective, Outcome
+from search.space import Parameters, Space
 from search.study import Coordinator, Finished, finished_trials, open_study
 from search.view import LogView
 
@@ -80,3 +80,41 @@ def run(storage: str, n_trials: int, engine: KnownEngine | None = None, **kwargs
     study = open_study("test", storage, create=True)
     coordinator(study, engine or KnownEngine(), **kwargs).run(n_trials, None)
     return finished_trials(study)
+
+
+def finished(
+    number: int,
+    accuracy: float,
+    latency_ms: float,
+    architecture: Architecture | None = None,
+    origin: str = "sampled",
+    parameters: Parameters | None = None,
+) -> Finished:
+    """A trial by itself: 1,000 validation images, an interval of 2 % around the latency."""
+    latency = Latency(latency_ms, latency_ms / 1.02, latency_ms * 1.02, 20, 6, True, 0.1)
+    outcome = Outcome(latency, Accuracy(accuracy, 1000, 0, 1.0), True)
+    network = architecture or SPACE.sample([number])
+    return Finished(number, network, outcome, 1000, 2000, origin, None, parameters or {})
+
+
+def studied(
+    storage: str, num_trials: int, budget_ms: float | None = None, objective: Objective | None = None
+) -> optuna.Study:
+    """A finished study with everything that a search leaves in one."""
+    study = open_study("shown", storage, create=True)
+    device = {"device": "Known CPU", "cores": 2, "backend": "torch eager", "num_threads": 1, "batch_size": 1}
+    settings = {
+        "data": {"name": "glyphs", "train_size": 100, "val_size": 50, "img_size": 32},
+        "train": {"max_epochs": 1},
+        "accuracy": {"_target_": "search.accuracy.scratch.ScratchEvaluator"},
+        "latency": {"budget_ms": budget_ms},
+        "study": {"seed": 0},
+        "proxy": {"width_multiplier": 1.0},
+    }
+    study.set_user_attr("device", {**device, "input_size": "1x32x32", "num_classes": 100})
+    study.set_user_attr("settings", settings)
+    study.set_user_attr("reference_latency_ms", 10.0)
+    study.set_user_attr("versions", {"torch": "1"})
+    kwargs = {} if objective is None else {"objective": objective}
+    coordinator(study, KnownEngine(), budget_ms, **kwargs).run(num_trials, None)
+    return study

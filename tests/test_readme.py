@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search.cli import conf_dir
+from search.cli import conf_dir, quoted
 from tests.commands import ROOT
 from tests.search.test_config import compose
 
@@ -34,7 +34,7 @@ def test_search_commands_compose(line: str) -> None:
     module = words[words.index("-m") + 1]
     overrides = words[words.index(module) + 1 :]
     name = module.removeprefix("search.")
-    assert compose(*overrides, name="config" if name == "run" else name)
+    assert compose(*map(quoted, overrides), name="config" if name == "run" else name)
 
 
 def test_code_map_names_what_exists() -> None:

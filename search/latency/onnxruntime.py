@@ -30,7 +30,7 @@ class OnnxRuntimeTarget(PairedTarget):
             try:
                 export_onnx(model, x, path)
                 content = path.read_bytes()
-                session = self._session(content)
+                session = open_session(content, self.num_threads)
             except Exception as error:
                 raise ConversionError(f"ONNX Runtime cannot take this model: {error}") from error
         name = session.get_inputs()[0].name
@@ -38,18 +38,20 @@ class OnnxRuntimeTarget(PairedTarget):
         parity = check_parity(self.name, model, x, output, self.dtype)
 
         def load() -> Run:
-            copied = self._session(content)
+            copied = open_session(content, self.num_threads)
             feed = {name: x.numpy().copy()}
             return lambda: copied.run(None, feed)
 
         return Prepared(load, parity)
 
-    def _session(self, content: bytes) -> Any:
-        import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.num_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into the anchor's turn
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+def open_session(content: bytes, num_threads: int) -> Any:
+    """A model in ONNX Runtime, on so many threads of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into the anchor's turn
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -13,7 +13,7 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
@@ -165,11 +165,16 @@ class PairedTarget(ABC):
         start = time.perf_counter()
         model = self._model(network)
         prepared = self.prepare(model, torch.rand(self.batch_size, *network.input_shape))
-        first, peak = self.peak_bytes(prepared.load)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        ready = self.ready(prepared.load, weights)
+        return replace(ready, parity=prepared.parity, prepare_seconds=time.perf_counter() - start)
+
+    def ready(self, load: Callable[[], Run], weights: int = 0) -> Ready:
+        """Anything that runs on this device, loaded several times. weights: their size, in bytes."""
+        first, peak = self.peak_bytes(load)
         number = max(1, min(MAX_COPIES, COPIES_BYTES // max(1, weights))) if self.loads_copies else 1
-        copies = [first] + [prepared.load() for _ in range(number - 1)]
-        return Ready(copies, prepared.parity, time.perf_counter() - start, peak)
+        copies = [first] + [load() for _ in range(number - 1)]
+        return Ready(copies, None, 0.0, peak)
 
     def time(self, networks: Sequence[Ready], calibration: Calibration) -> list[Latency]:
         """Latencies of several networks, timed in turn so that their ratios hold."""

@@ -16,11 +16,10 @@ from search.accuracy.scratch import ScratchEvaluator
 from search.confirm import run as confirm
 from search.confirmation import Case, places, seed_noise, standard_error, uncertain
 from search.engine.local import LocalEngine
-from search.objective import Outcome
 from search.run import run
-from search.study import Finished, finished_trials, open_study
+from search.study import finished_trials, open_study
 from tests.commands import TINY, call
-from tests.known_engine import SPACE, KnownEngine
+from tests.known_engine import finished
 
 SEARCH = ["+search=cpu_latency", "study.name=first", "study.n_trials=4", *TINY]
 CONFIRM = [*SEARCH, "confirm.train.max_epochs=1", "confirm.min_probability=0.001", "confirm.max_probability=1"]
@@ -90,16 +89,6 @@ def test_again_nothing_is_trained_or_measured_twice(folder: Path) -> None:
 def test_mistakes_are_named(folder: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(confirm, "confirm", [*CONFIRM, override]) == 2
     assert message in capsys.readouterr().err
-
-
-def finished(number: int, accuracy: float, latency_ms: float) -> Finished:
-    """Of a network by itself, with 1,000 validation images and an interval of 2 %."""
-    architecture = SPACE.sample([number])
-    latency = replace(
-        KnownEngine().measure(architecture, KnownEngine().calibrate(architecture)),
-        latency_ms=latency_ms, low_ms=latency_ms / 1.02, high_ms=latency_ms * 1.02,
-    )  # fmt: skip
-    return Finished(number, architecture, Outcome(latency, Accuracy(accuracy, 1000, 0, 1.0), True), 1, 1, "sampled")
 
 
 def test_only_networks_whose_place_is_uncertain_are_taken() -> None:

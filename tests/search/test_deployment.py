@@ -1,0 +1,102 @@
+"""From a front to files that run elsewhere: every format computes what PyTorch does and is measured as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from search import config_file
+from search.deployment import BATCHES, FORMATS, PARITY, network_with
+from search.export import export
+from search.measure import run as measure
+from search.run import run
+from search.train import train
+from tests.commands import TINY, call
+
+EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
+DEPLOY = [*EXPORT, "pick=knee", "format=[yaml,safetensors,torch_export,onnx]"]
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the deployed knee of a small study, after a short training."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("user"))
+    assert call(run, "config", ["+search=cpu_latency", "study.name=first", "study.n_trials=3", *TINY]) == 0
+    assert call(export, "export", [*EXPORT, "pick=knee"]) == 0
+    for file in Path("outputs/first/pareto").glob("*.yaml"):
+        assert call(train, "train", [f"arch={file}", *TINY[:2], "train.max_epochs=1"]) == 0
+    assert call(export, "export", DEPLOY) == 0
+    (folder,) = Path("outputs/first/deploy").iterdir()
+    yield folder
+    os.chdir(before)
+
+
+def test_every_file_computes_what_was_trained(deployed: Path) -> None:
+    architecture, _ = config_file.read(deployed / "architecture.yaml")
+    from safetensors.torch import load_file
+
+    trained = Path("outputs/first/pareto") / f"{deployed.name}.safetensors"
+    network = network_with(architecture, load_file(trained))
+    for name, kind in FORMATS.items():
+        compute = kind.load(deployed / kind.file, 1)
+        for batch in (*BATCHES, 5):
+            x = torch.rand(batch, 1, 32, 32)
+            with torch.inference_mode():
+                expected = network(x)
+            torch.testing.assert_close(compute(x), expected, rtol=0, atol=PARITY * float(expected.abs().max()), msg=name)
+
+
+def test_onnx_file_runs_without_this_project(deployed: Path) -> None:
+    session = onnxruntime.InferenceSession(deployed / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"x": torch.rand(4, 1, 32, 32).numpy()})
+    assert logits.shape == (4, 100)
+
+
+def test_card_tells_what_was_measured(deployed: Path) -> None:
+    facts = json.loads((deployed / "card.json").read_text(encoding="utf-8"))
+    card = (deployed / "README.md").read_text(encoding="utf-8")
+    assert set(facts["files"]) == set(FORMATS)
+    for one in facts["files"].values():
+        assert one["parity"] <= PARITY
+        assert one["latency"]["repetitions"] > 1
+        assert f"{one['latency']['latency_ms']:.3f}" in card
+    assert f"{facts['trained']['test_accuracy']:.4f}" in card
+    assert "Apache-2.0" in card
+
+
+def test_files_are_measured_again_against_their_card(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
+    assert call(measure, "measure", [f"deployed={deployed}", *quick]) == 0
+    printed = capsys.readouterr().out
+    assert all(kind.file in printed for kind in FORMATS.values())
+
+
+def test_card_of_another_setting_is_refused(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(measure, "measure", [f"deployed={deployed}", "latency.batch_size=2"]) == 2
+    assert "batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pick=elbow"], "pick=elbow is no rule"),
+        (["pick=latency<=0.001ms"], "the fastest of the front takes"),
+        (["format=tflite"], "format=tflite is unknown; choose of yaml, safetensors, torch_export, onnx"),
+        (["study.name=missing"], "there is no outputs/missing here"),
+    ],
+)
+def test_mistakes_are_named(deployed: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(export, "export", [*EXPORT, *overrides]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folder_without_a_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(measure, "measure", [f"deployed={tmp_path}"]) == 2
+    assert "has no card.json" in capsys.readouterr().err
