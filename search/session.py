@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
@@ -33,6 +34,7 @@ from search.latency.block_model import BlockModel
 from search.objective import Objective
 from search.space import Space
 from search.study import (
+    SHARED_SECONDS,
     SUPERNET,
     Coordinator,
     finished_trials,
@@ -85,10 +87,13 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
     construct(make_target_of(cfg, data))  # a mistake in its settings shows here, not in the measuring process
     evaluator: AccuracyEvaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
     remember(study, "training", evaluator.fingerprint(), REMEDY)
+    start = time.monotonic()
     with progress_of(console, "training shared weights") as progress:
         evaluator.prepare(cfg.study.seed, progress)
     if (weights := evaluator.shared_weights(cfg.study.seed)) is not None:
         study.set_user_attr(SUPERNET, str(weights))
+        if not has_trials(study):
+            study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
     engine = make_engine(cfg, data, evaluator)
     budget_ms, network = cfg.latency.budget_ms, deployed(cfg, data)
     try:

@@ -38,6 +38,7 @@ DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
 METRICS = ["accuracy", "latency_ms"]
 INTERRUPTED = "interrupted"
 SUPERNET = "supernet"  # attribute of a study: the file of the weights that its networks are scored with
+SHARED_SECONDS = "shared_weights_seconds"  # attribute of a study: what training them took, where it trained them itself
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
 MAX_SKIPS = 50  # in a row: then one is measured, or a wrong model could rule out everything for good

@@ -9,7 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = {"search.cli", "search.run", "search.export", "search.train", "search.session", "search.retrain"}
-ENTRY_POINTS |= {"search.measure", "search.lab", "search.check", "search.fidelity", "search.confirm", "search.confirmation"}
+ENTRY_POINTS |= {
+    "search.measure",
+    "search.lab",
+    "search.check",
+    "search.fidelity",
+    "search.confirm",
+    "search.confirmation",
+    "search.report",
+}
 FORBIDDEN = {
     "models": {"search", "hydra", "omegaconf", "lightning", "optuna", "datasets"},
     "models.architecture": {"torch", "torchvision", "timm", "numpy"},

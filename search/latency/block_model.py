@@ -23,6 +23,7 @@ MIN_NETWORKS = 8  # measured before anything is predicted
 MIN_ERRORS = 8  # predictions put to the test before one may rule a network out
 RECENT = 30  # errors that count: the model gets better as it sees more
 CONFIDENCE = 0.99  # one-sided, of breaking a budget
+NUM_FEATURES = 9
 RIDGE = 1e-3
 SWEEPS = 400
 
@@ -91,14 +92,21 @@ class BlockModel:
 
 def features(architecture: Architecture, img_size: int) -> Vector:
     """What the costs multiply: counts of blocks and of their work, summed over the network."""
-    total = np.zeros(9)
+    total = np.zeros(NUM_FEATURES)
     total[0] = 1.0
+    return total + sum(by_stage(architecture, img_size))
+
+
+def by_stage(architecture: Architecture, img_size: int) -> list[Vector]:
+    """The same for each stage, with the patch merging before it; without what the network costs as a whole."""
+    found = []
     for index, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True)):
         side = max(1, img_size // architecture.patch_size // 2**index)
-        total += stage.depth * _block(stage, dim, side)
+        own = stage.depth * _block(stage, dim, side)
         if index:
-            total[1] += side**2 * dim * (dim // 2) * 4  # patch merging
-    return total
+            own[1] += side**2 * dim * (dim // 2) * 4  # patch merging
+        found.append(own)
+    return found
 
 
 def _block(stage: StageSpec, dim: int, side: int) -> Vector:

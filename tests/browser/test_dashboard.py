@@ -14,7 +14,7 @@ import pytest
 
 from search import dashboard
 from search.study import finished_trials, open_study
-from tests.search.test_study import SPACE, KnownEngine, coordinator
+from tests.known_engine import SPACE, KnownEngine, coordinator
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
