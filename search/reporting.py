@@ -23,6 +23,7 @@ from search.latency import block_model
 from search.latency.block_model import MIN_NETWORKS
 from search.page import Grid, Section
 from search.picking import compare
+from search.picture import picture
 from search.study import (
     INTERRUPTED,
     SHARED_SECONDS,
@@ -81,10 +82,11 @@ class Found:
 
 def sections(found: Found) -> list[Section]:
     """Everything, in the order in which one would ask."""
-    made = [
-        setting(found), front_section(found), baselines(found), progress(found), mattered(found), by_stage(found),
-        certainty(found), confirmation(found), latency(found), unfinished(found), time_spent(found), reproduce(found),
-    ]  # fmt: skip
+    parts = (
+        setting, front_section, pictures, baselines, progress, mattered, by_stage, certainty, confirmation, latency,
+        unfinished, time_spent, reproduce,
+    )  # fmt: skip
+    made = [part(found) for part in parts]
     return [section for section in made if section is not None]
 
 
@@ -127,6 +129,17 @@ def front_section(found: Found) -> Section:
     )
     caption = "Accuracy over latency, with standard errors and 95 % intervals"
     return Section("Front", [text], [Grid(header, rows)], {caption: drawn})
+
+
+def pictures(found: Found) -> Section | None:
+    if not found.members:
+        return None
+    side = int(found.attrs["device"]["input_size"].split("x")[-1])
+    drawn = {
+        f"Trial {one.number}: {accuracy_text(one)}, {latency_text(one.outcome.latency)} ms": picture(one.architecture, side)
+        for one in found.members
+    }
+    return Section("Networks of the front", ["Dots are heads: Hi-Fi first, then Lo-Fi; bars are blocks."], figures=drawn)
 
 
 def baselines(found: Found) -> Section | None:

@@ -18,8 +18,9 @@ from tests.commands import call
 from tests.known_engine import SPACE, KnownEngine, finished, studied
 
 ALWAYS = [
-    "What was asked", "Front", "Against the authors' pattern", "Progress", "What mattered", "Where the latency goes",
-    "How well latency was measured", "Failed, infeasible and unmeasured", "Time", "Go on from here",
+    "What was asked", "Front", "Networks of the front", "Against the authors' pattern", "Progress", "What mattered",
+    "Where the latency goes", "How well latency was measured", "Failed, infeasible and unmeasured", "Time",
+    "Go on from here",
 ]  # fmt: skip
 
 
