@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.commands import ROOT
 
@@ -44,7 +45,8 @@ def test_installed_package_composes_its_configuration_from_any_folder(wheel: Pat
         text=True,
         check=True,
     )
-    assert "n_trials: 60" in shown.stdout
+    asked = yaml.safe_load((ROOT / "conf/base.yaml").read_text(encoding="utf-8"))["study"]["n_trials"]
+    assert f"n_trials: {asked}" in shown.stdout
     code = "import search.cli; print(search.cli.conf_dir())"
     where = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
