@@ -34,8 +34,17 @@ from search.errors import UserError
 from search.export import facts, member_name, write_shared_weights
 from search.latency.base import Calibration, Latency
 from search.pareto import front_indices, front_probabilities
-from search.session import REMEDY, check_limits, make_engine, study_folder, study_settings
-from search.study import Finished, accuracy_of, finished_trials, latest_of_each, locked, open_study, remember
+from search.session import REMEDY, check_limits, make_engine, study_settings
+from search.study import (
+    Finished,
+    accuracy_of,
+    existing_folder,
+    finished_trials,
+    latest_of_each,
+    locked,
+    open_study,
+    remember,
+)
 from search.view import describe, latency_text, make_console, progress_of
 
 log = logging.getLogger(__name__)
@@ -66,11 +75,9 @@ def confirm(cfg: DictConfig) -> None:
 
     Raises: UserError if there is no such study or it was made otherwise, KeyboardInterrupt; what was found is kept.
     """
-    folder = study_folder(cfg.study.name)
+    folder = existing_folder(cfg.study.name)
     construct(check_limits, cfg=cfg)
     construct(check_settings, settings=cfg.confirm)
-    if not folder.is_dir():
-        raise UserError(f"there is no {folder} here; run a search with study.name={cfg.study.name} first, or change folder")
     with locked(folder):
         console = make_console()
         set_up_logging(console, folder / "confirm.log")

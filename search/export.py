@@ -24,6 +24,7 @@ from search.study import (
     SUPERNET,
     Finished,
     accuracy_of,
+    existing_folder,
     finished_trials,
     front,
     front_probability,
@@ -40,9 +41,7 @@ PACKAGES = ("torch", "torchvision", "timm", "optuna", "lightning", "datasets")
 
 def export(cfg: DictConfig) -> None:
     """Export a study of this machine."""
-    folder = Path("outputs") / str(cfg.study.name)
-    if not folder.is_dir():
-        raise UserError(f"there is no {folder} here; run a search with study.name={cfg.study.name} first, or change folder")
+    folder = existing_folder(cfg.study.name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
     formats = listed_formats(cfg.format)

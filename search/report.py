@@ -11,16 +11,14 @@ from omegaconf import DictConfig
 from models.architecture import check_number
 from search.cli import construct, main
 from search.errors import UserError
-from search.study import finished_trials, open_study
+from search.study import existing_folder, finished_trials, open_study
 
 REFRESH_SECONDS = 10
 
 
 def report(cfg: DictConfig) -> None:
     """Write outputs/NAME/report.html and report.md; with `watch`, again and again until the user stops it."""
-    folder = Path("outputs") / str(cfg.study.name)
-    if not folder.is_dir():
-        raise UserError(f"there is no {folder} here; run a search with study.name={cfg.study.name} first, or change folder")
+    folder = existing_folder(cfg.study.name)
     if cfg.watch is not None:
         construct(check_number, name="watch", value=cfg.watch, low=1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

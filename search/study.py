@@ -118,6 +118,14 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def existing_folder(name: object) -> Path:
+    """The folder of a study of this machine. Raises: UserError if there is none."""
+    folder = Path("outputs") / str(name)
+    if not folder.is_dir():
+        raise UserError(f"there is no {folder} here; run a search with study.name={name} first, or change folder")
+    return folder
+
+
 def open_study(name: str, storage: str, create: bool) -> optuna.Study:
     """Open a study by its Optuna name and storage URL, or create it.
 
