@@ -40,6 +40,7 @@ from search.study import (
     accuracy_of,
     existing_folder,
     finished_trials,
+    judged,
     latest_of_each,
     locked,
     open_study,
@@ -125,8 +126,7 @@ def uncertain(trials: list[Finished], low: float, high: float) -> list[Case]:
 
     Predicted latencies count too, with the errors that predictions have.
     """
-    judged = [one for one in latest_of_each(trials) if one.outcome.feasible and one.outcome.accuracy is not None]
-    cases = [Case(trial, 0.0) for trial in judged]
+    cases = [Case(trial, 0.0) for trial in judged(trials)]
     found = [replace(case, before=share) for case, share in zip(cases, places(cases), strict=True)]
     return sorted((one for one in found if low <= one.before <= high), key=lambda case: -case.before)
 

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search import figures
 from search.figures import Influence
 from search.latency import block_model
+from search.latency.base import Latency
 from search.latency.block_model import MIN_NETWORKS
 from search.page import Grid, Section
 from search.picking import compare
@@ -34,6 +35,7 @@ from search.study import (
     front,
     front_hypervolume,
     front_probability,
+    judged,
     latest_of_each,
 )
 from search.view import accuracy_text, describe, latency_text
@@ -63,7 +65,7 @@ class Found:
     @cached_property
     def judged(self) -> list[Finished]:
         """Different networks that have an accuracy and keep the budget."""
-        return [t for t in latest_of_each(self.trials) if t.outcome.accuracy is not None and t.outcome.feasible]
+        return judged(self.trials)
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -169,14 +171,14 @@ def progress(found: Found) -> Section | None:
     return Section("Progress", [text], figures={"Hypervolume by finished trials": figures.progress_figure(volumes)})
 
 
-def influences(judged: Sequence[Finished]) -> list[Influence]:
+def influences(scored: Sequence[Finished]) -> list[Influence]:
     """Of every dimension that took several values, the greatest share of accuracy first."""
-    names = sorted({name for one in judged for name in one.parameters})
-    accuracies = np.array([accuracy_of(one) for one in judged])
-    latencies = np.log([one.outcome.latency.latency_ms for one in judged])
+    names = sorted({name for one in scored for name in one.parameters})
+    accuracies = np.array([accuracy_of(one) for one in scored])
+    latencies = np.log([one.outcome.latency.latency_ms for one in scored])
     found = []
     for name in names:
-        values = [one.parameters.get(name) for one in judged]
+        values = [one.parameters.get(name) for one in scored]
         ordered = sorted({value for value in values if value is not None})
         if len(ordered) < 2:
             continue
@@ -267,7 +269,7 @@ def confirmation(found: Found) -> Section | None:
         if "accuracy" in now:
             alone = f"{now['accuracy']:.4f} ±{now['standard_error']:.4f} ({len(now['accuracies'])})"
             place = f"{now['front_probability']:.0%}"
-        measured = f"{again['latency_ms']:.3f} [{again['low_ms']:.3f}, {again['high_ms']:.3f}]" if again else ""
+        measured = latency_text(Latency(**again)) if again else ""
         said = (f"{before['accuracy']:.4f}", alone, f"{before['latency']['latency_ms']:.3f}", measured)
         rows.append((str(one["trial"]), *said, f"{before['front_probability']:.0%}", place))
     header = ("trial", "score", "trained alone (seeds)", "latency, ms", "measured again", "on the front", "now")

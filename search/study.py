@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,30 +202,38 @@ def latest_of_each(trials: list[Finished]) -> list[Finished]:
     return list({trial.architecture.key: trial for trial in trials}.values())
 
 
+def judged(trials: list[Finished]) -> list[Finished]:
+    """Different networks that have an accuracy and keep the budget, measured or predicted."""
+    return [t for t in latest_of_each(trials) if t.outcome.feasible and t.outcome.accuracy is not None]
+
+
 def candidates(trials: list[Finished]) -> list[Finished]:
     """What a front is made of: feasible networks, measured and with an accuracy."""
-    judged = [t for t in latest_of_each(trials) if t.outcome.feasible and t.outcome.latency.measured]
-    return [t for t in judged if t.outcome.accuracy is not None]
+    return [t for t in judged(trials) if t.outcome.latency.measured]
 
 
 def front(trials: list[Finished]) -> list[Finished]:
     """Candidates that no other one dominates, by rising latency."""
-    judged = candidates(trials)
-    indices = front_indices([accuracy_of(t) for t in judged], [t.outcome.latency.latency_ms for t in judged])
-    return [judged[i] for i in indices]
+    return not_dominated(candidates(trials))
+
+
+def not_dominated(trials: Sequence[Finished]) -> list[Finished]:
+    """Those of given trials, all with an accuracy, that no other of them dominates, by rising latency."""
+    indices = front_indices([accuracy_of(t) for t in trials], [t.outcome.latency.latency_ms for t in trials])
+    return [trials[i] for i in indices]
 
 
 def front_probability(trials: list[Finished]) -> dict[str, float]:
     """Of each candidate, by its key: how probable it is that no other one dominates it, given the errors of both values."""
-    judged = candidates(trials)
-    latencies = [t.outcome.latency for t in judged]
+    compared = candidates(trials)
+    latencies = [t.outcome.latency for t in compared]
     shares = front_probabilities(
-        [accuracy_of(t) for t in judged],
-        [t.outcome.accuracy.standard_error for t in judged if t.outcome.accuracy is not None],
+        [accuracy_of(t) for t in compared],
+        [t.outcome.accuracy.standard_error for t in compared if t.outcome.accuracy is not None],
         [latency.latency_ms for latency in latencies],
         [latency.standard_error for latency in latencies],
     )
-    return {trial.architecture.key: share for trial, share in zip(judged, shares, strict=True)}
+    return {trial.architecture.key: share for trial, share in zip(compared, shares, strict=True)}
 
 
 def accuracy_of(trial: Finished) -> float:

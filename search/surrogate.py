@@ -21,9 +21,9 @@ from optuna.trial import FrozenTrial
 
 from models.architecture import Architecture, check_int, check_number
 from search.latency import block_model
-from search.pareto import front_indices, hypervolume
+from search.pareto import hypervolume
 from search.space import Parameters, Space
-from search.study import Finished, accuracy_of, finished_trials, latest_of_each
+from search.study import Finished, accuracy_of, finished_trials, judged, latest_of_each, not_dominated
 
 MAX_DRAWS = 10  # of children for each that is wanted: in a space that is nearly used up few are new
 PRIOR = 1.0  # precision of the weights of standardised features, in units of the residual's
@@ -86,11 +86,11 @@ class SurrogateSampler(BaseSampler):
     def proposal(self, trials: list[Finished]) -> Parameters:
         """The parameters of the next network to judge."""
         known = latest_of_each(trials)
-        judged = [one for one in known if one.outcome.accuracy is not None and one.outcome.feasible]
-        if len(trials) < self.n_startup_trials or len(judged) < 2:
+        scored = judged(trials)
+        if len(trials) < self.n_startup_trials or len(scored) < 2:
             return self.children(known, [], 1)[0]
-        children = self.children(known, self.population(judged), self.num_children)
-        return children[self.best([self.space.architecture(child) for child in children], known, judged)]
+        children = self.children(known, self.population(scored), self.num_children)
+        return children[self.best([self.space.architecture(child) for child in children], known, scored)]
 
     def children(self, known: Sequence[Finished], parents: Sequence[Parameters], count: int) -> list[Parameters]:
         """Up to so many networks that no trial has had; a known one if no other is found."""
@@ -106,23 +106,23 @@ class SurrogateSampler(BaseSampler):
                 break
         return list(found.values()) or [child]
 
-    def population(self, judged: Sequence[Finished]) -> list[Parameters]:
+    def population(self, scored: Sequence[Finished]) -> list[Parameters]:
         """The front, then the front without it, and so on until there are enough."""
-        left, chosen = list(judged), list[Finished]()
+        left, chosen = list(scored), list[Finished]()
         while left and len(chosen) < self.population_size:
-            indices = front_indices([accuracy_of(one) for one in left], [one.outcome.latency.latency_ms for one in left])
-            chosen += [left[index] for index in indices]
-            left = [one for index, one in enumerate(left) if index not in indices]
+            chosen += not_dominated(left)
+            numbers = {one.number for one in chosen}
+            left = [one for one in left if one.number not in numbers]
         return [one.parameters for one in chosen]
 
-    def best(self, children: Sequence[Architecture], known: Sequence[Finished], judged: Sequence[Finished]) -> int:
+    def best(self, children: Sequence[Architecture], known: Sequence[Finished], scored: Sequence[Finished]) -> int:
         """Which child should add most to the front or, if none should, come nearest to it."""
         latencies = self.latencies(children, known)
-        accuracies = self.accuracies(children, judged)
-        indices = front_indices([accuracy_of(one) for one in judged], [one.outcome.latency.latency_ms for one in judged])
-        front_accuracies = [accuracy_of(judged[index]) for index in indices]
-        front_latencies = [judged[index].outcome.latency.latency_ms for index in indices]
-        limit = self.budget_ms or max(one.outcome.latency.latency_ms for one in judged)
+        accuracies = self.accuracies(children, scored)
+        front = not_dominated(scored)
+        front_accuracies = [accuracy_of(one) for one in front]
+        front_latencies = [one.outcome.latency.latency_ms for one in front]
+        limit = self.budget_ms or max(one.outcome.latency.latency_ms for one in scored)
 
         def worth(accuracy: float, latency: float) -> tuple[float, float]:
             volume = hypervolume([*front_accuracies, accuracy], [*front_latencies, latency], limit)
@@ -143,10 +143,10 @@ class SurrogateSampler(BaseSampler):
         costs = block_model.fit(rows)
         return [float(block_model.features(child, self.img_size) @ costs) for child in children]
 
-    def accuracies(self, children: Sequence[Architecture], judged: Sequence[Finished]) -> list[float]:
+    def accuracies(self, children: Sequence[Architecture], scored: Sequence[Finished]) -> list[float]:
         """Of one model drawn from the posterior: as far apart as what is not known allows."""
-        inputs = np.stack([features(one.architecture) for one in judged])
-        target = np.array([accuracy_of(one) for one in judged])
+        inputs = np.stack([features(one.architecture) for one in scored])
+        target = np.array([accuracy_of(one) for one in scored])
         mean, scale = inputs.mean(0), inputs.std(0) + 1e-9
         design = (inputs - mean) / scale
         precision = design.T @ design + PRIOR * np.eye(design.shape[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture import Architecture
-from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
+from search.accuracy.base import Accuracy, AccuracyEvaluator
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ class KeptAccuracies:
     def known(self, architecture: Architecture, seed: int) -> Accuracy | None:
         return self.found.get(self._name(architecture, seed))
 
-    def accuracy(self, architecture: Architecture, seed: int, progress: Progress = lambda share: None) -> Accuracy:
+    def accuracy(self, architecture: Architecture, seed: int) -> Accuracy:
         """Raises: NonFiniteLoss if training diverges."""
         name = self._name(architecture, seed)
         if name not in self.found:
-            self.found[name] = self.evaluator.evaluate(architecture, seed, progress)
+            self.found[name] = self.evaluator.evaluate(architecture, seed, lambda share: None)
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"name": name, "accuracy": self.found[name].to_dict()}) + "\n")
         return self.found[name]
