@@ -88,23 +88,25 @@ class SurrogateSampler(BaseSampler):
         known = latest_of_each(trials)
         scored = judged(trials)
         if len(trials) < self.n_startup_trials or len(scored) < 2:
-            return self.children(known, [], 1)[0]
+            return next(iter(self.children(known, [], 1).values()))
         children = self.children(known, self.population(scored), self.num_children)
-        return children[self.best([self.space.architecture(child) for child in children], known, scored)]
+        return children[self.best(list(children), known, scored)]
 
-    def children(self, known: Sequence[Finished], parents: Sequence[Parameters], count: int) -> list[Parameters]:
+    def children(
+        self, known: Sequence[Finished], parents: Sequence[Parameters], count: int
+    ) -> dict[Architecture, Parameters]:
         """Up to so many networks that no trial has had; a known one if no other is found."""
-        keys = {one.architecture.key for one in known}
-        found: dict[str, Parameters] = {}
+        taken = {one.architecture.key for one in known}
+        found: dict[Architecture, Parameters] = {}
         for _ in range(MAX_DRAWS * count):
             chosen = self.rng.permutation(len(parents))[:2]
             child = self.space.child([parents[index] for index in chosen], self.mutation, self.rng)
-            key = self.space.architecture(child).key
-            if key not in keys:
-                found[key] = child
+            architecture = self.space.architecture(child)
+            if architecture.key not in taken:
+                found[architecture] = child
             if len(found) == count:
                 break
-        return list(found.values()) or [child]
+        return found or {architecture: child}
 
     def population(self, scored: Sequence[Finished]) -> list[Parameters]:
         """The front, then the front without it, and so on until there are enough."""
@@ -115,7 +117,7 @@ class SurrogateSampler(BaseSampler):
             left = [one for one in left if one.number not in numbers]
         return [one.parameters for one in chosen]
 
-    def best(self, children: Sequence[Architecture], known: Sequence[Finished], scored: Sequence[Finished]) -> int:
+    def best(self, children: Sequence[Architecture], known: Sequence[Finished], scored: Sequence[Finished]) -> Architecture:
         """Which child should add most to the front or, if none should, come nearest to it."""
         latencies = self.latencies(children, known)
         accuracies = self.accuracies(children, scored)
@@ -131,7 +133,7 @@ class SurrogateSampler(BaseSampler):
             reached = [a for a, b in zip(front_accuracies, front_latencies, strict=True) if b <= latency]
             return volume, accuracy - max(reached, default=0.0)
 
-        return max(range(len(children)), key=lambda index: worth(accuracies[index], latencies[index]))
+        return children[max(range(len(children)), key=lambda index: worth(accuracies[index], latencies[index]))]
 
     def latencies(self, children: Sequence[Architecture], known: Sequence[Finished]) -> list[float]:
         """In milliseconds, by the block model of what was measured."""

@@ -9,7 +9,6 @@ lower and ranked worse. A network is scored as a plain one that has a copy of it
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import time
@@ -39,8 +38,8 @@ from search.task import Batch, ImageClassification, TrainSettings, finite, fit
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
 VERSION = 1  # of how it is trained: raise it with every change that moves the weights, or kept ones are taken for new ones
-CALIBRATION_BATCH, CALIBRATION_BATCHES = 256, 4  # images for batch statistics
-SCORING_BATCH = 512
+CALIBRATION_BATCH = 256  # images for batch statistics: with 1,024 networks rank no better and a score takes a quarter longer
+SCORING_BATCH = 256
 
 
 class SupernetTraining(ImageClassification):
@@ -125,7 +124,7 @@ class SupernetEvaluator(Training):
         start = time.perf_counter()
         self.seed(seed)
         network = self._trained[seed].extract(self.proxy(architecture)).to(self.device)
-        recalibrate(network, self._calibration_images())
+        recalibrate(network, [self._calibration_images()])
         accuracy = self._top1(models.deploy.prepare(network))
         progress(1.0)
         return Accuracy(accuracy, len(self.images.labels), seed, time.perf_counter() - start)
@@ -163,9 +162,9 @@ class SupernetEvaluator(Training):
 
         return SupernetTraining(elastic, self.train, self.data.num_classes, networks)
 
-    def _calibration_images(self) -> Iterator[Tensor]:
-        batches = Batches(self.data, self.data.train, CALIBRATION_BATCH)
-        return (images.to(self.device) for images, _ in itertools.islice(batches, CALIBRATION_BATCHES))
+    def _calibration_images(self) -> Tensor:
+        images, _ = next(iter(Batches(self.data, self.data.train, CALIBRATION_BATCH)))
+        return images.to(self.device)
 
     @torch.inference_mode()
     def _top1(self, network: nn.Module) -> float:
