@@ -29,12 +29,11 @@ from rich.table import Table
 
 from search.accuracy.kept import KeptAccuracies
 from search.cli import build, conf_dir
-from search.confirmation import make_alone
 from search.data import ImageData
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
 from search.pareto import hypervolume
-from search.session import make_engine
+from search.session import alone, make_engine
 from search.space import Space
 from search.study import Finished, accuracy_of, finished_trials, front, latest_of_each, open_study
 
@@ -139,14 +138,14 @@ def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console) -> d
         for repetition in range(options.repetitions)
     }
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    alone = make_alone(cfg, data, options.folder / "alone.jsonl")
-    engine = make_engine(cfg, data, alone.evaluator)
+    trainings = alone(cfg, cfg.confirm.train, data, options.folder / "alone.jsonl")
+    engine = make_engine(cfg, data, trainings.evaluator)
     space: Space = build(cfg.space)
     results: dict[str, list[Result]] = {method: [] for method in METHODS}
     try:
         calibration = engine.calibrate(space.anchor())
         limit = engine.measure(space.largest(), calibration).latency_ms
-        ruler = Ruler(alone, engine, calibration, {})
+        ruler = Ruler(trainings, engine, calibration, {})
         for (method, _), trials in track(list(studies.items()), "confirming", console=console):
             results[method].append(judge(trials, ruler, limit, options.members))
     finally:

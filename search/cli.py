@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,6 +91,17 @@ def plain(node: Any) -> dict[str, Any]:
     container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def target_of(latency: Any, **network: int) -> Callable[[], Any]:
+    """What makes a configuration's latency target, in whichever process.
+
+    network: img_size, in_chans and num_classes of what is measured.
+    """
+    settings = plain(latency)
+    for key in ("budget_ms", "input_size"):  # of the search, and of search.measure
+        settings.pop(key, None)
+    return partial(build(settings), **network)
 
 
 def set_up_logging(console: Console, log_file: Path | None) -> None:

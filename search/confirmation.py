@@ -26,15 +26,14 @@ from models.architecture import check_int, check_number
 from search import config_file
 from search.accuracy.base import Accuracy
 from search.accuracy.kept import KeptAccuracies
-from search.accuracy.scratch import ScratchEvaluator
-from search.cli import build, construct, plain, set_up_logging
+from search.cli import build, construct, set_up_logging
 from search.data import ImageData
 from search.engine.base import Engine
 from search.errors import UserError
 from search.export import facts, member_name, write_shared_weights
 from search.latency.base import Calibration, Latency
 from search.pareto import front_indices, front_probabilities
-from search.session import REMEDY, check_limits, make_engine, study_settings
+from search.session import REMEDY, alone, check_limits, make_engine, study_settings
 from search.study import (
     Finished,
     accuracy_of,
@@ -93,13 +92,13 @@ def confirm(cfg: DictConfig) -> None:
             return
         log.info("%d of %d networks may or may not be on the front", len(cases), len(latest_of_each(trials)))
         data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-        alone = make_alone(cfg, data, folder / "confirm.jsonl")
-        engine: Engine = make_engine(cfg, data, alone.evaluator)
+        trainings = alone(cfg, cfg.confirm.train, data, folder / "confirm.jsonl")
+        engine: Engine = make_engine(cfg, data, trainings.evaluator)
         try:
             remember(study, "device", engine.fingerprint(), "confirm on that device")
             calibration = Calibration.from_dict(study.user_attrs["calibration"])
             limits = (cfg.confirm.min_probability, cfg.confirm.max_probability)
-            work = Work(engine, calibration, alone, folder / RESULTS, *limits)
+            work = Work(engine, calibration, trainings, folder / RESULTS, *limits)
             with progress_of(console, "confirming") as progress:
                 cases = work.settle(cases, cfg.confirm.num_seeds, 60 * cfg.confirm.minutes, progress)
         finally:
@@ -107,18 +106,6 @@ def confirm(cfg: DictConfig) -> None:
         export(study, cases, folder / "confirmed")
         report(console, cases)
         console.print(f"kept in {folder / RESULTS}, the confirmed front in {folder / 'confirmed'}", soft_wrap=True)
-
-
-def make_alone(cfg: DictConfig, data: ImageData, file: Path) -> KeptAccuracies:
-    """Long trainings of single networks, kept as they come."""
-    evaluator = ScratchEvaluator(data, build(cfg.confirm.train), cfg.proxy.width_multiplier, cfg.accuracy.num_threads)
-    settings = {
-        "train": plain(cfg.confirm.train),
-        "proxy": plain(cfg.proxy),
-        "data": data.fingerprint(),
-        "images": data.num_val,
-    }
-    return KeptAccuracies(evaluator, settings, file)
 
 
 def uncertain(trials: list[Finished], low: float, high: float) -> list[Case]:

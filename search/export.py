@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from search import config_file
-from search.cli import build, construct, main, plain, set_up_logging
+from search.cli import construct, main, set_up_logging, target_of
 from search.errors import UserError
 from search.picking import compare, pick
 from search.study import (
@@ -83,10 +83,9 @@ def deploy_all(
     set_up_logging(console, None)
     device = study.user_attrs["device"]
     in_chans, side, _ = (int(part) for part in device["input_size"].split("x"))
-    settings = plain(cfg.latency)
-    del settings["budget_ms"]
-    network = {"img_size": side, "in_chans": in_chans, "num_classes": device["num_classes"]}
-    target: PairedTarget = construct(build(settings), **network)
+    target: PairedTarget = construct(
+        target_of(cfg.latency, img_size=side, in_chans=in_chans, num_classes=device["num_classes"])
+    )
     calibration = Calibration.from_dict(study.user_attrs["calibration"])
     if target.fingerprint() != device:
         log.info("this is not the device that the study was measured on: calibrating its anchor network here")

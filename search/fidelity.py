@@ -16,14 +16,13 @@ from rich.table import Table
 
 from models.architecture import Architecture, check_int, check_number
 from search.accuracy.kept import KeptAccuracies
-from search.accuracy.scratch import ScratchEvaluator
 from search.cli import build, construct, plain, set_up_logging
 from search.data import ImageData
 from search.errors import UserError
 from search.ranking import Effect, Fidelity, Judged, effects, judge
-from search.session import check_limits, cost, study_folder
+from search.session import alone, check_limits, cost
 from search.space import Space
-from search.study import locked
+from search.study import locked, study_folder
 from search.view import describe, make_console, progress_of
 
 log = logging.getLogger(__name__)
@@ -67,10 +66,9 @@ class Judges:
 def make_judges(cfg: DictConfig, data: ImageData, file: Path) -> Judges:
     images = {"data": data.fingerprint(), "images": data.num_val}
     evaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
-    alone = ScratchEvaluator(data, build(cfg.check.long), cfg.proxy.width_multiplier, cfg.accuracy.num_threads)
     return Judges(
         search=KeptAccuracies(evaluator, {"train": plain(cfg.train), "accuracy": plain(cfg.accuracy), **images}, file),
-        alone=KeptAccuracies(alone, {"train": plain(cfg.check.long), "proxy": plain(cfg.proxy), **images}, file),
+        alone=alone(cfg, cfg.check.long, data, file),
     )
 
 

@@ -24,7 +24,7 @@ from models.architecture import Architecture, StageSpec, check_int
 from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
 from search import config_file
-from search.cli import build, construct, plain, set_up_logging
+from search.cli import construct, set_up_logging, target_of
 from search.deployment import FORMATS, measure_again, read_facts
 from search.errors import SearchStopped, UserError, one_line
 from search.latency.base import Calibration, Latency
@@ -65,12 +65,10 @@ def measure(cfg: DictConfig) -> None:
     """Raises: UserError if what is asked for cannot be, SearchStopped if a model cannot be measured."""
     console = make_console()
     set_up_logging(console, None)
-    settings = plain(cfg.latency)
-    settings.pop("budget_ms")
     if cfg.deployed is not None:
-        measure_deployed(Path(str(cfg.deployed)), settings, console)
+        measure_deployed(Path(str(cfg.deployed)), cfg.latency, console)
         return
-    img_size = settings.pop("input_size")
+    img_size = cfg.latency.input_size
     if img_size is not None:
         construct(lambda: check_int("latency.input_size", img_size, 1))
     output = output_path(cfg.output)
@@ -82,8 +80,7 @@ def measure(cfg: DictConfig) -> None:
             "files (deployed=FOLDER)"
         )
     in_chans, side, _ = ANCHOR_SHAPE
-    make_target = partial(build(settings), img_size=side, in_chans=in_chans, num_classes=NUM_CLASSES)
-    target: PairedTarget = construct(make_target)
+    target: PairedTarget = construct(target_of(cfg.latency, img_size=side, in_chans=in_chans, num_classes=NUM_CLASSES))
     costs = [checked_cost(candidate) for candidate in candidates]
     calibration, latencies = time_all(target, candidates)
     console.print(latency_table(target, candidates, costs, latencies))
@@ -95,16 +92,14 @@ def measure(cfg: DictConfig) -> None:
         console.print(f"saved in {output}", soft_wrap=True)
 
 
-def measure_deployed(folder: Path, settings: dict[str, Any], console: Console) -> None:
+def measure_deployed(folder: Path, latency: DictConfig, console: Console) -> None:
     """Measure the files of an export again and hold them against their card.
 
     Raises: UserError if the folder holds no card, or one of another device.
     """
     facts = read_facts(folder)
     in_chans, side, _ = facts["input_shape"]
-    num_classes = facts["device"]["num_classes"]
-    del settings["input_size"]
-    make_target = partial(build(settings), img_size=side, in_chans=in_chans, num_classes=num_classes)
+    make_target = target_of(latency, img_size=side, in_chans=in_chans, num_classes=facts["device"]["num_classes"])
     table = Table(title=f"{folder}: with the calibration of its card", title_justify="left")
     for header in ("file", "card, ms [95 %]", "now", "ratio"):
         table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)

@@ -7,6 +7,7 @@ that was interrupted or failed does not count. Killed at any moment, a study los
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,9 +119,16 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def study_folder(name: object) -> Path:
+    """Of a study of this machine. Raises: UserError if its name cannot be a folder's."""
+    if name is None or not re.fullmatch(r"[\w-][\w.-]*", str(name)):
+        raise UserError(f"study.name={name} may hold letters, digits, '_', '.' and '-' alone, and not start with '.'")
+    return Path("outputs") / str(name)
+
+
 def existing_folder(name: object) -> Path:
     """The folder of a study of this machine. Raises: UserError if there is none."""
-    folder = Path("outputs") / str(name)
+    folder = study_folder(name)
     if not folder.is_dir():
         raise UserError(f"there is no {folder} here; run a search with study.name={name} first, or change folder")
     return folder
@@ -253,8 +261,9 @@ class Coordinator:
     make_sampler: gives a sampler for a seed. It is called anew for each trial, with a seed that follows from this one
     and the number of trials so far (interrupted ones left out), so a resumed study goes on as an uninterrupted one
     would. model: learns what blocks cost, and spares networks that surely break the budget. cost: parameters and
-    multiply-accumulates of an architecture. save_samples: keeps the raw samples of a trial's measurement. publish: shows
-    all finished trials elsewhere, such as on the dashboard, whenever the front changes.
+    multiply-accumulates of an architecture. save_samples: keeps the raw samples of a trial's measurement. annotate: adds
+    what people want to see of a finished trial, before it is told. publish: shows all finished trials elsewhere, such as on
+    the dashboard, whenever the front changes.
     """
 
     study: optuna.Study
@@ -265,6 +274,7 @@ class Coordinator:
     seed: int
     cost: Callable[[Architecture], tuple[int, int]]
     save_samples: Callable[[int, Latency], None]
+    annotate: Callable[[Trial, Finished], None]
     publish: Callable[[list[Finished]], None]
     view: View
     reference_ms: float
@@ -391,6 +401,7 @@ class Coordinator:
         outcome, budget = result.outcome, self.objective.budget_ms
         for key, value in _describe(result, budget).items():
             trial.set_user_attr(key, value)
+        self.annotate(trial, result)
         if budget is not None:
             set_constraint(self.study, trial._trial_id, constraint_value(outcome, budget))
         if outcome.accuracy is None:
