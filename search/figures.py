@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from search.insight import PARTS, Influence
 from search.page import INK, drawing, figure_style, svg
 from search.study import Finished, accuracy_of
 
 TEAL, GREY, RED, AMBER, BLUE = "#1f9aaf", "#8a94a3", "#e0566b", "#d08c2a", "#5b7fd6"
-STAGE_COLORS = (TEAL, AMBER, BLUE, RED)
-
-
-@dataclass(frozen=True)
-class Influence:
-    """What a dimension of the space explains: shares of the variance of accuracy and of latency, by itself.
-
-    accuracy_gain: of its highest over its lowest value, in the mean. latency_gain: the same, relative.
-    """
-
-    dimension: str
-    accuracy: float
-    latency: float
-    accuracy_gain: float
-    latency_gain: float
+PART_COLORS = (GREY, TEAL, AMBER, BLUE, RED)
 
 
 def front_figure(
@@ -93,8 +79,7 @@ def stages_figure(names: Sequence[str], milliseconds: Sequence[Sequence[float]])
         figure = drawing(8, 0.8 + 0.36 * len(names))
         axes = figure.add_subplot()
         left = [0.0] * len(names)
-        labels = ("stem and head", *(f"stage {number}" for number in range(1, len(STAGE_COLORS) + 1)))
-        for label, color, widths in zip(labels, (GREY, *STAGE_COLORS), zip(*milliseconds, strict=True), strict=True):
+        for label, color, widths in zip(PARTS, PART_COLORS, zip(*milliseconds, strict=True), strict=True):
             axes.barh(list(names), widths, left=left, color=color, label=label)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         axes.invert_yaxis()

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search import figures
-from search.figures import Influence
-from search.latency import block_model
+from search.insight import PARTS, hypervolumes, influences, latency_by_stage
 from search.latency.base import Latency
-from search.latency.block_model import MIN_NETWORKS
 from search.page import Grid, Section
 from search.picking import compare
 from search.picture import picture
@@ -30,13 +25,10 @@ from search.study import (
     SHARED_SECONDS,
     SKIPPED,
     Finished,
-    accuracy_of,
     finished_trials,
     front,
-    front_hypervolume,
     front_probability,
     judged,
-    latest_of_each,
 )
 from search.view import accuracy_text, describe, latency_text
 
@@ -70,6 +62,11 @@ class Found:
     @property
     def attrs(self) -> dict[str, Any]:
         return self.study.user_attrs
+
+    @property
+    def img_size(self) -> int:
+        """Of the deployed network's input, in pixels."""
+        return int(self.attrs["device"]["input_size"].split("x")[-1])
 
     def kept(self, name: str) -> dict[str, Any] | None:
         """What another command left in the study's folder, or None."""
@@ -136,9 +133,10 @@ def front_section(found: Found) -> Section:
 def pictures(found: Found) -> Section | None:
     if not found.members:
         return None
-    side = int(found.attrs["device"]["input_size"].split("x")[-1])
     drawn = {
-        f"Trial {one.number}: {accuracy_text(one)}, {latency_text(one.outcome.latency)} ms": picture(one.architecture, side)
+        f"Trial {one.number}: {accuracy_text(one)}, {latency_text(one.outcome.latency)} ms": picture(
+            one.architecture, found.img_size
+        )
         for one in found.members
     }
     return Section("Networks of the front", ["Dots are heads: Hi-Fi first, then Lo-Fi; bars are blocks."], figures=drawn)
@@ -166,41 +164,9 @@ def progress(found: Found) -> Section | None:
     if len(found.trials) < 2:
         return None
     reference = found.attrs["reference_latency_ms"]
-    volumes = [front_hypervolume(front(found.trials[:count]), reference) for count in range(1, len(found.trials) + 1)]
+    volumes = hypervolumes(found.trials, reference)
     text = f"Share of the rectangle up to accuracy 1 and {reference:.3g} ms that the front dominates: {volumes[-1]:.4f}."
     return Section("Progress", [text], figures={"Hypervolume by finished trials": figures.progress_figure(volumes)})
-
-
-def influences(scored: Sequence[Finished]) -> list[Influence]:
-    """Of every dimension that took several values, the greatest share of accuracy first."""
-    names = sorted({name for one in scored for name in one.parameters})
-    accuracies = np.array([accuracy_of(one) for one in scored])
-    latencies = np.log([one.outcome.latency.latency_ms for one in scored])
-    found = []
-    for name in names:
-        values = [one.parameters.get(name) for one in scored]
-        ordered = sorted({value for value in values if value is not None})
-        if len(ordered) < 2:
-            continue
-        low, high = ([value == end for value in values] for end in (ordered[0], ordered[-1]))
-        found.append(
-            Influence(
-                name,
-                explained(values, accuracies),
-                explained(values, latencies),
-                float(accuracies[high].mean() - accuracies[low].mean()),
-                math.expm1(float(latencies[high].mean() - latencies[low].mean())),
-            )
-        )
-    return sorted(found, key=lambda one: -one.accuracy)
-
-
-def explained(values: Sequence[object], outcome: np.ndarray) -> float:
-    """Share of an outcome's variance that lies between the groups of equal values."""
-    total = float(((outcome - outcome.mean()) ** 2).sum())
-    groups = [outcome[[value == own for own in values]] for value in set(values)]
-    between = sum(len(group) * (group.mean() - outcome.mean()) ** 2 for group in groups)
-    return float(between / total) if total else 0.0
 
 
 def mattered(found: Found) -> Section | None:
@@ -222,19 +188,11 @@ def mattered(found: Found) -> Section | None:
 
 
 def by_stage(found: Found) -> Section | None:
-    measured = [one for one in latest_of_each(found.trials) if one.outcome.latency.measured]
-    if len(measured) < MIN_NETWORKS or not found.members:
+    rows = latency_by_stage(found.members, found.trials, found.img_size)
+    if not rows:
         return None
-    side = int(found.attrs["device"]["input_size"].split("x")[-1])
-    costs = block_model.fit(
-        [(block_model.features(one.architecture, side), one.outcome.latency.latency_ms) for one in measured]
-    )
-    rows = []
-    for one in found.members:
-        stages = [float(stage @ costs) for stage in block_model.by_stage(one.architecture, side)]
-        rows.append([float(costs[0]), *stages])
     names = [f"trial {one.number}" for one in found.members]
-    header = ("network", "stem and head", *(f"stage {number}" for number in range(1, 5)))
+    header = ("network", *PARTS)
     table = Grid(header, [(name, *(f"{value:.3f}" for value in row)) for name, row in zip(names, rows, strict=True)])
     return Section(
         "Where the latency goes",
@@ -358,6 +316,6 @@ def reproduce(found: Found) -> Section:
     text = [f"The configuration is {found.folder / 'config.yaml'}; run.log there has every step. Versions: {versions}."]
     commands = [
         f"python -m search.export study.name={name} pick=knee format=[onnx]",
-        f"optuna-dashboard sqlite:///{found.folder / 'study.db'}",
+        f"python -m search.dashboard study.name={name}",
     ]
     return Section("Go on from here", text, commands=commands)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -22,14 +21,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.architecture import NUM_STAGES, Architecture, check_int, check_number
 from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
-from search import dashboard
 from search.accuracy.base import AccuracyEvaluator
-from search.cli import build, construct, plain, set_up_logging
+from search.accuracy.kept import KeptAccuracies
+from search.accuracy.scratch import ScratchEvaluator
+from search.board import Board
+from search.cli import build, construct, plain, set_up_logging, target_of
 from search.data import ImageData
 from search.engine.base import Engine
 from search.errors import SearchStopped, UserError, one_line
 from search.export import export_front, member_name, versions
-from search.latency.base import Calibration, Latency, LatencyTarget
+from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel
 from search.objective import Objective
 from search.space import Space
@@ -44,6 +45,7 @@ from search.study import (
     public_url,
     quiet_experimental,
     remember,
+    study_folder,
 )
 from search.view import LiveView, LogView, front_table, make_console, progress_of
 
@@ -84,7 +86,9 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
     """Start the engine, make sure it is the device the study was measured on, and run the coordinator."""
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    construct(make_target_of(cfg, data))  # a mistake in its settings shows here, not in the measuring process
+    construct(
+        target_of(cfg.latency, **deployed(cfg, data))
+    )  # a mistake in its settings shows here, not in the measuring process
     evaluator: AccuracyEvaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
     remember(study, "training", evaluator.fingerprint(), REMEDY)
     start = time.monotonic()
@@ -95,12 +99,13 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
         if not has_trials(study):
             study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
     engine = make_engine(cfg, data, evaluator)
+    board = Board(study, folder)
     budget_ms, network = cfg.latency.budget_ms, deployed(cfg, data)
     try:
         calibration, reference_ms = prepare_measuring(study, engine, space, budget_ms)
         if not has_trials(study):
             study.set_user_attr("versions", versions())
-            dashboard.write_note(study, public_url(cfg.storage.url), space, budget_ms)
+            board.write_note(public_url(cfg.storage.url), space, budget_ms)
         terminal = console.is_terminal
         sampler = build(cfg.sampler, _partial_=True)
         view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if terminal else LogView()
@@ -114,7 +119,8 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
                 seed=cfg.study.seed,
                 cost=cache(lambda architecture: cost(architecture, **network)),
                 save_samples=partial(save_samples, folder / "latency", study.user_attrs["device"]),
-                publish=lambda trials: dashboard.publish_front(study, trials, budget_ms),
+                annotate=board.annotate,
+                publish=lambda trials: board.publish_front(trials, budget_ms),
                 view=view,
                 reference_ms=reference_ms,
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
@@ -127,21 +133,23 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
 
 def deployed(cfg: DictConfig, data: ImageData) -> dict[str, int]:
     """Images and classes of the network whose latency counts."""
-    num_classes = cfg.deploy.num_classes or data.num_classes
+    num_classes = data.num_classes if cfg.deploy.num_classes is None else cfg.deploy.num_classes
     return {"img_size": cfg.deploy.img_size, "in_chans": data.in_chans, "num_classes": num_classes}
-
-
-def make_target_of(cfg: DictConfig, data: ImageData) -> Callable[[], LatencyTarget]:
-    """What makes the latency target, in whichever process."""
-    target = plain(cfg.latency)
-    del target["budget_ms"]
-    return partial(build(target), **deployed(cfg, data))
 
 
 def make_engine(cfg: DictConfig, data: ImageData, evaluator: AccuracyEvaluator) -> Engine:
     """Raises: UserError if its settings cannot be used."""
-    engine: Engine = construct(build(cfg.engine), make_target=make_target_of(cfg, data), evaluator=evaluator)
+    engine: Engine = construct(
+        build(cfg.engine), make_target=target_of(cfg.latency, **deployed(cfg, data)), evaluator=evaluator
+    )
     return engine
+
+
+def alone(cfg: DictConfig, train: DictConfig, data: ImageData, file: Path) -> KeptAccuracies:
+    """Long trainings of single networks, kept in a file as they come. train: their schedule."""
+    evaluator = ScratchEvaluator(data, build(train), cfg.proxy.width_multiplier, cfg.accuracy.num_threads)
+    settings = {"train": plain(train), "proxy": plain(cfg.proxy), "data": data.fingerprint(), "images": data.num_val}
+    return KeptAccuracies(evaluator, settings, file)
 
 
 def study_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -179,12 +187,12 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     trials = finished_trials(study)
     if not trials:
         return
-    dashboard.publish_front(study, trials, cfg.latency.budget_ms)
+    Board(study, folder).publish(trials, cfg.latency.budget_ms)
     members = export_front(study, folder)
     pareto = folder / "pareto"
     lines = [
         f"saved in {pareto}, with all trials in {pareto}.csv and {pareto}.png",
-        f"look at it:  optuna-dashboard {public_url(cfg.storage.url)}",
+        f"look at it:  python -m search.dashboard study.name={folder.name}",
         f"search on:   the same command with study.n_trials above {cfg.study.n_trials}",
     ]
     if members:
@@ -220,13 +228,6 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
-def study_folder(name: Any) -> Path:
-    """Raises: UserError if the name cannot be a folder's."""
-    if name is None or not re.fullmatch(r"[\w-][\w.-]*", str(name)):
-        raise UserError(f"study.name={name} may hold letters, digits, '_', '.' and '-' alone, and not start with '.'")
-    return Path("outputs") / str(name)
-
-
 def check_limits(cfg: DictConfig) -> None:
     """Raises: ValueError naming the first number that makes no sense."""
     check_int("study.n_trials", cfg.study.n_trials, 1)
@@ -237,7 +238,7 @@ def check_limits(cfg: DictConfig) -> None:
         if value is not None:
             check_number(key, value, SMALLEST)
     if cfg.deploy.num_classes is not None:
-        check_int("deploy.num_classes", cfg.deploy.num_classes, 1)
+        check_int("deploy.num_classes", cfg.deploy.num_classes, 0)
     for key in ("deploy", "proxy"):
         check_int(f"{key}.img_size", cfg[key].img_size, 1)
         check_image_fits(f"{key}.img_size", cfg[key].img_size, cfg.space.patch_size)

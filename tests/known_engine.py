@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
 
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy, Progress
+from search.board import Board
 from search.latency.base import Calibration, Latency, Round
 from search.latency.block_model import BlockModel
 from search.objective import Objective, Outcome
@@ -68,6 +70,7 @@ def coordinator(study: optuna.Study, engine: KnownEngine, budget_ms: float | Non
         "seed": 0,
         "cost": lambda architecture: (1000, 2000),
         "save_samples": lambda number, latency: None,
+        "annotate": lambda trial, result: None,
         "publish": lambda trials: None,
         "view": LogView(),
         "reference_ms": 10.0,
@@ -98,9 +101,13 @@ def finished(
 
 
 def studied(
-    storage: str, num_trials: int, budget_ms: float | None = None, objective: Objective | None = None
+    storage: str,
+    num_trials: int,
+    budget_ms: float | None = None,
+    objective: Objective | None = None,
+    folder: Path | None = None,
 ) -> optuna.Study:
-    """A finished study with everything that a search leaves in one."""
+    """A finished study with everything that a search leaves in one. folder: the study's, for what the dashboard shows."""
     study = open_study("shown", storage, create=True)
     device = {"device": "Known CPU", "cores": 2, "backend": "torch eager", "num_threads": 1, "batch_size": 1}
     settings = {
@@ -115,6 +122,10 @@ def studied(
     study.set_user_attr("settings", settings)
     study.set_user_attr("reference_latency_ms", 10.0)
     study.set_user_attr("versions", {"torch": "1"})
-    kwargs = {} if objective is None else {"objective": objective}
+    kwargs: dict[str, Any] = {} if objective is None else {"objective": objective}
+    if folder is not None:
+        board = Board(study, folder)
+        board.write_note(storage, SPACE, budget_ms)
+        kwargs |= {"annotate": board.annotate, "publish": lambda trials: board.publish_front(trials, budget_ms)}
     coordinator(study, KnownEngine(), budget_ms, **kwargs).run(num_trials, None)
     return study

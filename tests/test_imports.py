@@ -17,6 +17,7 @@ ENTRY_POINTS |= {
     "search.confirm",
     "search.confirmation",
     "search.report",
+    "search.dashboard",
 }
 FORBIDDEN = {
     "models": {"search", "hydra", "omegaconf", "lightning", "optuna", "datasets"},

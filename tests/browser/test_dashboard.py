@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from search import dashboard
-from search.study import finished_trials, open_study
-from tests.known_engine import SPACE, KnownEngine, coordinator
+from search.study import finished_trials, front
+from tests.commands import start
+from tests.known_engine import studied
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -32,31 +33,34 @@ FLAGS = [
 ]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Address of a study in the dashboard; numbers of an infeasible trial and of one of the front."""
+
+    url: str
+    infeasible: int
+    member: int
+
+
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """Address of a study in optuna-dashboard with a front, dominated and infeasible trials; number of an infeasible one."""
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     folder = tmp_path_factory.mktemp("dashboard")
-    storage = f"sqlite:///{folder / 'study.db'}"
-    study = open_study("shown", storage, create=True)
-    device = {"device": "Known CPU", "backend": "torch eager", "num_threads": 1, "batch_size": 1, "input_size": "1x32x32"}
-    study.set_user_attr("device", device)
-    dashboard.write_note(study, storage, SPACE, BUDGET_MS)
-    publish = lambda trials: dashboard.publish_front(study, trials, BUDGET_MS)  # noqa: E731
-    coordinator(study, KnownEngine(), BUDGET_MS, publish=publish).run(25, None)
-    trials = finished_trials(study)
+    study_folder = folder / "outputs" / "shown"
+    study_folder.mkdir(parents=True)
+    trials = finished_trials(studied(f"sqlite:///{study_folder / 'study.db'}", 25, BUDGET_MS, folder=study_folder))
     infeasible = [t.number for t in trials if not t.outcome.feasible]
     assert 0 < len(infeasible) < len(trials)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "optuna-dashboard"), storage, "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = start(folder, "search.dashboard", "study.name=shown", f"port={port}")
     try:
         _wait_for(port)
-        yield f"http://127.0.0.1:{port}/dashboard/studies/1", infeasible[0]
+        yield Shown(f"http://127.0.0.1:{port}/dashboard/studies/1", infeasible[0], front(trials)[0].number)
     finally:
-        server.terminate()
-        server.wait()
+        server.send_signal(signal.SIGINT)
+        server.communicate()
+    assert server.returncode in (0, 130)
 
 
 def _wait_for(port: int) -> None:
@@ -69,28 +73,51 @@ def _wait_for(port: int) -> None:
     raise AssertionError("optuna-dashboard did not start")
 
 
-def test_front_metrics_and_infeasible_trials_are_shown(shown: tuple[str, int], tmp_path: Path) -> None:
-    url, infeasible = shown
-    from playwright.sync_api import sync_playwright
+def page_of(browser: Browser, scheme: str, complaints: list[str]) -> Page:
+    page = browser.new_page(viewport={"width": 1500, "height": 1400}, color_scheme=scheme)  # type: ignore[arg-type]
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    return page
 
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_front_plots_and_notes_are_shown(shown: Shown, tmp_path: Path, scheme: str) -> None:
+    complaints: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1500, "height": 1400})
-        page.goto(url)
-        front = page.locator("#graph-pareto-front")
-        front.locator(".main-svg").first.wait_for(timeout=30_000)
-        page.get_by_text("Front and budget").first.wait_for(timeout=30_000)
+        page = page_of(browser, scheme, complaints)
+        page.goto(shown.url)
+        page.locator("#graph-pareto-front .main-svg").first.wait_for(timeout=30_000)
+        for title in ("Front and budget", "Hypervolume over time", "What mattered, by objective", "Latency by stage"):
+            page.get_by_text(title).first.wait_for(timeout=30_000)
         text = page.inner_text("body")
-        page.screenshot(path=tmp_path / "dashboard.png", full_page=True)
+        page.screenshot(path=tmp_path / f"dashboard-{scheme}.png", full_page=True)
         assert "accuracy" in text
         assert "latency_ms" in text
         plot = page.locator(".main-svg", has_text="Front and budget").first
         assert "Infeasible" in plot.inner_html()
         assert "budget 2 ms" in plot.inner_html()
-        page.goto(f"{url}/trials?numbers={infeasible}")
-        page.get_by_text("infeasible: latency", exact=False).first.wait_for(timeout=30_000)
-        page.screenshot(path=tmp_path / "trial.png", full_page=True)
-        page.goto(f"{url}/note")
+        page.goto(f"{shown.url}/note")
         page.get_by_text("Search for LITv2 networks", exact=False).first.wait_for(timeout=30_000)
-        page.screenshot(path=tmp_path / "note.png", full_page=True)
+        page.screenshot(path=tmp_path / f"note-{scheme}.png", full_page=True)
         browser.close()
+    assert complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_trials_have_a_note_a_picture_and_their_network_as_yaml(shown: Shown, tmp_path: Path, scheme: str) -> None:
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = page_of(browser, scheme, complaints)
+        page.goto(f"{shown.url}/trials?numbers={shown.infeasible}")
+        page.get_by_text("infeasible: latency", exact=False).first.wait_for(timeout=30_000)
+        page.goto(f"{shown.url}/trials?numbers={shown.member}")
+        page.get_by_text("embed_dim", exact=False).first.wait_for(timeout=30_000)
+        drawn = page.locator('img[alt="the network"]').first
+        drawn.wait_for(timeout=30_000)
+        assert drawn.evaluate("image => image.naturalWidth") > 200
+        for suffix in (".yaml", ".svg"):
+            page.get_by_text(f"trial-{shown.member:05d}{suffix}").first.wait_for(timeout=30_000)
+        page.screenshot(path=tmp_path / f"trial-{scheme}.png", full_page=True)
+        browser.close()
+    assert complaints == []

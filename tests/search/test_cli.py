@@ -44,7 +44,7 @@ from tests.commands import TINY, call
         (["study.seed=-1"], "study.seed=-1"),
         (["study.name=null"], "study.name=None"),
         (["deploy.img_size=abc"], "deploy.img_size='abc'"),
-        (["deploy.num_classes=0"], "deploy.num_classes=0"),
+        (["deploy.num_classes=-1"], "deploy.num_classes=-1"),
         (["latency.num_threads=1.5"], "latency.num_threads=1.5"),
         (["latency.num_threads=abc"], "latency.num_threads='abc'"),
         (["data.train_size=abc"], "data.train_size='abc'"),
