@@ -25,7 +25,7 @@ def card(
         f"- Weights: {body['weights']}.",
         *accuracies(facts.get("accuracy", {}), body["trained"]),
         f"- {facts.get('parameters', 0):,} parameters, {macs}.",
-        f"- Input: (batch, {channels}, {height}, {width}) float32, any batch, normalised as in training. Output: logits.",
+        f"- Input: (batch, {channels}, {height}, {width}) float32, any batch. Output: logits. {normalised(body['trained'])}",
         "- Licence: the code is Apache-2.0; weights are also subject to the terms of the data that they were trained on.",
         "",
         *stages(architecture),
@@ -41,6 +41,14 @@ def card(
         f"`python -m search.export study.name={facts.get('study', 'NAME')} format=[{','.join(files)}]` from `{file}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def normalised(trained: Mapping[str, Any]) -> str:
+    """What to do to pixels before the network sees them."""
+    if "normalisation" not in trained:
+        return "Normalise pixels as in training."
+    mean, std = (", ".join(f"{value:.4f}" for value in trained["normalisation"][key]) for key in ("mean", "std"))
+    return f"Divide pixels by 255, subtract the mean ({mean}), divide by the standard deviation ({std})."
 
 
 def accuracies(searched: Mapping[str, Any], trained: Mapping[str, Any]) -> list[str]:

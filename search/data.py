@@ -28,6 +28,47 @@ EVAL_FACTOR = 4  # batches without gradients may be so much larger
 
 
 @dataclass(frozen=True)
+class Splits:
+    """Rows to train on and rows to validate on, both from the training set of a source.
+
+    num_classes: labels are below it. labels: the feature of that column.
+    """
+
+    train: Dataset
+    val: Dataset
+    num_classes: int
+    labels: Any
+
+    def test(self, source: Source) -> Dataset:
+        """All of the test set, with the labels of training. Raises: UserError if it has others."""
+        dataset = source("test", None)
+        feature, trained = dataset.features["label"], self.labels
+        if isinstance(feature, ClassLabel) and isinstance(trained, ClassLabel) and feature.names != trained.names:
+            if unknown := set(feature.names) - set(trained.names):
+                raise UserError(f"the test set has classes that training has not: {', '.join(sorted(unknown)[:5])}")
+            dataset = dataset.align_labels_with_mapping({name: trained.str2int(name) for name in trained.names}, "label")
+        if (highest := max(dataset["label"][:])) >= self.num_classes:
+            raise UserError(f"the test set has label {highest}; training has {self.num_classes} classes")
+        return dataset
+
+
+def split(source: Source, train_size: int | None, val_size: int, seed: int) -> Splits:
+    """Cut the training set of a source at random.
+
+    train_size: null takes all that validation leaves.
+    Raises: UserError if the source has too few images, or labels that are no class numbers.
+    """
+    dataset = source("train", None if train_size is None else train_size + val_size)
+    if val_size >= len(dataset) or (train_size or 1) + val_size > len(dataset):
+        wanted = "" if train_size is None else f" and data.train_size={train_size}"
+        raise UserError(f"data.val_size={val_size}{wanted} need more than the {len(dataset)} images of the training set")
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    end = None if train_size is None else val_size + train_size
+    train, val = dataset.select(order[val_size:end]), dataset.select(order[:val_size])
+    return Splits(train, val, _count_classes(dataset), dataset.features["label"])
+
+
+@dataclass(frozen=True)
 class Images:
     """images: (N, C, H, W) uint8. labels: (N,) int64."""
 
@@ -74,23 +115,25 @@ class ImageData(lightning.LightningDataModule):
         self.shift = shift
         self.flip = flip
         self.batch_size = batch_size
-        dataset = source("train", None if train_size is None else train_size + val_size)
-        self.num_classes = _count_classes(dataset)
-        self.label_feature = dataset.features["label"]
-        if val_size >= len(dataset) or (train_size or 1) + val_size > len(dataset):
-            wanted = "" if train_size is None else f" and data.train_size={train_size}"
-            raise UserError(f"data.val_size={val_size}{wanted} need more than the {len(dataset)} images of the training set")
-        order = np.random.default_rng(seed).permutation(len(dataset))
-        end = None if train_size is None else val_size + train_size
-        self.val = self._decode(dataset, order[:val_size])
-        self.train = self._decode(dataset, order[val_size:end])
+        self.splits = split(source, train_size, val_size, seed)
+        self.num_classes = self.splits.num_classes
+        self.val = self._decode(self.splits.val)
+        self.train = self._decode(self.splits.train)
         pixels = self.train.images.float() / 255
         self.mean = pixels.mean((0, 2, 3), keepdim=True)
         self.std = pixels.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
 
     @property
+    def num_train(self) -> int:
+        return len(self.train.labels)
+
+    @property
     def num_val(self) -> int:
         return len(self.val.labels)
+
+    def normalisation(self) -> dict[str, list[float]]:
+        """Mean and standard deviation of each channel, of values in [0, 1]."""
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 
     def fingerprint(self) -> dict[str, str | int | bool]:
         """What a training on these images depends on."""
@@ -110,20 +153,12 @@ class ImageData(lightning.LightningDataModule):
 
     def test_dataloader(self) -> Batches:
         """All of the test set. Raises: UserError if its labels are not those of training."""
-        dataset = self.source("test", None)
-        feature, trained = dataset.features["label"], self.label_feature
-        if isinstance(feature, ClassLabel) and isinstance(trained, ClassLabel) and feature.names != trained.names:
-            if unknown := set(feature.names) - set(trained.names):
-                raise UserError(f"the test set has classes that training has not: {', '.join(sorted(unknown)[:5])}")
-            dataset = dataset.align_labels_with_mapping({name: trained.str2int(name) for name in trained.names}, "label")
-        images = self._decode(dataset, np.arange(len(dataset)))
-        if int(images.labels.max()) >= self.num_classes:
-            raise UserError(f"the test set has label {int(images.labels.max())}; training has {self.num_classes} classes")
+        images = self._decode(self.splits.test(self.source))
         return Batches(self, images, EVAL_FACTOR * self.batch_size)
 
-    def _decode(self, dataset: Dataset, indices: np.ndarray[Any, Any]) -> Images:
-        """Decode the chosen images, resized on their shorter side and cropped to the middle."""
-        rows = dataset.select(indices).cast_column("image", Image(mode="L" if self.in_chans == 1 else "RGB"))
+    def _decode(self, dataset: Dataset) -> Images:
+        """Decode images, resized on their shorter side and cropped to the middle."""
+        rows = dataset.cast_column("image", Image(mode="L" if self.in_chans == 1 else "RGB"))
         size = (self.img_size, self.img_size)
         images = torch.empty(len(rows), self.in_chans, *size, dtype=torch.uint8)
         try:
@@ -157,14 +192,9 @@ class Batches:
         if self.seed is None:
             yield from self._batches(torch.arange(len(self.images.labels)), None)
             return
-        generator = torch.Generator().manual_seed(self.epoch_seed())
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         self.epoch += 1
         yield from self._batches(torch.randperm(len(self.images.labels), generator=generator), generator)
-
-    def epoch_seed(self) -> int:
-        """Of everything that is random in the next epoch."""
-        assert self.seed is not None
-        return int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
 
     def _batches(self, order: Tensor, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(len(self)):
@@ -173,6 +203,11 @@ class Batches:
             if generator is not None:
                 images = augment(images, self.data.shift, self.data.flip, generator)
             yield (images.float() / 255 - self.data.mean) / self.data.std, self.images.labels[chosen]
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Of what is random in an epoch."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:

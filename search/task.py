@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
@@ -17,18 +17,25 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoin
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from models.architecture import check_int, check_number
 from models.memory import keep_freed_memory
 from search.accuracy.base import Progress
-from search.data import ImageData
+from search.data import Batches, epoch_seed
 from search.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 REPORT_EVERY = 10  # steps between two reports of progress
+
+
+class TrainingImages(Protocol):
+    """What a training reads: data.ImageData or streamed.StreamedData."""
+
+    def train_dataloader(self) -> Iterable[Any]: ...
 
 
 class NonFiniteLoss(UserError):
@@ -65,7 +72,12 @@ class TrainSettings:
 
 
 class ImageClassification(lightning.LightningModule):
-    """Cross-entropy training of any classifier. Batches: images (B, C, H, W) float, labels (B,) int64."""
+    """Cross-entropy training of any classifier. Batches: images (B, C, H, W) float, labels (B,) int64.
+
+    lr_floor: share of the highest learning rate that the schedule ends at.
+    """
+
+    lr_floor: float = 0.0
 
     def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int) -> None:
         super().__init__()
@@ -94,11 +106,16 @@ class ImageClassification(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
-        groups = param_groups_weight_decay(self.model, settings.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=settings.lr, fused=True)
         num_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup, self.lr_floor)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = param_groups_weight_decay(self.model, self.settings.weight_decay)
+        return groups
 
 
 def finite(logits: Tensor, settings: TrainSettings) -> Tensor:
@@ -108,12 +125,12 @@ def finite(logits: Tensor, settings: TrainSettings) -> Tensor:
     return logits
 
 
-def warmup_cosine(step: int, num_steps: int, warmup: float) -> float:
-    """Share of the highest learning rate at a step: a linear rise over `warmup` of the steps, then half a cosine to 0."""
+def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0) -> float:
+    """Share of the highest learning rate at a step: a linear rise over `warmup` of the steps, half a cosine to the floor."""
     rising = max(1, round(warmup * num_steps))
     if step < rising:
         return (step + 1) / rising
-    return (1 + math.cos(math.pi * (step + 1 - rising) / (num_steps + 1 - rising))) / 2
+    return floor + (1 - floor) * (1 + math.cos(math.pi * (step + 1 - rising) / (num_steps + 1 - rising))) / 2
 
 
 class ReportProgress(Callback):
@@ -127,64 +144,79 @@ class ReportProgress(Callback):
             self.progress(trainer.global_step / max(1, int(trainer.estimated_stepping_batches)))
 
 
-def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = ()) -> lightning.Trainer:
-    """A Trainer without files, bars or tables: about ten milliseconds a run."""
+def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = (), **options: Any) -> lightning.Trainer:
+    """A Trainer without files, bars or tables: about ten milliseconds a run. options: of lightning.Trainer, beyond that."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return lightning.Trainer(
-        max_epochs=settings.max_epochs,
-        accelerator=settings.accelerator,
-        devices=1,
-        gradient_clip_val=settings.clip_norm,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    lean: dict[str, Any] = {
+        "max_epochs": settings.max_epochs,
+        "accelerator": settings.accelerator,
+        "devices": 1,
+        "gradient_clip_val": settings.clip_norm,
+        "callbacks": list(callbacks),
+        "logger": False,
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return lightning.Trainer(**{**lean, **options})
 
 
-def fit(task: ImageClassification, data: ImageData, progress: Progress, checkpoint: Path | None = None) -> None:
-    """Train a model; the batch order and the augmentation follow torch's current seed.
+def fit(
+    task: ImageClassification,
+    data: TrainingImages,
+    progress: Progress,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    validation: Iterable[Any] | None = None,
+    **options: Any,
+) -> None:
+    """Train a model; the batch order and everything drawn at random follow torch's current seed.
 
-    checkpoint: a file to keep the state in after each epoch, and to go on from if it is there.
+    checkpoint: a file to keep the state in after each epoch, and to go on from if it is there. validation: batches to
+    validate on meanwhile. options: of lightning.Trainer.
     Raises: NonFiniteLoss if training diverges, KeyboardInterrupt if the user stops it.
     """
     keep_freed_memory()
-    batches = data.train_dataloader()
+    seed, batches = torch.initial_seed(), data.train_dataloader()
+
+    done = epochs_done(checkpoint)
+    if isinstance(batches, DataLoader):
+        batches.sampler.set_epoch(done)  # type: ignore[attr-defined]  # Lightning tells the later ones in time
 
     def start_epoch(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        batches.epoch = trainer.current_epoch
-        torch.manual_seed(batches.epoch_seed())  # of stochastic depth: a resumed training draws what the first would have
+        if isinstance(batches, Batches):
+            batches.epoch = trainer.current_epoch
+        of_epoch = epoch_seed(seed, trainer.current_epoch)  # a resumed training draws what the first would have
+        lightning.seed_everything((of_epoch + trainer.global_rank) % 2**32, verbose=False)
 
-    callbacks: list[Callback] = [ReportProgress(progress), LambdaCallback(on_train_epoch_start=start_epoch)]
+    callbacks = [ReportProgress(progress), LambdaCallback(on_train_epoch_start=start_epoch), *callbacks]
     if checkpoint is not None:
         callbacks.append(
             ModelCheckpoint(checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False)
         )
-    trainer = make_trainer(task.settings, callbacks)
-    resumed = str(checkpoint) if checkpoint is not None and is_whole(checkpoint) else None
+    trainer = make_trainer(task.settings, callbacks, **options)
+    resumed = str(checkpoint) if done else None
     if resumed:
         log.info("going on with the training from %s", resumed)
     with quiet_loader_advice():
         try:
-            trainer.fit(task, train_dataloaders=batches, ckpt_path=resumed, weights_only=True)
+            trainer.fit(task, batches, validation, ckpt_path=resumed, weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether there is a checkpoint that can be read; one that cannot is removed."""
-    if not checkpoint.exists():
-        return False
+def epochs_done(checkpoint: Path | None) -> int:
+    """Epochs that a checkpoint comes after, 0 if there is none; one that cannot be read is removed."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
     except Exception as error:  # of pickle, zip or torch, by where it is torn
         log.warning("%s cannot be read (%s); training from the start", checkpoint, one_line(error))
         checkpoint.unlink()
-        return False
-    return True
+        return 0
 
 
 def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> float:
@@ -200,5 +232,6 @@ def quiet_loader_advice() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it holds a lock
         warnings.filterwarnings("ignore", message=".*(does not have many workers|smaller than the logging interval).*")
+        warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
         yield

@@ -15,6 +15,7 @@ from models.architecture import Architecture
 from models.litv2 import build
 from search import config_file, sources
 from search.data import ImageData
+from search.recipe import Recipe
 from search.retrain import checkpoint_of
 from search.task import TrainSettings
 from search.train import train
@@ -59,11 +60,14 @@ def test_every_training_has_a_state_of_its_own(tmp_path: Path, architecture: Arc
     settings = TrainSettings(1, 32, 1e-3, 0.05, 0.1, 0.1, 1.0, 0.0, "cpu")
     torch.manual_seed(0)
     first, second = build(architecture), build(architecture)
+    recipe = Recipe(None, 0.0, 0.0, 0.0, 1.0, 0.0, "32-true", 1, 0)
+    known = checkpoint_of(tmp_path / "a.yaml", first, 0, settings, recipe, data)
     files = {
-        checkpoint_of(tmp_path / "a.yaml", first, 0, settings, data),
-        checkpoint_of(tmp_path / "a.yaml", second, 0, settings, data),
-        checkpoint_of(tmp_path / "a.yaml", first, 1, settings, data),
-        checkpoint_of(tmp_path / "a.yaml", first, 0, replace(settings, max_epochs=2), data),
+        known,
+        checkpoint_of(tmp_path / "a.yaml", second, 0, settings, recipe, data),
+        checkpoint_of(tmp_path / "a.yaml", first, 1, settings, recipe, data),
+        checkpoint_of(tmp_path / "a.yaml", first, 0, replace(settings, max_epochs=2), recipe, data),
+        checkpoint_of(tmp_path / "a.yaml", first, 0, settings, replace(recipe, mixup=0.1), data),
     }
-    assert len(files) == 4
-    assert checkpoint_of(tmp_path / "a.yaml", first, 0, settings, data) in files
+    assert len(files) == 5
+    assert checkpoint_of(tmp_path / "a.yaml", first, 0, settings, recipe, data) == known
