@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from omegaconf import DictConfig
 
 from search.cli import build, conf_dir, plain
 from search.latency.base import LatencyTarget
+from search.recipe import Recipe
 from search.space import Space
 from search.study import quiet_experimental
 from search.task import TrainSettings
@@ -31,7 +34,7 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
 
 def test_every_group_is_tested_here() -> None:
     groups = {folder.name for folder in Path(CONF).iterdir() if folder.is_dir()}
-    assert groups == {"space", "data", "train", "accuracy", "latency", "sampler", "storage", "engine", "search"}
+    assert groups == {"space", "data", "train", "accuracy", "latency", "sampler", "storage", "engine", "search", "recipe"}
 
 
 @pytest.mark.parametrize("name", files("space"))
@@ -63,6 +66,13 @@ def test_data(name: str) -> None:
 @pytest.mark.parametrize("name", files("train"))
 def test_train(name: str) -> None:
     assert isinstance(build(compose(f"train={name}").train), TrainSettings)
+
+
+@pytest.mark.parametrize("name", files("recipe"))
+def test_recipe(name: str) -> None:
+    recipe = build(compose(f"recipe={name}", name="train").recipe)
+    assert isinstance(recipe, Recipe)
+    json.dumps(asdict(recipe))  # plain data, for reports
 
 
 @pytest.mark.parametrize("name", files("latency"))
@@ -102,7 +112,8 @@ def test_storage(name: str) -> None:
 def test_ready_made_search(name: str) -> None:
     config = compose(f"+search={name}")
     assert config.study.n_trials >= 20
-    assert config.deploy.img_size == config.proxy.img_size == config.data.img_size
+    assert config.proxy.img_size == config.data.img_size
+    assert (config.deploy.img_size == config.proxy.img_size) == (name != "cpu_latency_dense")
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in CONF.glob("*.yaml")))
