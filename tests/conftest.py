@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the processes that share the tests would spin for each other
 
 import pytest
 import torch
@@ -33,7 +36,9 @@ def load_golden(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dic
 
 
 @pytest.fixture(autouse=True)
-def _keep_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
+def _keep_threads_and_cores() -> Iterator[None]:
+    """What measuring in the tests' own process sets is not for the next test."""
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
     yield
     torch.set_num_threads(threads)
+    os.sched_setaffinity(0, cores)
