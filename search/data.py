@@ -24,7 +24,7 @@ from search.errors import UserError
 
 Source = Callable[[str, int | None], Dataset]
 """Takes a split, "train" or "test", and how many images are wanted (None: all); returns columns `image` and `label`."""
-EVAL_FACTOR = 4  # batches without gradients may be so much larger
+EVAL_BATCH = 256  # images; also of a training that does not say how many it takes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ImageData(lightning.LightningDataModule):
     name: of the dataset, for reports. source: where the images come from, see sources.py. img_size: side of the square
     images, in pixels. in_chans: 1 for grey, 3 for colour. train_size, val_size: images of each split; train_size null takes
     all that validation leaves. seed: of the split. shift: augmentation by moving up to so many pixels. flip: augmentation by
-    mirroring. batch_size: of training.
+    mirroring.
     Raises: UserError if the source has too few images or labels that do not fit.
     """
 
@@ -97,10 +97,9 @@ class ImageData(lightning.LightningDataModule):
         seed: int,
         shift: int,
         flip: bool,
-        batch_size: int,
     ) -> None:
         super().__init__()
-        for key, value in {"img_size": img_size, "val_size": val_size, "batch_size": batch_size}.items():
+        for key, value in {"img_size": img_size, "val_size": val_size}.items():
             check_int(f"data.{key}", value, 1)
         check_int("data.seed", seed, 0)
         check_int("data.shift", shift, 0)
@@ -114,7 +113,6 @@ class ImageData(lightning.LightningDataModule):
         self.in_chans = in_chans
         self.shift = shift
         self.flip = flip
-        self.batch_size = batch_size
         self.splits = split(source, train_size, val_size, seed)
         self.num_classes = self.splits.num_classes
         self.val = self._decode(self.splits.val)
@@ -140,21 +138,20 @@ class ImageData(lightning.LightningDataModule):
         digest = hashlib.sha256()
         for tensor in (self.train.images, self.train.labels):
             digest.update(tensor.numpy().tobytes())
-        settings = {"shift": self.shift, "flip": self.flip, "batch_size": self.batch_size, "num_classes": self.num_classes}
+        settings = {"shift": self.shift, "flip": self.flip, "num_classes": self.num_classes}
         return {"train": digest.hexdigest(), "shape": str(tuple(self.train.images.shape)), **settings}
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self, batch_size: int = EVAL_BATCH) -> Batches:
         """Shuffled and augmented by torch's seed at this moment, the last incomplete batch left out."""
-        batch_size = min(self.batch_size, len(self.train.labels))
-        return Batches(self, self.train, batch_size, torch.initial_seed())
+        return Batches(self, self.train, min(batch_size, len(self.train.labels)), torch.initial_seed())
 
     def val_dataloader(self) -> Batches:
-        return Batches(self, self.val, EVAL_FACTOR * self.batch_size)
+        return Batches(self, self.val, EVAL_BATCH)
 
     def test_dataloader(self) -> Batches:
         """All of the test set. Raises: UserError if its labels are not those of training."""
         images = self._decode(self.splits.test(self.source))
-        return Batches(self, images, EVAL_FACTOR * self.batch_size)
+        return Batches(self, images, EVAL_BATCH)
 
     def _decode(self, dataset: Dataset) -> Images:
         """Decode images, resized on their shorter side and cropped to the middle."""

@@ -53,8 +53,10 @@ def retrain(cfg: DictConfig) -> None:
     settings: TrainSettings = build(cfg.train)
     recipe: Recipe = build(cfg.recipe)
     data = images(cfg, recipe)
-    if recipe.mixes and data.batch_size % 2:
-        raise UserError(f"train.batch_size={data.batch_size} must be even: recipe.mixup and recipe.cutmix pair the images")
+    if recipe.mixes and settings.batch_size % 2:
+        raise UserError(
+            f"train.batch_size={settings.batch_size} must be even: recipe.mixup and recipe.cutmix pair the images"
+        )
     if data.img_size < architecture.stride:
         raise UserError(f"data.img_size={data.img_size} is below {architecture.stride}, the smallest image for this network")
     test_batches = data.test_dataloader()  # a missing test split shows now, not after the training

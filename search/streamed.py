@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from models.architecture import check_int, check_number
-from search.data import Source, epoch_seed, split
+from search.data import EVAL_BATCH, Source, epoch_seed, split
 from search.errors import UserError
 
 GREY_MEAN, GREY_STD = 0.449, 0.226  # ImageNet's, over its channels
@@ -61,8 +61,8 @@ class Augmentation:
 class StreamedData(lightning.LightningDataModule):
     """The splits of `search.data.ImageData`, with images that stay where they are until a batch needs them.
 
-    flip: whether images are mirrored. batch_size: of each device. val_size: may be 0. Grey and colour images are normalised
-    with ImageNet's mean and standard deviation, as official checkpoints expect.
+    flip: whether images are mirrored. val_size: may be 0. Grey and colour images are normalised with ImageNet's mean and
+    standard deviation, as official checkpoints expect.
     Raises: UserError if the source has too few images, or a setting makes no sense.
     """
 
@@ -76,11 +76,10 @@ class StreamedData(lightning.LightningDataModule):
         val_size: int,
         seed: int,
         flip: bool,
-        batch_size: int,
         augmentation: Augmentation,
     ) -> None:
         super().__init__()
-        for key, value in {"img_size": img_size, "batch_size": batch_size, "train_size": train_size or 1}.items():
+        for key, value in {"img_size": img_size, "train_size": train_size or 1}.items():
             check_int(f"data.{key}", value, 1)
         for key, value in {"val_size": val_size, "seed": seed}.items():
             check_int(f"data.{key}", value, 0)
@@ -90,7 +89,6 @@ class StreamedData(lightning.LightningDataModule):
         self.source = source
         self.img_size = img_size
         self.in_chans = in_chans
-        self.batch_size = batch_size
         self.augmentation = augmentation
         self.mean = IMAGENET_DEFAULT_MEAN if in_chans == 3 else (GREY_MEAN,)
         self.std = IMAGENET_DEFAULT_STD if in_chans == 3 else (GREY_STD,)
@@ -117,21 +115,20 @@ class StreamedData(lightning.LightningDataModule):
         return {
             "train": hashlib.sha256(labels.tobytes()).hexdigest(),
             "img_size": self.img_size,
-            "batch_size": self.batch_size,
             "augmentation": asdict(self.augmentation) | {"num_workers": None},
         }
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self, batch_size: int = EVAL_BATCH) -> Loader:
         """Shuffled and augmented by torch's seed at this moment, the last incomplete batch left out."""
         rows = self._rows(self.splits.train, self.train_transform, torch.initial_seed())
-        return self._loader(rows, min(self.batch_size, len(rows)), sampler=EpochOrder(rows), drop_last=True)
+        return self._loader(rows, min(batch_size, len(rows)), sampler=EpochOrder(rows), drop_last=True)
 
     def val_dataloader(self) -> Loader:
-        return self._loader(self._rows(self.splits.val, self.eval_transform, None), self.batch_size)
+        return self._loader(self._rows(self.splits.val, self.eval_transform, None), EVAL_BATCH)
 
     def test_dataloader(self) -> Loader:
         """All of the test set. Raises: UserError if its labels are not those of training."""
-        return self._loader(self._rows(self.splits.test(self.source), self.eval_transform, None), self.batch_size)
+        return self._loader(self._rows(self.splits.test(self.source), self.eval_transform, None), EVAL_BATCH)
 
     def _loader(self, rows: Rows, batch_size: int, **options: Any) -> Loader:
         """Its workers get seeds that nothing depends on, drawn from a generator that nothing else draws from."""

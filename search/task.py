@@ -35,7 +35,7 @@ REPORT_EVERY = 10  # steps between two reports of progress
 class TrainingImages(Protocol):
     """What a training reads: data.ImageData or streamed.StreamedData."""
 
-    def train_dataloader(self) -> Iterable[Any]: ...
+    def train_dataloader(self, batch_size: int) -> Iterable[Any]: ...
 
 
 class NonFiniteLoss(UserError):
@@ -47,7 +47,7 @@ class TrainSettings:
     """How a network is trained: AdamW without decay on norms and biases, warm-up, cosine, label smoothing, clipping.
 
     lr: highest learning rate. warmup: share of the steps spent rising to it. clip_norm: limit for the gradient's norm, 0
-    for none.
+    for none. batch_size: images of a step, on each device.
     accelerator: as Lightning names it; "auto" takes a GPU if there is one.
     """
 
@@ -179,7 +179,7 @@ def fit(
     Raises: NonFiniteLoss if training diverges, KeyboardInterrupt if the user stops it.
     """
     keep_freed_memory()
-    seed, batches = torch.initial_seed(), data.train_dataloader()
+    seed, batches = torch.initial_seed(), data.train_dataloader(task.settings.batch_size)
 
     done = epochs_done(checkpoint)
     if isinstance(batches, DataLoader):

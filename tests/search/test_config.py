@@ -59,7 +59,6 @@ def test_data(name: str) -> None:
     assert callable(build(config.source))
     assert set(config) == {
         "_target_", "name", "source", "img_size", "in_chans", "train_size", "val_size", "seed", "shift", "flip",
-        "batch_size",
     }  # fmt: skip
 
 

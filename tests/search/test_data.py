@@ -23,7 +23,7 @@ from search.glyphs import CHARACTERS, render
 def make(source: Source, **kwargs: Any) -> ImageData:
     arguments: dict[str, Any] = {
         "name": "test", "img_size": 16, "in_chans": 1, "train_size": 30, "val_size": 10, "seed": 0, "shift": 2,
-        "flip": False, "batch_size": 8,
+        "flip": False,
     }  # fmt: skip
     return ImageData(source=source, **{**arguments, **kwargs})
 
@@ -66,7 +66,7 @@ def test_test_split_is_read_only_when_asked_for() -> None:
         return numbered(split, num_images)
 
     data = make(source)
-    list(data.train_dataloader())
+    list(data.train_dataloader(8))
     list(data.val_dataloader())
     assert asked == ["train"]
     list(data.test_dataloader())
@@ -80,7 +80,7 @@ def test_batches_are_normalised_and_complete() -> None:
     assert labels.tolist() == data.val.labels.tolist()
     everything = (data.train.images.float() / 255 - data.mean) / data.std
     assert everything.mean().abs() < 1e-4
-    assert len(list(data.train_dataloader())) == len(data.train_dataloader()) == 3
+    assert len(list(data.train_dataloader(8))) == len(data.train_dataloader(8)) == 3
 
 
 def test_seed_decides_order_and_epochs_differ() -> None:
@@ -88,7 +88,7 @@ def test_seed_decides_order_and_epochs_differ() -> None:
 
     def epochs(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        loader = data.train_dataloader()
+        loader = data.train_dataloader(8)
         return [[int(x) for _, labels in loader for x in labels] for _ in range(2)]
 
     assert epochs(1) == epochs(1)
@@ -236,7 +236,6 @@ def _no_network(*args: Any, **kwargs: Any) -> None:
         ({"train_size": 0}, "data.train_size=0"),
         ({"in_chans": 2}, "data.in_chans=2"),
         ({"img_size": 0}, "data.img_size=0"),
-        ({"batch_size": 0}, "data.batch_size=0"),
         ({"shift": -1}, "data.shift=-1"),
         ({"train_size": 2.5}, "data.train_size=2.5"),
     ],

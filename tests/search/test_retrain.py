@@ -56,7 +56,7 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path, architectur
 
 
 def test_every_training_has_a_state_of_its_own(tmp_path: Path, architecture: Architecture) -> None:
-    data = ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 64, 32, 0, 2, False, 32)
+    data = ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 64, 32, 0, 2, False)
     settings = TrainSettings(1, 32, 1e-3, 0.05, 0.1, 0.1, 1.0, 0.0, "cpu")
     torch.manual_seed(0)
     first, second = build(architecture), build(architecture)

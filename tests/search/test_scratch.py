@@ -40,7 +40,7 @@ class _Probe(Callback):
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:
-    return ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 192, 100, 0, 2, False, 32)
+    return ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 192, 100, 0, 2, False)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_norms_and_biases_are_not_decayed(architecture: Architecture, data: Imag
     fit_probe = _Probe()
     with quiet_loader_advice():
         trainer = make_trainer(dataclasses.replace(SETTINGS, max_epochs=1), [fit_probe])
-        trainer.fit(task, train_dataloaders=data.train_dataloader())
+        trainer.fit(task, train_dataloaders=data.train_dataloader(32))
     for group in trainer.optimizers[0].param_groups:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
     rates = fit_probe.rates

@@ -24,7 +24,7 @@ GLYPHS = partial(sources.glyphs, seed=0)
 def streamed(augmentation: Augmentation = AUGMENTATION, **changes: Any) -> StreamedData:
     settings: dict[str, Any] = {
         "name": "glyphs", "source": GLYPHS, "img_size": 32, "in_chans": 1, "train_size": 48, "val_size": 16, "seed": 0,
-        "flip": False, "batch_size": 16,
+        "flip": False,
     }  # fmt: skip
     return StreamedData(**{**settings, **changes}, augmentation=augmentation)
 
@@ -32,7 +32,7 @@ def streamed(augmentation: Augmentation = AUGMENTATION, **changes: Any) -> Strea
 def epochs(data: StreamedData, *numbers: int) -> list[torch.Tensor]:
     """All images of some epochs, as one training sees them."""
     torch.manual_seed(3)
-    batches = data.train_dataloader()
+    batches = data.train_dataloader(16)
     found = []
     for number in numbers:
         batches.sampler.set_epoch(number)  # type: ignore[attr-defined]
@@ -42,7 +42,7 @@ def epochs(data: StreamedData, *numbers: int) -> list[torch.Tensor]:
 
 def test_splits_are_those_of_images_in_memory() -> None:
     data = streamed()
-    memory = ImageData("glyphs", GLYPHS, 32, 1, 48, 16, 0, 0, False, 16)
+    memory = ImageData("glyphs", GLYPHS, 32, 1, 48, 16, 0, 0, False)
     labels = torch.cat([labels for _, labels in data.val_dataloader()])
     assert torch.equal(labels, memory.val.labels)
     images = torch.cat([images for images, _ in data.val_dataloader()])
@@ -62,7 +62,7 @@ def test_an_epoch_is_the_same_whatever_came_before_and_whoever_decodes() -> None
 
 def test_augmenting_leaves_the_generators_of_the_training_alone() -> None:
     data = streamed()
-    batches = iter(data.train_dataloader())
+    batches = iter(data.train_dataloader(16))
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -71,13 +71,13 @@ def test_augmenting_leaves_the_generators_of_the_training_alone() -> None:
 
 
 def test_every_image_is_used_once_in_an_epoch() -> None:
-    data = streamed(batch_size=12)
-    order = list(data.train_dataloader().sampler)
+    data = streamed()
+    order = list(data.train_dataloader(16).sampler)
     assert sorted(order) == list(range(48))
 
 
 def test_colour_images_have_three_channels() -> None:
-    images, _ = next(iter(streamed(in_chans=3, flip=True).train_dataloader()))
+    images, _ = next(iter(streamed(in_chans=3, flip=True).train_dataloader(16)))
     assert images.shape == (16, 3, 32, 32)
 
 
@@ -89,7 +89,7 @@ def test_a_broken_image_is_named_with_the_remedy() -> None:
 
     data = streamed(source=broken, train_size=2, val_size=1)
     with pytest.raises(UserError, match="data=glyphs cannot be decoded .*mend or remove it"):
-        next(iter(data.train_dataloader()))
+        next(iter(data.train_dataloader(16)))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,6 @@ def test_a_broken_image_is_named_with_the_remedy() -> None:
         ({"augmentation": replace(AUGMENTATION, auto_augment="no-such")}, "auto_augment=no-such"),
         ({"in_chans": 2}, "data.in_chans=2"),
         ({"val_size": 64, "train_size": None, "source": partial(sources.digits)}, None),
-        ({"batch_size": 0}, "data.batch_size"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str | None) -> None:

@@ -44,7 +44,7 @@ SPACE = Space(
 
 
 def make_data() -> ImageData:
-    return ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 192, 100, 0, 2, False, 32)
+    return ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 192, 100, 0, 2, False)
 
 
 def make_evaluator(data: ImageData, cache: Path, **changes: Any) -> SupernetEvaluator:
@@ -170,7 +170,7 @@ def test_fewer_images_score_with_the_same_supernet(evaluator: SupernetEvaluator,
 
 
 def test_other_images_are_another_supernet(evaluator: SupernetEvaluator) -> None:
-    images = ImageData("glyphs", partial(sources.glyphs, seed=1), 32, 1, 192, 100, 0, 2, False, 32)
+    images = ImageData("glyphs", partial(sources.glyphs, seed=1), 32, 1, 192, 100, 0, 2, False)
     assert make_evaluator(images, Path(evaluator.cache)).folder(0) != evaluator.folder(0)
 
 

@@ -1,0 +1,99 @@
+"""Every command of the documents, run in its order, with less of everything: the tutorial's from an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.detection import main as detect
+from tests.commands import ROOT, TINY, call
+
+pytestmark = pytest.mark.slow
+TUTORIAL = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
+SIZES = [item for item in TINY if item.startswith("data.")]
+QUICK = ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
+LESS = {
+    "run": [*TINY, "study.n_trials=4", "latency.budget_ms=1000"],
+    "report": ["watch=null"],
+    "export": QUICK,
+    "train": [*SIZES, "train.max_epochs=1"],
+    "measure": QUICK,
+    "confirm": [*TINY, "study.n_trials=4", "latency.budget_ms=1000", "confirm.num_seeds=1", "confirm.train.max_epochs=1"],
+    "check": [
+        *SIZES, "train.max_epochs=1", "check.long.max_epochs=1", "check.num_architectures=3", "check.effects_minutes=0",
+    ],
+}  # fmt: skip
+OF_IMAGENET = ["data.img_size=64", "train.batch_size=8", "recipe.augmentation.num_workers=0"]
+NAMES = {"measure": "run", "check": "run", "confirm": "run"}  # of what a module runs, where it is not the module's own
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each `python -m`, and of the search behind `make search`.
+
+    All but search.dashboard, which never ends; tests/browser looks at it.
+    """
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    lines = blocks.replace("make search", "python -m search.run +search=cpu_latency").splitlines()
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in found if words[:2] == ["python", "-m"] and words[2] != "search.dashboard"]
+
+
+def run(words: list[str]) -> None:
+    """One command, with less of everything."""
+    if words[2] == "examples.detection":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [*words[2:], "--steps", "2"])
+            detect()
+        return
+    name = words[2].removeprefix("search.")
+    less = LESS[name] + (OF_IMAGENET if "recipe=imagenet" in words else [])
+    keys = {extra.split("=")[0] for extra in less}
+    arguments = [word for word in words[3:] if word.split("=")[0] not in keys] + less
+    task = getattr(import_module(f"search.{name}"), NAMES.get(name, name))
+    assert call(task, "config" if name == "run" else name, arguments) == 0, words
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder but for the images that the documents take for the reader's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        for split in ("train", "test") if number < 30 else ("train",):
+            file = tmp_path / "images" / split / f"kind{number % 3}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+    yield tmp_path
+    os.chdir(ROOT)
+
+
+def test_tutorial_leads_to_an_onnx_file(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picked = "trial-00023"  # as the text has it, until a command prints one
+    for words in commands(TUTORIAL):
+        run([word.replace("trial-00023", picked) for word in words])
+        printed = capsys.readouterr().out
+        if found := re.search(r"picked: .*(trial-\d+)\.yaml", printed):
+            picked = found[1]
+    (block,) = re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(block.replace("trial-00023", picked), names)
+    assert np.isfinite(np.asarray(names["logits"])).all()
+
+
+@pytest.mark.parametrize("page", ["accuracy", "extending", "latency", "training"])
+def test_commands_of_a_page_run(empty: Path, page: str) -> None:
+    run(["python", "-m", "search.run", "+search=cpu_latency"])
+    member = sorted(Path("outputs/default/pareto").glob("trial-*.yaml"))[0].stem
+    for words in commands((ROOT / f"docs/{page}.md").read_text(encoding="utf-8")):
+        here = [word.replace("=FOLDER", "=images").replace("data=cifar10", "data=digits") for word in words]
+        run([re.sub(r"trial-\d+", member, word) for word in here])
