@@ -18,7 +18,7 @@ from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import Prediction
 
-DOMINATED = 0.5  # confidence that leaves a network unmeasured: with 0.99 twice as many are measured, for the same front
+DOMINATED = 0.75  # confidence that leaves a network unmeasured: with 0.99 twice as many are measured, for the same front
 
 
 @dataclass(frozen=True)

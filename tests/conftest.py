@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from models.architecture import Architecture, StageSpec
 
+CORES, THREADS = os.sched_getaffinity(0), torch.get_num_threads()
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -37,8 +38,7 @@ def load_golden(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dic
 
 @pytest.fixture(autouse=True)
 def _keep_threads_and_cores() -> Iterator[None]:
-    """What measuring in the tests' own process sets is not for the next test."""
-    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    """What measuring in the tests' own process sets, in a fixture of a module too, is not for the next test."""
+    os.sched_setaffinity(0, CORES)
+    torch.set_num_threads(THREADS)
     yield
-    torch.set_num_threads(threads)
-    os.sched_setaffinity(0, cores)
