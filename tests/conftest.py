@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ def load_golden(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dic
 
 
 @pytest.fixture(autouse=True)
-def _keep_threads_and_cores() -> Iterator[None]:
+def _all_threads_and_cores() -> None:
     """What measuring in the tests' own process sets, in a fixture of a module too, is not for the next test."""
     os.sched_setaffinity(0, CORES)
     torch.set_num_threads(THREADS)
-    yield
