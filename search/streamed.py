@@ -27,6 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from models.architecture import check_int, check_number
 from search.data import EVAL_BATCH, Source, epoch_seed, split
 from search.errors import UserError
+from search.latency.machine import allowed_cores
 
 GREY_MEAN, GREY_STD = 0.449, 0.226  # ImageNet's, over its channels
 
@@ -39,7 +40,7 @@ class Augmentation:
 
     auto_augment: policy such as rand-m9-mstd0.5-inc1, which is RandAugment; null for none. color_jitter: its strength where
     there is no policy. erasing: probability of random erasing. min_scale: smallest share of the image that the random crop
-    takes. crop_pct: share of the image that evaluation looks at. num_workers: processes that decode.
+    takes. crop_pct: share of the image that evaluation looks at. num_workers: processes that decode, one on a core at most.
     """
 
     auto_augment: str | None
@@ -133,7 +134,8 @@ class StreamedData(lightning.LightningDataModule):
     def _loader(self, rows: Rows, batch_size: int, **options: Any) -> Loader:
         """Its workers get seeds that nothing depends on, drawn from a generator that nothing else draws from."""
         options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
-        return DataLoader(rows, batch_size, num_workers=self.augmentation.num_workers, **options)
+        num_workers = min(self.augmentation.num_workers, len(allowed_cores()))
+        return DataLoader(rows, batch_size, num_workers=num_workers, **options)
 
     def _rows(self, dataset: Dataset, transform: Any, seed: int | None) -> Rows:
         mode = "L" if self.in_chans == 1 else "RGB"
