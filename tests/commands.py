@@ -38,14 +38,16 @@ def start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def call(task: Callable[[Any], None], config_name: str, arguments: Sequence[str]) -> int:
-    """A command in this process. Returns the command's exit code."""
+    """A command in this process, which keeps the cores it had. Returns the command's exit code."""
     from search.cli import main
 
     GlobalHydra.instance().clear()
+    cores = os.sched_getaffinity(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command", *arguments])
         with pytest.raises(SystemExit) as ended:
             main(task, config_name)
+    os.sched_setaffinity(0, cores)
     code = ended.value.code
     assert isinstance(code, int)
     return code
