@@ -16,7 +16,7 @@ from optuna.trial import Trial
 
 from search import config_file
 from search.card import stages
-from search.insight import PARTS, Influence, hypervolumes, influences, latency_by_stage
+from search.insight import LEAST_JUDGED, PARTS, Influence, hypervolumes, influences, latency_by_stage
 from search.picture import picture
 from search.space import Space
 from search.study import METRICS, Finished, accuracy_of, front, judged, latest_of_each, quiet_experimental
@@ -24,7 +24,6 @@ from search.view import accuracy_text, describe, latency_text
 
 TEAL, AMBER, RED, GREY, BLUE = "#1f9aaf", "#e08e0b", "#e0566b", "#8a94a3", "#5b7fd6"
 CLEAR, LINES = "rgba(0,0,0,0)", {"gridcolor": "rgba(138,148,163,0.3)", "zerolinecolor": GREY}
-LEAST_JUDGED = 8  # networks before anything is said of what mattered
 
 
 @dataclass(frozen=True)

@@ -76,14 +76,62 @@ class Images:
     labels: Tensor
 
 
-class ImageData(lightning.LightningDataModule):
-    """A training and a validation split of the training set; the test set is only read where it is asked for.
+class SplitData(lightning.LightningDataModule):
+    """A training and a validation split of a source's training set, of square images.
 
-    name: of the dataset, for reports. source: where the images come from, see sources.py. img_size: side of the square
-    images, in pixels. in_chans: 1 for grey, 3 for colour. train_size, val_size: images of each split; train_size null takes
-    all that validation leaves. seed: of the split. shift: augmentation by moving up to so many pixels. flip: augmentation by
-    mirroring.
-    Raises: UserError if the source has too few images or labels that do not fit.
+    name: of the dataset, for reports. source: where the images come from, see sources.py. img_size: side of the images, in
+    pixels. in_chans: 1 for grey, 3 for colour. train_size, val_size: images of each split; train_size null takes all that
+    validation leaves. seed: of the split. least_val_size: below which validation is refused.
+    Raises: UserError if the source has too few images or labels that do not fit, ValueError naming a setting.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        img_size: int,
+        in_chans: int,
+        train_size: int | None,
+        val_size: int,
+        seed: int,
+        least_val_size: int,
+    ) -> None:
+        super().__init__()
+        check_int("data.img_size", img_size, 1)
+        check_int("data.val_size", val_size, least_val_size)
+        check_int("data.seed", seed, 0)
+        if train_size is not None:
+            check_int("data.train_size", train_size, 1)
+        if in_chans not in (1, 3):
+            raise UserError(f"data.in_chans={in_chans} must be 1 (grey) or 3 (colour)")
+        self.name = name
+        self.source = source
+        self.img_size = img_size
+        self.in_chans = in_chans
+        self.splits = split(source, train_size, val_size, seed)
+        self.num_classes = self.splits.num_classes
+
+    @property
+    def num_train(self) -> int:
+        return len(self.splits.train)
+
+    @property
+    def num_val(self) -> int:
+        return len(self.splits.val)
+
+    def in_mode(self, dataset: Dataset) -> Dataset:
+        """Rows whose images come decoded, grey or in colour."""
+        return dataset.cast_column("image", Image(mode="L" if self.in_chans == 1 else "RGB"))
+
+    def broken(self, error: Exception) -> UserError:
+        """What to say of an image that cannot be decoded."""
+        return UserError(f"an image of data={self.name} cannot be decoded ({error}); mend or remove it")
+
+
+class ImageData(SplitData):
+    """Both splits in memory; the test set is only read where it is asked for.
+
+    shift: augmentation by moving up to so many pixels. flip: augmentation by mirroring.
     """
 
     def __init__(
@@ -98,36 +146,15 @@ class ImageData(lightning.LightningDataModule):
         shift: int,
         flip: bool,
     ) -> None:
-        super().__init__()
-        for key, value in {"img_size": img_size, "val_size": val_size}.items():
-            check_int(f"data.{key}", value, 1)
-        check_int("data.seed", seed, 0)
         check_int("data.shift", shift, 0)
-        if train_size is not None:
-            check_int("data.train_size", train_size, 1)
-        if in_chans not in (1, 3):
-            raise UserError(f"data.in_chans={in_chans} must be 1 (grey) or 3 (colour)")
-        self.name = name
-        self.source = source
-        self.img_size = img_size
-        self.in_chans = in_chans
+        super().__init__(name, source, img_size, in_chans, train_size, val_size, seed, least_val_size=1)
         self.shift = shift
         self.flip = flip
-        self.splits = split(source, train_size, val_size, seed)
-        self.num_classes = self.splits.num_classes
         self.val = self._decode(self.splits.val)
         self.train = self._decode(self.splits.train)
         pixels = self.train.images.float() / 255
         self.mean = pixels.mean((0, 2, 3), keepdim=True)
         self.std = pixels.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
-
-    @property
-    def num_train(self) -> int:
-        return len(self.train.labels)
-
-    @property
-    def num_val(self) -> int:
-        return len(self.val.labels)
 
     def normalisation(self) -> dict[str, list[float]]:
         """Mean and standard deviation of each channel, of values in [0, 1]."""
@@ -155,7 +182,7 @@ class ImageData(lightning.LightningDataModule):
 
     def _decode(self, dataset: Dataset) -> Images:
         """Decode images, resized on their shorter side and cropped to the middle."""
-        rows = dataset.cast_column("image", Image(mode="L" if self.in_chans == 1 else "RGB"))
+        rows = self.in_mode(dataset)
         size = (self.img_size, self.img_size)
         images = torch.empty(len(rows), self.in_chans, *size, dtype=torch.uint8)
         try:
@@ -163,7 +190,7 @@ class ImageData(lightning.LightningDataModule):
                 pixels = np.array(ImageOps.fit(image, size, Resampling.BILINEAR)).reshape(*size, self.in_chans)
                 target.copy_(torch.from_numpy(pixels).permute(2, 0, 1))  # (C, H, W)
         except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"an image of data={self.name} cannot be decoded ({error}); mend or remove it") from error
+            raise self.broken(error) from error
         return Images(images, torch.tensor(rows["label"][:], dtype=torch.int64))
 
 

@@ -12,6 +12,7 @@ from search.latency import block_model
 from search.latency.block_model import MIN_NETWORKS
 from search.study import Finished, accuracy_of, front, front_hypervolume, latest_of_each
 
+LEAST_JUDGED = 8  # networks before anything is said of what mattered
 PARTS = ("stem and head", "stage 1", "stage 2", "stage 3", "stage 4")
 
 

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search import figures
-from search.insight import PARTS, hypervolumes, influences, latency_by_stage
+from search.insight import LEAST_JUDGED, PARTS, hypervolumes, influences, latency_by_stage
 from search.latency.base import Latency
 from search.page import Grid, Section
 from search.picking import compare
@@ -170,7 +170,7 @@ def progress(found: Found) -> Section | None:
 
 
 def mattered(found: Found) -> Section | None:
-    if len(found.judged) < 8:
+    if len(found.judged) < LEAST_JUDGED:
         return None
     shares = influences(found.judged)
     rows = [

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 from PIL import UnidentifiedImageError
 from timm.data import create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -25,13 +24,14 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from models.architecture import check_int, check_number
-from search.data import EVAL_BATCH, Source, epoch_seed, split
+from search.data import EVAL_BATCH, Source, SplitData, epoch_seed
 from search.errors import UserError
 from search.latency.machine import allowed_cores
 
 GREY_MEAN, GREY_STD = 0.449, 0.226  # ImageNet's, over its channels
 
 Loader = DataLoader[tuple[Tensor, int]]
+Broken = Callable[[Exception], UserError]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Augmentation:
         check_int("recipe.augmentation.num_workers", self.num_workers, 0)
 
 
-class StreamedData(lightning.LightningDataModule):
+class StreamedData(SplitData):
     """The splits of `search.data.ImageData`, with images that stay where they are until a batch needs them.
 
     flip: whether images are mirrored. val_size: may be 0. Grey and colour images are normalised with ImageNet's mean and
@@ -79,32 +79,12 @@ class StreamedData(lightning.LightningDataModule):
         flip: bool,
         augmentation: Augmentation,
     ) -> None:
-        super().__init__()
-        for key, value in {"img_size": img_size, "train_size": train_size or 1}.items():
-            check_int(f"data.{key}", value, 1)
-        for key, value in {"val_size": val_size, "seed": seed}.items():
-            check_int(f"data.{key}", value, 0)
-        if in_chans not in (1, 3):
-            raise UserError(f"data.in_chans={in_chans} must be 1 (grey) or 3 (colour)")
-        self.name = name
-        self.source = source
-        self.img_size = img_size
-        self.in_chans = in_chans
+        super().__init__(name, source, img_size, in_chans, train_size, val_size, seed, least_val_size=0)
         self.augmentation = augmentation
         self.mean = IMAGENET_DEFAULT_MEAN if in_chans == 3 else (GREY_MEAN,)
         self.std = IMAGENET_DEFAULT_STD if in_chans == 3 else (GREY_STD,)
-        self.splits = split(source, train_size, val_size, seed)
-        self.num_classes = self.splits.num_classes
         self.train_transform = self._transform(True, flip)
         self.eval_transform = self._transform(False, flip)
-
-    @property
-    def num_train(self) -> int:
-        return len(self.splits.train)
-
-    @property
-    def num_val(self) -> int:
-        return len(self.splits.val)
 
     def normalisation(self) -> dict[str, list[float]]:
         """Mean and standard deviation of each channel, of values in [0, 1]."""
@@ -138,8 +118,7 @@ class StreamedData(lightning.LightningDataModule):
         return DataLoader(rows, batch_size, num_workers=num_workers, **options)
 
     def _rows(self, dataset: Dataset, transform: Any, seed: int | None) -> Rows:
-        mode = "L" if self.in_chans == 1 else "RGB"
-        return Rows(dataset.cast_column("image", Image(mode=mode)), transform, self.in_chans, seed, str(self.name))
+        return Rows(self.in_mode(dataset), transform, self.in_chans, seed, self.broken)
 
     def _transform(self, training: bool, flip: bool) -> Any:
         """timm's, for three channels: grey images get three equal ones, of which `Rows` keeps one."""
@@ -168,14 +147,17 @@ class StreamedData(lightning.LightningDataModule):
 
 
 class Rows(TorchDataset[tuple[Tensor, int]]):
-    """Decoded and augmented images (C, H, W) float32 with their labels. seed: None for a transform without chance."""
+    """Decoded and augmented images (C, H, W) float32 with their labels. seed: None for a transform without chance.
 
-    def __init__(self, dataset: Dataset, transform: Any, in_chans: int, seed: int | None, name: str) -> None:
+    broken: what to raise for an image that cannot be decoded.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Any, in_chans: int, seed: int | None, broken: Broken) -> None:
         self.dataset = dataset
         self.transform = transform
         self.in_chans = in_chans
         self.seed = seed
-        self.name = name
+        self.broken = broken
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -186,7 +168,7 @@ class Rows(TorchDataset[tuple[Tensor, int]]):
             row = self.dataset[index]
             image = row["image"].convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"an image of data={self.name} cannot be decoded ({error}); mend or remove it") from error
+            raise self.broken(error) from error
         if self.seed is None:
             return self.transform(image)[: self.in_chans], row["label"]
         with drawing_from(epoch_seed(self.seed, self.epoch) + index):
