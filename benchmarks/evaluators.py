@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -30,12 +31,14 @@ from rich.table import Table
 from search.accuracy.kept import KeptAccuracies
 from search.cli import build, conf_dir
 from search.data import ImageData
+from search.devices import FIRST_DEVICE, make_engine
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
 from search.pareto import hypervolume
-from search.session import alone, make_engine
+from search.session import alone
 from search.space import Space
-from search.study import Finished, accuracy_of, finished_trials, front, latest_of_each, open_study
+from search.storage import open_study
+from search.trials import Finished, accuracy_of, finished_trials, front, latest_of_each
 
 METHODS = ("supernet", "scratch")
 GRACE_SECONDS = 60  # for a search that was told to stop
@@ -56,7 +59,7 @@ class Ruler:
     def latency_ms(self, member: Finished) -> float:
         key = member.architecture.key
         if key not in self.latencies:
-            self.latencies[key] = self.engine.measure(member.architecture, self.calibration)
+            self.latencies[key] = self.engine.measure(FIRST_DEVICE, member.architecture, self.calibration)
         return self.latencies[key].latency_ms
 
 
@@ -79,6 +82,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("outputs/evaluators"), help="where the searches are kept")
     parser.add_argument("overrides", nargs="*", help="of every search, such as data=digits")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a search that is under way ends too
     logging.getLogger("optuna").setLevel(logging.WARNING)
     console = Console()
     for repetition in range(options.repetitions):
@@ -139,12 +143,12 @@ def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console) -> d
     }
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
     trainings = alone(cfg, cfg.confirm.train, data, options.folder / "alone.jsonl")
-    engine = make_engine(cfg, data, trainings.evaluator)
+    engine = make_engine(cfg, data, partial(build(cfg.accuracy), data=data, train=build(cfg.train)))
     space: Space = build(cfg.space)
     results: dict[str, list[Result]] = {method: [] for method in METHODS}
     try:
-        calibration = engine.calibrate(space.anchor())
-        limit = engine.measure(space.largest(), calibration).latency_ms
+        calibration = engine.calibrate(FIRST_DEVICE, space.anchor())
+        limit = engine.measure(FIRST_DEVICE, space.largest(), calibration).latency_ms
         ruler = Ruler(trainings, engine, calibration, {})
         for (method, _), trials in track(list(studies.items()), "confirming", console=console):
             results[method].append(judge(trials, ruler, limit, options.members))

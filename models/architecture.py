@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Final
 
 NUM_STAGES: Final = 4
@@ -98,7 +99,7 @@ class Architecture:
         """The same network with everything that does not matter set to a fixed value."""
         return replace(self, stages=tuple(stage.canonical() for stage in self.stages))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for two architectures exactly if they are the same network by construction."""
         canon = self.canonical()

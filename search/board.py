@@ -19,7 +19,17 @@ from search.card import stages
 from search.insight import LEAST_JUDGED, PARTS, Influence, hypervolumes, influences, latency_by_stage
 from search.picture import picture
 from search.space import Space
-from search.study import METRICS, Finished, accuracy_of, front, judged, latest_of_each, quiet_experimental
+from search.storage import quiet_experimental
+from search.trials import (
+    METRICS,
+    Finished,
+    accuracy_of,
+    front,
+    further_objectives,
+    judged,
+    latest_of_each,
+    reference_latencies,
+)
 from search.view import accuracy_text, describe, latency_text
 
 TEAL, AMBER, RED, GREY, BLUE = "#1f9aaf", "#e08e0b", "#e0566b", "#8a94a3", "#5b7fd6"
@@ -40,7 +50,7 @@ class Board:
         artifacts.mkdir(exist_ok=True)
         return FileSystemArtifactStore(str(artifacts))
 
-    @property
+    @cached_property
     def device(self) -> dict[str, Any]:
         device: dict[str, Any] = self.study.user_attrs["device"]
         return device
@@ -61,9 +71,13 @@ class Board:
                 f"Networks above **{budget_ms:g} ms** are infeasible and not trained. They are *Pruned* here, since they "
                 'have no accuracy; the plot "Front and budget" shows them.'
             )
+        further = "".join(
+            f"- **latency_ms.{name}**: the same on *{one['device']}* ({one['backend']}).\n"
+            for name, one in self.study.user_attrs.get("further_devices", {}).items()
+        )
         name = self.study.study_name
         with quiet_experimental():
-            self.study.set_metric_names(METRICS)
+            self.study.set_metric_names([*METRICS, *(f"latency_ms.{name}" for name in further_objectives(self.study))])
         save_note(
             self.study,
             f"""# {name}
@@ -75,7 +89,7 @@ Search for LITv2 networks of high accuracy and low latency among {space.num_arch
 - **latency_ms**: median of paired measurements against an anchor network on *{device["device"]}* ({device["backend"]},
   {device["num_threads"]} thread(s), batch {device["batch_size"]}, input {device["input_size"]}); the 95 % interval is among
   the attributes.
-- {budget}
+{further}- {budget}
 - The **front** is what no other network beats in both; the plot "Front and budget" draws it with its intervals. Of every
   trial, note and artifacts hold the network as YAML, which `search.train arch=FILE` takes, and as a picture.
 
@@ -113,7 +127,7 @@ Export the front: `python -m search.export study.name={name}`; one network of it
     def publish(self, trials: list[Finished], budget_ms: float | None) -> None:
         """All plots."""
         self.publish_front(trials, budget_ms)
-        self._publish("hypervolume", hypervolume_figure(hypervolumes(trials, self.study.user_attrs["reference_latency_ms"])))
+        self._publish("hypervolume", hypervolume_figure(hypervolumes(trials, reference_latencies(self.study))))
         if len(scored := judged(trials)) >= LEAST_JUDGED:
             self._publish("influence", influence_figure(influences(scored)))
         members = front(trials)
@@ -170,7 +184,7 @@ def front_figure(trials: list[Finished], budget_ms: float | None) -> go.Figure:
                 f"trial {t.number}: {describe(t.architecture)}" + ("" if t.outcome.accuracy else " (not trained)")
                 for t in group
             ],
-            mode="lines+markers" if name == "Front" else "markers",
+            mode="lines+markers" if name == "Front" and not any(t.outcome.others for t in members) else "markers",
             marker={"size": 8, **styles[name]},
             line={"shape": "hv", "color": styles[name]["color"]},
             name=name,

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,15 @@ from search.accuracy.base import Accuracy
 from search.accuracy.kept import KeptAccuracies
 from search.cli import build, construct, set_up_logging
 from search.data import ImageData
+from search.devices import FIRST_DEVICE, make_engine
 from search.engine.base import Engine
 from search.errors import UserError
 from search.export import facts, member_name, write_shared_weights
 from search.latency.base import Calibration, Latency
 from search.pareto import front_indices, front_probabilities
-from search.session import REMEDY, alone, check_limits, make_engine, study_settings
-from search.study import (
-    Finished,
-    accuracy_of,
-    existing_folder,
-    finished_trials,
-    judged,
-    latest_of_each,
-    locked,
-    open_study,
-    remember,
-)
+from search.session import REMEDY, alone, check_limits, study_settings
+from search.storage import existing_folder, locked, open_study, remember
+from search.trials import Finished, accuracy_of, finished_trials, judged, latest_of_each
 from search.view import describe, latency_text, make_console, progress_of
 
 log = logging.getLogger(__name__)
@@ -83,6 +76,8 @@ def confirm(cfg: DictConfig) -> None:
         set_up_logging(console, folder / "confirm.log")
         study = open_study(folder.name, cfg.storage.url, create=False)
         trials = finished_trials(study)
+        if cfg.latency.devices:
+            raise UserError("search.confirm settles studies of one device; this one has latency.devices")
         if not trials:
             raise UserError(f"study {folder.name} has no finished trial yet; search on")
         remember(study, "settings", study_settings(cfg), REMEDY)
@@ -93,9 +88,9 @@ def confirm(cfg: DictConfig) -> None:
         log.info("%d of %d networks may or may not be on the front", len(cases), len(latest_of_each(trials)))
         data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
         trainings = alone(cfg, cfg.confirm.train, data, folder / "confirm.jsonl")
-        engine: Engine = make_engine(cfg, data, trainings.evaluator)
+        engine = make_engine(cfg, data, partial(build(cfg.accuracy), data=data, train=build(cfg.train)))
         try:
-            remember(study, "device", engine.fingerprint(), "confirm on that device")
+            remember(study, "device", engine.fingerprint(FIRST_DEVICE), "confirm on that device")
             calibration = Calibration.from_dict(study.user_attrs["calibration"])
             limits = (cfg.confirm.min_probability, cfg.confirm.max_probability)
             work = Work(engine, calibration, trainings, folder / RESULTS, *limits)
@@ -172,7 +167,7 @@ class Work:
             if latency is None:
                 if time.monotonic() > end:
                     break
-                latency = self.engine.measure(case.trial.architecture, self.calibration)
+                latency = self.engine.measure(FIRST_DEVICE, case.trial.architecture, self.calibration)
             step(replace(case, latency=latency), (done + 1) / len(cases) / (1 + num_seeds))
         for seed in range(num_seeds):
             remaining = self.still_uncertain(list(settled.values()), seed)

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from models.architecture import check_int
 from search.cli import construct, main
 from search.errors import UserError
-from search.study import existing_folder, finished_trials, open_study
+from search.storage import existing_folder, open_study
+from search.trials import finished_trials
 
 
 def dashboard(cfg: DictConfig) -> None:
@@ -27,7 +28,7 @@ def dashboard(cfg: DictConfig) -> None:
         board.publish(trials, study.user_attrs["settings"]["latency"]["budget_ms"])
     print(f"http://{cfg.host}:{cfg.port}/dashboard/studies/{study._study_id}  (Ctrl-C ends it)", flush=True)
     try:
-        run_server(cfg.storage.url, cfg.host, cfg.port, artifact_store=board.store)
+        run_server(study._storage, cfg.host, cfg.port, artifact_store=board.store)
     except OSError as error:
         raise UserError(
             f"host={cfg.host} port={cfg.port} cannot be served ({error.strerror}); choose another port"

@@ -20,17 +20,9 @@ from search import config_file
 from search.cli import construct, main, set_up_logging, target_of
 from search.errors import UserError
 from search.picking import compare, pick
-from search.study import (
-    SUPERNET,
-    Finished,
-    accuracy_of,
-    existing_folder,
-    finished_trials,
-    front,
-    front_probability,
-    latest_of_each,
-    open_study,
-)
+from search.storage import existing_folder, open_study
+from search.study import SUPERNET
+from search.trials import Finished, accuracy_of, finished_trials, front, front_probability, latest_of_each
 from search.view import front_table, make_console
 
 log = logging.getLogger(__name__)
@@ -165,6 +157,7 @@ def facts(study: optuna.Study, member: Finished, front_probability: float) -> di
             "max_epochs": settings["train"]["max_epochs"],
         },
         "latency": member.outcome.latency.summary(),
+        **further_facts(study, member),
         "front_probability": front_probability,
         "device": dict(study.user_attrs["device"]),
         "parameters": member.num_params,
@@ -176,9 +169,18 @@ def facts(study: optuna.Study, member: Finished, front_probability: float) -> di
     }
 
 
+def further_facts(study: optuna.Study, member: Finished) -> dict[str, Any]:
+    """Of the devices beside the first, if there are any."""
+    latencies = member.outcome.further
+    devices = study.user_attrs.get("further_devices", {})
+    further = {name: {"latency": one.summary(), "device": dict(devices[name])} for name, one in latencies.items()}
+    return {"further": further} if further else {}
+
+
 def _csv(trials: list[Finished], members: list[Finished], probability: Mapping[str, float]) -> str:
     out = io.StringIO()
     in_front = {member.number for member in members}
+    devices = list(dict.fromkeys(name for trial in trials for name in trial.outcome.further))
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         (
@@ -192,9 +194,15 @@ def _csv(trials: list[Finished], members: list[Finished], probability: Mapping[s
             "latency_low_ms",
         )
         + ("latency_high_ms", "repetitions", "parameters", "multiply_accumulates", "origin", "architecture")
+        + tuple(f"{key}.{name}" for name in devices for key in ("latency_ms", "latency_low_ms", "latency_high_ms"))
     )
     for trial in trials:
-        accuracy, latency = trial.outcome.accuracy, trial.outcome.latency
+        accuracy, latency, further = trial.outcome.accuracy, trial.outcome.latency, trial.outcome.further
+        elsewhere = [
+            value
+            for one in (further.get(name) for name in devices)
+            for value in (("", "", "") if one is None else (one.latency_ms, one.low_ms, one.high_ms))
+        ]
         writer.writerow(
             (
                 trial.number,
@@ -211,6 +219,7 @@ def _csv(trials: list[Finished], members: list[Finished], probability: Mapping[s
                 trial.num_macs,
                 trial.origin,
                 trial.architecture.key,
+                *elsewhere,
             )
         )
     return out.getvalue()
@@ -243,9 +252,10 @@ def _plot(trials: list[Finished], members: list[Finished], study: optuna.Study, 
             color=color,
             label=label,
         )
-    axes.step(
-        [t.outcome.latency.latency_ms for t in members], [accuracy_of(t) for t in members], where="post", color="#0b7285"
-    )
+    if not any(t.outcome.others for t in members):  # a staircase on one device, on several a surface
+        axes.step(
+            [t.outcome.latency.latency_ms for t in members], [accuracy_of(t) for t in members], where="post", color="#0b7285"
+        )
     ruled_out = [t.outcome.latency.latency_ms for t in judged if not t.outcome.feasible]
     if ruled_out:
         axes.plot(

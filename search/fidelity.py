@@ -22,7 +22,7 @@ from search.errors import UserError
 from search.ranking import Effect, Fidelity, Judged, effects, judge
 from search.session import alone, check_limits, cost
 from search.space import Space
-from search.study import locked, study_folder
+from search.storage import locked, study_folder
 from search.view import describe, make_console, progress_of
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from search.insight import PARTS, Influence
 from search.page import INK, drawing, figure_style, svg
-from search.study import Finished, accuracy_of
+from search.trials import Finished, accuracy_of
 
 TEAL, GREY, RED, AMBER, BLUE = "#1f9aaf", "#8a94a3", "#e0566b", "#d08c2a", "#5b7fd6"
 PART_COLORS = (GREY, TEAL, AMBER, BLUE, RED)
@@ -24,7 +24,8 @@ def front_figure(
         _with_errors(axes, [one for one in dominated if one.outcome.latency.measured], GREY, "o", "dominated")
         _with_errors(axes, baselines, AMBER, "s", "the authors' pattern and the ends of the space")
         _with_errors(axes, members, TEAL, "o", "front")
-        axes.step(*_points(members), where="post", color=TEAL)
+        if not any(one.outcome.others for one in members):  # a staircase on one device, on several a surface
+            axes.step(*_points(members), where="post", color=TEAL)
         if budget_ms is not None:
             axes.axvline(budget_ms, color=RED, linestyle="--", label=f"budget, {budget_ms:g} ms")
         axes.set_xlabel("latency, ms")

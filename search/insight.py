@@ -10,7 +10,7 @@ import numpy as np
 
 from search.latency import block_model
 from search.latency.block_model import MIN_NETWORKS
-from search.study import Finished, accuracy_of, front, front_hypervolume, latest_of_each
+from search.trials import Finished, accuracy_of, front, front_hypervolume, latest_of_each
 
 LEAST_JUDGED = 8  # networks before anything is said of what mattered
 PARTS = ("stem and head", "stage 1", "stage 2", "stage 3", "stage 4")
@@ -30,7 +30,7 @@ class Influence:
     latency_gain: float
 
 
-def hypervolumes(trials: Sequence[Finished], reference_ms: float) -> list[float]:
+def hypervolumes(trials: Sequence[Finished], reference_ms: float | Sequence[float]) -> list[float]:
     """Of the front after each trial."""
     members: list[Finished] = []
     seen: set[str] = set()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.errors import UserError
 from search.space import PATTERN
-from search.study import Finished, accuracy_of, latest_of_each
+from search.trials import Finished, accuracy_of, latest_of_each
 
-LIMIT = re.compile(r"(latency|accuracy)\s*(<=|>=)\s*([0-9.]+(?:e-?[0-9]+)?)\s*(ms)?")
+LIMIT = re.compile(r"(latency(?:\.[\w-]+)?|accuracy)\s*(<=|>=)\s*([0-9.]+(?:e-?[0-9]+)?)\s*(ms)?")
 RULES = 'front (all of it), knee, "latency<=5ms" or "accuracy>=0.93"'
 
 
@@ -19,7 +20,8 @@ def pick(members: Sequence[Finished], rule: str) -> list[Finished]:
     """Some of a front, given by rising latency.
 
     rule: "front" for all, "knee" for the one farthest above the line between the ends, a latency that the most accurate one
-    must keep to, or an accuracy that the fastest one must reach.
+    must keep to, or an accuracy that the fastest one must reach. latency is that of the first device, latency.NAME that of a
+    further one.
     Raises: UserError if the rule is none of these, or no member satisfies it.
     """
     if rule == "front":
@@ -27,33 +29,49 @@ def pick(members: Sequence[Finished], rule: str) -> list[Finished]:
     if rule == "knee":
         return [knee(members)]
     found = LIMIT.fullmatch(rule.strip())
-    if found is None or (found[1] == "latency") != (found[2] == "<=") or (found[1] == "accuracy" and found[4]):
+    if found is None or (found[1] == "accuracy") != (found[2] == ">=") or (found[1] == "accuracy" and found[4]):
         raise UserError(f"pick={rule} is no rule; choose {RULES}")
     limit = float(found[3])
-    if found[1] == "latency":
-        kept = [one for one in members if one.outcome.latency.latency_ms <= limit]
+    if found[1] != "accuracy":
+        device = found[1].partition(".")[2]
+        latencies = [latency_ms(one, device, rule) for one in members]
+        kept = [one for one, latency in zip(members, latencies, strict=True) if latency <= limit]
         if not kept:
-            fastest = members[0].outcome.latency.latency_ms
+            fastest = min(latencies)
             raise UserError(f"pick={rule}: the fastest of the front takes {fastest:.3g} ms; raise the limit or search on")
-        return [kept[-1]]
+        return [max(kept, key=accuracy_of)]
     reached = [one for one in members if accuracy_of(one) >= limit]
     if not reached:
-        best = accuracy_of(members[-1])
+        best = max(map(accuracy_of, members))
         raise UserError(f"pick={rule}: the most accurate of the front reaches {best:.4f}; lower the limit or search on")
     return [reached[0]]
 
 
+def latency_ms(member: Finished, device: str, rule: str) -> float:
+    """device: a name, or nothing for the first one. Raises: UserError if there is none of this name."""
+    if not device:
+        return member.outcome.latency.latency_ms
+    further = member.outcome.further
+    if device not in further:
+        raise UserError(f"pick={rule}: there is no further device {device}; there are {', '.join(further) or 'none'}")
+    return further[device].latency_ms
+
+
 def knee(members: Sequence[Finished]) -> Finished:
-    """The member farthest above the straight line between the fastest and the most accurate one, both axes scaled."""
-    first, last = members[0], members[-1]
-    width = last.outcome.latency.latency_ms - first.outcome.latency.latency_ms or 1.0
-    height = accuracy_of(last) - accuracy_of(first) or 1.0
+    """The member farthest above the straight line between the fastest and the most accurate one, all axes scaled.
 
-    def above(one: Finished) -> float:
-        along = (one.outcome.latency.latency_ms - first.outcome.latency.latency_ms) / width
-        return (accuracy_of(one) - accuracy_of(first)) / height - along
+    With several devices latency is the mean over them.
+    """
+    accuracies = scaled([accuracy_of(one) for one in members])
+    devices = [scaled(latencies) for latencies in zip(*(one.outcome.latencies_ms for one in members), strict=True)]
+    above = [accuracy - statistics.fmean(along) for accuracy, *along in zip(accuracies, *devices, strict=True)]
+    return members[above.index(max(above))]
 
-    return max(members, key=above)
+
+def scaled(values: Sequence[float]) -> list[float]:
+    """To 0 for the lowest and 1 for the highest."""
+    low, width = min(values), max(values) - min(values) or 1.0
+    return [(value - low) / width for value in values]
 
 
 @dataclass(frozen=True)

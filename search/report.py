@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from models.architecture import check_number
 from search.cli import construct, main
 from search.errors import UserError
-from search.study import existing_folder, finished_trials, open_study
+from search.storage import existing_folder, open_study
+from search.trials import finished_trials
 
 REFRESH_SECONDS = 10
 

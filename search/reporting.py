@@ -20,15 +20,17 @@ from search.latency.base import Latency
 from search.page import Grid, Section
 from search.picking import compare
 from search.picture import picture
-from search.study import (
+from search.study import SHARED_SECONDS
+from search.trials import (
     INTERRUPTED,
-    SHARED_SECONDS,
     SKIPPED,
     Finished,
     finished_trials,
     front,
     front_probability,
+    further_objectives,
     judged,
+    reference_latencies,
 )
 from search.view import accuracy_text, describe, latency_text
 
@@ -101,10 +103,19 @@ def setting(found: Found) -> Section:
         ("accuracy", f"{evaluator}, {settings['train']['max_epochs']} epochs"),
         ("latency", f"{device['backend']}, {run}"),
         ("budget", "none" if budget is None else f"{budget:g} ms"),
+        *((f"latency on {name}", further_device(found, name)) for name in found.attrs.get("further_devices", {})),
         ("machine", ", ".join(f"{key}: {value}" for key, value in device.items() if key in ("device", "cores"))),
         ("seed", str(settings["study"]["seed"])),
     ]
     return Section("What was asked", tables=[Grid(("", ""), rows)])
+
+
+def further_device(found: Found, name: str) -> str:
+    """A device beside the first: what it is, and whether latency is to be low on it."""
+    device = found.attrs["further_devices"][name]
+    budget_ms = found.attrs["settings"]["latency"]["devices"][name]["budget_ms"]
+    goal = "to be low" if name in further_objectives(found.study) else "to keep its budget"
+    return f"{device['backend']} on {device['device']}, {goal}" + ("" if budget_ms is None else f", budget {budget_ms:g} ms")
 
 
 def front_section(found: Found) -> Section:
@@ -119,9 +130,20 @@ def front_section(found: Found) -> Section:
     rows = []
     for one in found.members:
         place, params = f"{probability[one.architecture.key]:.0%}", f"{one.num_params / 1e6:.2f} M"
-        values = (accuracy_text(one), latency_text(one.outcome.latency), place, params, f"{one.num_macs / 1e6:,.1f} M")
+        latencies = [latency_text(latency) for latency in (one.outcome.latency, *one.outcome.further.values())]
+        values = (accuracy_text(one), *latencies, place, params, f"{one.num_macs / 1e6:,.1f} M")
         rows.append((str(one.number), *values, describe(one.architecture)))
-    header = ("trial", "accuracy", "latency, ms [95 %]", "on the front", "parameters", "MACs", "width: blocks of each stage")
+    further = (f"on {name}" for name in found.attrs.get("further_devices", {}))
+    header = (
+        "trial",
+        "accuracy",
+        "latency, ms [95 %]",
+        *further,
+        "on the front",
+        "parameters",
+        "MACs",
+        "width: blocks of each stage",
+    )
     text = (
         "Networks that nothing judged so far dominates. ± is the standard error from the validation images; the interval is "
         "one in which another measurement falls; on the front: how probable it is that nothing dominates it, given both."
@@ -163,9 +185,10 @@ def baselines(found: Found) -> Section | None:
 def progress(found: Found) -> Section | None:
     if len(found.trials) < 2:
         return None
-    reference = found.attrs["reference_latency_ms"]
-    volumes = hypervolumes(found.trials, reference)
-    text = f"Share of the rectangle up to accuracy 1 and {reference:.3g} ms that the front dominates: {volumes[-1]:.4f}."
+    references = reference_latencies(found.study)
+    volumes = hypervolumes(found.trials, references)
+    ends = " and ".join(f"{reference:.3g} ms" for reference in references)
+    text = f"Share of the space up to accuracy 1 and {ends} that the front dominates: {volumes[-1]:.4f}."
     return Section("Progress", [text], figures={"Hypervolume by finished trials": figures.progress_figure(volumes)})
 
 
@@ -292,7 +315,7 @@ def time_spent(found: Found) -> Section:
         for trial in found.raw
         if trial.datetime_start and trial.datetime_complete
     )
-    latencies = [one.outcome.latency for one in found.trials]
+    latencies = [latency for one in found.trials for latency in (one.outcome.latency, *one.outcome.further.values())]
     fresh = [one.outcome.accuracy for one in found.trials if one.outcome.accuracy and not one.outcome.reused_accuracy]
     seconds = {
         "timing": sum(one.seconds for one in latencies if one.measured),

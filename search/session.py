@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -14,32 +14,42 @@ from typing import Any
 import optuna
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from optuna.samplers import BaseSampler
 from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 
 from models.architecture import NUM_STAGES, Architecture, check_int, check_number
 from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
-from search.accuracy.base import AccuracyEvaluator
+from search.accuracy.base import AccuracyEvaluator, unpacked
 from search.accuracy.kept import KeptAccuracies
 from search.accuracy.scratch import ScratchEvaluator
 from search.board import Board
-from search.cli import build, construct, plain, set_up_logging, target_of
+from search.cli import build, construct, plain, set_up_logging
 from search.data import ImageData
+from search.devices import (
+    DEVICE_KEYS,
+    FIRST_DEVICE,
+    SMALLEST,
+    budgets_of,
+    check_devices,
+    deployed,
+    fingerprints,
+    make_engine,
+    objective_devices,
+    prepare_measuring,
+)
 from search.engine.base import Engine
-from search.errors import SearchStopped, UserError, one_line
+from search.engine.work import TRAINING
 from search.export import export_front, member_name, versions
-from search.latency.base import Calibration, Latency
+from search.latency.base import Latency
 from search.latency.block_model import BlockModel
-from search.objective import Objective
+from search.objective import Objective, Outcome
 from search.space import Space
-from search.study import (
-    SHARED_SECONDS,
-    SUPERNET,
-    Coordinator,
-    finished_trials,
+from search.storage import (
+    Patience,
     has_trials,
+    held,
     locked,
     open_study,
     public_url,
@@ -47,12 +57,14 @@ from search.study import (
     remember,
     study_folder,
 )
+from search.study import SHARED_SECONDS, SUPERNET, Coordinator
+from search.surrogate import SurrogateSampler
+from search.trials import finished_trials
 from search.view import LiveView, LogView, front_table, make_console, progress_of
 
 log = logging.getLogger(__name__)
 
 REMEDY = "restore that, or choose another study.name"
-SMALLEST = 1e-9  # for what must be above 0
 SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
 """What a study must not change: everything that its results depend on."""
 
@@ -67,63 +79,55 @@ def run_search(cfg: DictConfig) -> None:
     space: Space = build(cfg.space)
     with quiet_experimental():
         build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
-    with locked(folder):
+    with locked(folder), held(folder.name, cfg.storage.url) as hold:
         console = make_console()
         set_up_logging(console, folder / "run.log")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = open_study(folder.name, cfg.storage.url, create=True)
+        study = open_study(folder.name, cfg.storage.url, create=True, num_latencies=len(objective_devices(cfg)))
         remember(study, "settings", study_settings(cfg), REMEDY)
         save_config(folder, cfg)
         num_finished = len(finished_trials(study))
         if num_finished < cfg.study.n_trials:
-            search(cfg, study, space, folder, console)
+            search(cfg, study, space, folder, console, Patience(cfg.storage.patience_seconds, hold))
         else:
             log.info("study %s is complete: %d of %d trials are finished", folder.name, num_finished, cfg.study.n_trials)
         conclude(cfg, study, folder, console)
 
 
-def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, console: Console) -> None:
-    """Start the engine, make sure it is the device the study was measured on, and run the coordinator."""
+def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, console: Console, patiently: Patience) -> None:
+    """Start the engine, make sure its devices are those the study was measured on, and run the coordinator."""
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    construct(
-        target_of(cfg.latency, **deployed(cfg, data))
-    )  # a mistake in its settings shows here, not in the measuring process
-    evaluator: AccuracyEvaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
-    remember(study, "training", evaluator.fingerprint(), REMEDY)
-    start = time.monotonic()
-    with progress_of(console, "training shared weights") as progress:
-        evaluator.prepare(cfg.study.seed, progress)
-    if (weights := evaluator.shared_weights(cfg.study.seed)) is not None:
-        study.set_user_attr(SUPERNET, str(weights))
-        if not has_trials(study):
-            study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
-    engine = make_engine(cfg, data, evaluator)
+    make_evaluator = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
+    evaluator: AccuracyEvaluator = construct(make_evaluator)  # a mistake in its settings shows here
+    engine = make_engine(cfg, data, make_evaluator)
     board = Board(study, folder)
     budget_ms, network = cfg.latency.budget_ms, deployed(cfg, data)
     try:
-        calibration, reference_ms = prepare_measuring(study, engine, space, budget_ms)
+        prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console)
+        devices, references = prepare_measuring(cfg, study, engine, space)
         if not has_trials(study):
             study.set_user_attr("versions", versions())
             board.write_note(public_url(cfg.storage.url), space, budget_ms)
         terminal = console.is_terminal
-        sampler = build(cfg.sampler, _partial_=True)
         view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if terminal else LogView()
         with view:
             coordinator = Coordinator(
                 study=study,
                 space=space,
-                objective=Objective(engine, calibration, budget_ms, cfg.study.seed, evaluator.quick),
-                model=BlockModel(cfg.deploy.img_size),
-                make_sampler=lambda seed: sampler(seed=seed),
+                engine=engine,
+                objective=Objective(devices, cfg.study.seed, evaluator.quick),
+                models={name: BlockModel(cfg.deploy.img_size) for name in devices},
+                make_sampler=sampler_of(cfg),
                 seed=cfg.study.seed,
                 cost=cache(lambda architecture: cost(architecture, **network)),
-                save_samples=partial(save_samples, folder / "latency", study.user_attrs["device"]),
+                save_samples=partial(save_samples, folder / "latency", fingerprints(study)),
                 annotate=board.annotate,
                 publish=lambda trials: board.publish_front(trials, budget_ms),
                 view=view,
-                reference_ms=reference_ms,
+                reference_ms=references,
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
+                patiently=patiently,
             )
             if not coordinator.run(cfg.study.n_trials, cfg.study.timeout_minutes):
                 log.info("time is up after %g minutes; the same command goes on from here", cfg.study.timeout_minutes)
@@ -131,18 +135,46 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
         engine.close()
 
 
-def deployed(cfg: DictConfig, data: ImageData) -> dict[str, int]:
-    """Images and classes of the network whose latency counts."""
-    num_classes = data.num_classes if cfg.deploy.num_classes is None else cfg.deploy.num_classes
-    return {"img_size": cfg.deploy.img_size, "in_chans": data.in_chans, "num_classes": num_classes}
+def sampler_of(cfg: DictConfig) -> Callable[[int], BaseSampler]:
+    """Gives a sampler for a seed; one that remembers what it has read of the study is the same every time."""
+    make = build(cfg.sampler, _partial_=True)
+    with quiet_experimental():
+        first = make(seed=cfg.study.seed)
+    if not isinstance(first, SurrogateSampler):
+        return lambda seed: make(seed=seed)
+    first.budgets = {name: latency.budget_ms for name, latency in cfg.latency.devices.items()}
+    return first.seeded
 
 
-def make_engine(cfg: DictConfig, data: ImageData, evaluator: AccuracyEvaluator) -> Engine:
-    """Raises: UserError if its settings cannot be used."""
-    engine: Engine = construct(
-        build(cfg.engine), make_target=target_of(cfg.latency, **deployed(cfg, data)), evaluator=evaluator
-    )
-    return engine
+def prepare_training(
+    study: optuna.Study,
+    engine: Engine,
+    evaluator: AccuracyEvaluator,
+    make_evaluator: Callable[[], AccuracyEvaluator],
+    seed: int,
+    console: Console,
+) -> None:
+    """Have done once what all evaluations share, and hand it to all that train.
+
+    Raises: UserError if accuracies would depend on something else than before, NonFiniteLoss if training diverges.
+    """
+    start = time.monotonic()
+    packed = evaluator.pack(seed)
+    if packed is not None:
+        engine.train_with(partial(unpacked, make_evaluator, seed, packed))
+    training = engine.fingerprint(TRAINING)
+    remember(study, "training", training, REMEDY)
+    engine.expect(TRAINING, training)
+    if packed is None:
+        with progress_of(console, "training shared weights") as progress:
+            packed = engine.prepare(seed, progress)
+        if packed is None:
+            return
+        evaluator.unpack(seed, packed)
+        engine.train_with(partial(unpacked, make_evaluator, seed, packed))
+    study.set_user_attr(SUPERNET, str(evaluator.shared_weights(seed)))
+    if not has_trials(study):
+        study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
 
 
 def alone(cfg: DictConfig, train: DictConfig, data: ImageData, file: Path) -> KeptAccuracies:
@@ -154,32 +186,10 @@ def alone(cfg: DictConfig, train: DictConfig, data: ImageData, file: Path) -> Ke
 
 def study_settings(cfg: DictConfig) -> dict[str, Any]:
     """What a study must not change."""
-    return {name: plain(cfg[name]) for name in SECTIONS} | {"study": {"seed": cfg.study.seed}}
-
-
-def prepare_measuring(
-    study: optuna.Study, engine: Engine, space: Space, budget_ms: float | None
-) -> tuple[Calibration, float]:
-    """The study's calibration, and the latency in milliseconds up to which its hypervolume counts.
-
-    Both are measured before the first trial and kept. The edge of the hypervolume is the budget or, without one, the
-    latency of the space's largest network.
-    Raises: UserError if the device is not the study's, SearchStopped if nothing can be measured on it.
-    """
-    try:
-        remember(study, "device", engine.fingerprint(), "measure on that device, or choose another study.name")
-        if has_trials(study):
-            return Calibration.from_dict(study.user_attrs["calibration"]), study.user_attrs["reference_latency_ms"]
-        log.info("calibrating the anchor network")
-        calibration = engine.calibrate(space.anchor())
-        reference_ms = budget_ms or engine.measure(space.largest(), calibration).latency_ms
-    except (UserError, SQLAlchemyError, optuna.exceptions.OptunaError):
-        raise
-    except Exception as error:
-        raise SearchStopped(f"nothing can be measured here: {one_line(error)}") from error
-    study.set_user_attr("calibration", calibration.to_dict())
-    study.set_user_attr("reference_latency_ms", reference_ms)
-    return calibration, reference_ms
+    settings = {name: plain(cfg[name]) for name in SECTIONS} | {"study": {"seed": cfg.study.seed}}
+    if not settings["latency"]["devices"]:
+        settings["latency"] = {key: value for key, value in settings["latency"].items() if key not in DEVICE_KEYS}
+    return settings
 
 
 def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console) -> None:
@@ -200,7 +210,8 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         one = pareto / member_name(members[-1])
         lines.append(f"train one:   python -m search.train arch={one} data={cfg.data.name}")
     else:
-        lines.insert(0, f"all {len(trials)} networks are over latency.budget_ms={cfg.latency.budget_ms:g}")
+        budgets = ", ".join(f"{key}={value:g}" for key, value in budgets_of(cfg).items())
+        lines.insert(0, f"all {len(trials)} networks are over {budgets}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
@@ -214,11 +225,17 @@ def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: 
     return count_params(model), count_macs(model, (in_chans, img_size, img_size))
 
 
-def save_samples(folder: Path, device: Mapping[str, Any], number: int, latency: Latency) -> None:
-    """Keep every time of a trial's own measurement, and what it was measured on."""
+def save_samples(folder: Path, devices: Mapping[str, Any], number: int, outcome: Outcome) -> None:
+    """Keep every time of a trial's own measurements, and what they were made on."""
     folder.mkdir(exist_ok=True)
-    body = {**latency.summary(), "device": device, "rounds": [asdict(one) for one in latency.rounds]}
+    body = samples(outcome.latency, devices[FIRST_DEVICE])
+    if further := outcome.further:
+        body["further"] = {name: samples(latency, devices[name]) for name, latency in further.items()}
     (folder / f"trial-{number:05d}.json").write_text(json.dumps(body), encoding="utf-8")
+
+
+def samples(latency: Latency, device: Mapping[str, Any]) -> dict[str, Any]:
+    return {**latency.summary(), "device": device, "rounds": [asdict(one) for one in latency.rounds]}
 
 
 def save_config(folder: Path, cfg: DictConfig) -> None:
@@ -233,10 +250,10 @@ def check_limits(cfg: DictConfig) -> None:
     check_int("study.n_trials", cfg.study.n_trials, 1)
     check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
     check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
-    for key in ("study.timeout_minutes", "latency.budget_ms"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None:
-            check_number(key, value, SMALLEST)
+    check_number("storage.patience_seconds", cfg.storage.patience_seconds, 0)
+    if cfg.study.timeout_minutes is not None:
+        check_number("study.timeout_minutes", cfg.study.timeout_minutes, SMALLEST)
+    check_devices(cfg)
     if cfg.deploy.num_classes is not None:
         check_int("deploy.num_classes", cfg.deploy.num_classes, 0)
     for key in ("deploy", "proxy"):

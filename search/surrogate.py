@@ -9,23 +9,26 @@ Optuna's own samplers know neither that latency is a sum over blocks nor which p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from models.architecture import Architecture, check_int, check_number
 from search.latency import block_model
-from search.pareto import hypervolume
+from search.latency.base import Latency
+from search.pareto import gain
 from search.space import Parameters, Space
-from search.study import Finished, accuracy_of, finished_trials, judged, latest_of_each, not_dominated
+from search.trials import Finished, accuracy_of, is_judged, judged, latest_of_each, not_dominated, read
 
 MAX_DRAWS = 10  # of children for each that is wanted: in a space that is nearly used up few are new
+FIRST = ""  # the first device, whatever its name
 PRIOR = 1.0  # precision of the weights of standardised features, in units of the residual's
 
 Vector = NDArray[np.float64]
@@ -35,8 +38,9 @@ class SurrogateSampler(BaseSampler):
     """Propose what should add most to the front, and no network twice while there are others.
 
     space: what may be proposed. img_size: of the deployed network, in pixels. budget_ms: latency that the front ends at, or
-    None. n_startup_trials: random networks to begin with. population_size: how many networks children are bred from.
-    num_children: how many are compared for a proposal. mutation: probability of a parameter to be drawn anew.
+    None; budgets: of further devices. n_startup_trials: random networks to begin with. population_size: how many networks
+    children are bred from. num_children: how many are compared for a proposal. mutation: probability of a parameter to be
+    drawn anew.
     Raises: ValueError naming the setting that makes no sense.
     """
 
@@ -62,8 +66,16 @@ class SurrogateSampler(BaseSampler):
         self.population_size = population_size
         self.num_children = num_children
         self.mutation = mutation
+        self.budgets: dict[str, float | None] = {}
         self.rng = np.random.default_rng(seed)
-        self.proposals: dict[int, Parameters] = {}  # by trial number
+        self._read: dict[int, Finished] = {}  # by trial number
+        self._proposals: dict[int, Parameters] = {}
+
+    def seeded(self, seed: int) -> Self:
+        """This sampler, for a trial that draws from this seed: what it has read of the study stays read."""
+        self.rng = np.random.default_rng(seed)
+        self._proposals.clear()
+        return self
 
     def reseed_rng(self) -> None:
         self.rng = np.random.default_rng()
@@ -79,24 +91,38 @@ class SurrogateSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        if trial.number not in self.proposals:
-            self.proposals[trial.number] = self.proposal(finished_trials(study))
-        return self.proposals[trial.number][param_name]
+        if trial.number not in self._proposals:
+            others = study.get_trials(deepcopy=False)
+            underway = [one for one in others if one.state == TrialState.RUNNING and one.number != trial.number]
+            self._proposals[trial.number] = self.proposal(self.finished(others), underway)
+        return self._proposals[trial.number][param_name]
 
-    def proposal(self, trials: list[Finished]) -> Parameters:
-        """The parameters of the next network to judge."""
+    def finished(self, trials: Sequence[FrozenTrial]) -> list[Finished]:
+        """The finished ones, by number; each is read once."""
+        for trial in trials:
+            if trial.number not in self._read and is_judged(trial):
+                self._read[trial.number] = read(trial)
+        return [self._read[number] for number in sorted(self._read)]
+
+    def proposal(self, trials: list[Finished], underway: Sequence[FrozenTrial] = ()) -> Parameters:
+        """The parameters of the next network to judge. underway: trials whose networks are being judged."""
         known = latest_of_each(trials)
-        scored = judged(trials)
+        taken = {one.architecture.key for one in known} | {key for one in underway if (key := self.key_of(one))}
+        scored = judged(known)
         if len(trials) < self.n_startup_trials or len(scored) < 2:
-            return next(iter(self.children(known, [], 1).values()))
-        children = self.children(known, self.population(scored), self.num_children)
+            return next(iter(self.children(taken, [], 1).values()))
+        children = self.children(taken, self.population(scored), self.num_children)
         return children[self.best(list(children), known, scored)]
 
-    def children(
-        self, known: Sequence[Finished], parents: Sequence[Parameters], count: int
-    ) -> dict[Architecture, Parameters]:
+    def key_of(self, trial: FrozenTrial) -> str | None:
+        """Of the network of a trial that is under way, or None if it has not been asked in full."""
+        try:
+            return self.space.architecture(trial.params).key
+        except KeyError:
+            return None
+
+    def children(self, taken: Container[str], parents: Sequence[Parameters], count: int) -> dict[Architecture, Parameters]:
         """Up to so many networks that no trial has had; a known one if no other is found."""
-        taken = {one.architecture.key for one in known}
         found: dict[Architecture, Parameters] = {}
         for _ in range(MAX_DRAWS * count):
             chosen = self.rng.permutation(len(parents))[:2]
@@ -119,28 +145,41 @@ class SurrogateSampler(BaseSampler):
 
     def best(self, children: Sequence[Architecture], known: Sequence[Finished], scored: Sequence[Finished]) -> Architecture:
         """Which child should add most to the front or, if none should, come nearest to it."""
-        latencies = self.latencies(children, known)
         accuracies = self.accuracies(children, scored)
+        outcome = scored[0].outcome
+        budgets = {FIRST: self.budget_ms, **self.budgets}
+        expected = {name: self.latencies(children, known, name) for name in (FIRST, *outcome.further)}
+        limits = {
+            name: budgets.get(name) or max(one.latency_ms for one in map(partial(latency_on, name), scored) if one)
+            for name in expected
+        }
+        objectives = [FIRST, *outcome.others]
         front = not_dominated(scored)
         front_accuracies = [accuracy_of(one) for one in front]
-        front_latencies = [one.outcome.latency.latency_ms for one in front]
-        limit = self.budget_ms or max(one.outcome.latency.latency_ms for one in scored)
+        front_latencies = [one.outcome.latencies_ms for one in front]
+        ends = [limits[name] for name in objectives]
 
-        def worth(accuracy: float, latency: float) -> tuple[float, float]:
-            volume = hypervolume([*front_accuracies, accuracy], [*front_latencies, latency], limit)
-            if latency > limit:
-                return volume, -latency
-            reached = [a for a, b in zip(front_accuracies, front_latencies, strict=True) if b <= latency]
-            return volume, accuracy - max(reached, default=0.0)
+        def worth(index: int) -> tuple[float, float]:
+            over = max(expected[name][index] / limits[name] for name in expected)
+            if over > 1:
+                return 0.0, -over
+            latencies = [expected[name][index] for name in objectives]
+            gained = gain(front_accuracies, front_latencies, accuracies[index], latencies, ends)
+            reached = [
+                accuracy
+                for accuracy, others in zip(front_accuracies, front_latencies, strict=True)
+                if all(other <= own for other, own in zip(others, latencies, strict=True))
+            ]
+            return gained, accuracies[index] - max(reached, default=0.0)
 
-        return children[max(range(len(children)), key=lambda index: worth(accuracies[index], latencies[index]))]
+        return children[max(range(len(children)), key=worth)]
 
-    def latencies(self, children: Sequence[Architecture], known: Sequence[Finished]) -> list[float]:
+    def latencies(self, children: Sequence[Architecture], known: Sequence[Finished], device: str) -> list[float]:
         """In milliseconds, by the block model of what was measured."""
         rows = [
-            (block_model.features(one.architecture, self.img_size), one.outcome.latency.latency_ms)
+            (block_model.features(one.architecture, self.img_size), latency.latency_ms)
             for one in known
-            if one.outcome.latency.measured
+            if (latency := latency_on(device, one)) is not None and latency.measured
         ]
         costs = block_model.fit(rows)
         return [float(block_model.features(child, self.img_size) @ costs) for child in children]
@@ -160,6 +199,12 @@ class SurrogateSampler(BaseSampler):
         return [float(value) for value in outputs]
 
 
+def latency_on(device: str, trial: Finished) -> Latency | None:
+    """None where an earlier device's budget was broken, so that this one was not measured."""
+    return trial.outcome.latency if device == FIRST else trial.outcome.further.get(device)
+
+
+@lru_cache(maxsize=block_model.KEPT)
 def features(architecture: Architecture) -> Vector:
     """What accuracy is linear in, about: width, and of each stage its depth, its MLP and its attention."""
     numbers = [math.log(architecture.embed_dim), math.log(architecture.embed_dim) ** 2]

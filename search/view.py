@@ -11,12 +11,13 @@ from typing import Self
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from models.architecture import Architecture
 from search.latency.base import Latency
-from search.study import Finished, SearchProgress, front, front_probability
+from search.study import SearchProgress
+from search.trials import Finished, front, front_probability
 
 log = logging.getLogger(__name__)
 LOG_WIDTH = 140  # characters
@@ -71,17 +72,21 @@ def make_console() -> Console:
 
 
 def trial_table(title: str, trials: list[Finished], surely: Callable[[Finished], str] | None = None) -> Table:
-    """Trials as rows: number, accuracy, latency with its interval, cost and architecture; and how surely on the front."""
+    """Trials as rows: number, accuracy, latencies with their intervals, cost and architecture; how surely on the front."""
     table = Table(title=title, title_justify="left")
-    for header in ("trial", "accuracy", "latency, ms [95 %]", *(("on the front",) if surely else ()), "MACs"):
-        table.add_column(header, justify="right", no_wrap=True)
+    devices = list(dict.fromkeys(name for trial in trials for name in trial.outcome.further))
+    latencies = ("latency, ms [95 %]", *(f"on {name}, ms [95 %]" for name in devices))
+    for header in ("trial", "accuracy", *latencies, *(("on the front",) if surely else ()), "MACs"):
+        table.add_column(escape(header), justify="right", no_wrap=True)
     table.add_column("width: blocks of each stage", overflow="fold")
     for trial in trials:
         note = f" [dim]({note_text(trial)})[/dim]" if note_text(trial) else ""
+        further = trial.outcome.further
         table.add_row(
             str(trial.number),
             accuracy_text(trial),
             escape(latency_text(trial.outcome.latency)),
+            *(escape(latency_text(further[name])) if name in further else "" for name in devices),
             *((surely(trial),) if surely else ()),
             f"{trial.num_macs / 1e6:,.1f} M",
             describe(trial.architecture) + note,
@@ -127,9 +132,9 @@ class LogView:
     def __exit__(self, *exc: object) -> None:
         return None
 
-    def phase(self, text: str, share: float | None = None) -> None:
+    def phase(self, number: int, text: str, share: float | None = None) -> None:
         if not share:
-            log.debug("phase: %s", text)
+            log.debug("trial %d, phase: %s", number, text)
 
     def trial_started(self, number: int, architecture: Architecture) -> None:
         log.log(self.level, "trial %d: %s", number, describe(architecture))
@@ -167,12 +172,11 @@ class LiveView(LogView):
     def __init__(self, console: Console, num_wanted: int, finished: list[Finished]) -> None:
         super().__init__(logging.DEBUG)
         self.recent = deque(finished, maxlen=ROWS)
-        self.current = "starting"
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=console
         )
         self.search = self.progress.add_task("search", total=num_wanted, completed=len(finished), text="")
-        self.trial = self.progress.add_task("trial", total=1.0, text="starting")
+        self.underway: dict[int, tuple[TaskID, str]] = {}
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -180,25 +184,37 @@ class LiveView(LogView):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.progress.update(self.trial, visible=False)
+        for number in list(self.underway):
+            self._remove(number)
         self.live.stop()
 
-    def phase(self, text: str, share: float | None = None) -> None:
-        super().phase(text, share)
-        self.progress.update(self.trial, completed=share or 0.0, text=f"{self.current}  {text}")
+    def phase(self, number: int, text: str, share: float | None = None) -> None:
+        super().phase(number, text, share)
+        task, described = self.underway[number]
+        self.progress.update(task, completed=share or 0.0, text=f"{described}  {text}")
 
     def trial_started(self, number: int, architecture: Architecture) -> None:
         super().trial_started(number, architecture)
-        self.current = f"trial {number}  {describe(architecture)}"
+        described = f"trial {number}  {describe(architecture)}"
+        self.underway[number] = (self.progress.add_task("trial", total=1.0, text=described), described)
 
     def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
         super().trial_finished(trial, progress)
+        self._remove(trial.number)
         self.recent.append(trial)
         text = (
             f"{progress.num_finished} of {progress.num_wanted}, front {progress.front_size}, "
             f"hypervolume {progress.hypervolume:.4f}{model_text(progress)}, {duration(progress.seconds_left)} left"
         )
         self.progress.update(self.search, completed=progress.num_finished, text=text)
+
+    def trial_failed(self, number: int, reason: str) -> None:
+        super().trial_failed(number, reason)
+        self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        task, _ = self.underway.pop(number)
+        self.progress.remove_task(task)
 
     def _render(self) -> Group:
         return Group(trial_table("Finished trials", list(self.recent)), self.progress)

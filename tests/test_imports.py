@@ -18,6 +18,7 @@ ENTRY_POINTS |= {
     "search.confirmation",
     "search.report",
     "search.dashboard",
+    "search.devices",
 }
 FORBIDDEN = {
     "models": {"search", "hydra", "omegaconf", "lightning", "optuna", "datasets"},

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from search.study import finished_trials, open_study
+from search.storage import open_study
+from search.trials import finished_trials
 from tests.commands import TINY, start
 
 N_TRIALS = 6

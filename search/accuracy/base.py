@@ -52,6 +52,21 @@ class AccuracyEvaluator(Protocol):
         """Do once what all evaluations with a seed share; without it the first evaluation does."""
         ...
 
+    def pack(self, seed: int) -> bytes | None:
+        """What all evaluations with a seed share, if it is there: for an evaluator elsewhere."""
+        ...
+
+    def unpack(self, seed: int, packed: bytes) -> None:
+        """Take over what another evaluator has prepared."""
+        ...
+
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         """Raises: any error of building or training it, such as a loss that is not finite; never returns a guess."""
         ...
+
+
+def unpacked(make: Callable[[], AccuracyEvaluator], seed: int, packed: bytes) -> AccuracyEvaluator:
+    """An evaluator that need not prepare what another one has."""
+    evaluator = make()
+    evaluator.unpack(seed, packed)
+    return evaluator

@@ -25,6 +25,12 @@ class ScratchEvaluator(Training):
     def prepare(self, seed: int, progress: Progress) -> None:
         """Trainings share nothing."""
 
+    def pack(self, seed: int) -> None:
+        return None
+
+    def unpack(self, seed: int, packed: bytes) -> None:
+        raise AssertionError("trainings share nothing")
+
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         start = time.perf_counter()
         self.seed(seed)

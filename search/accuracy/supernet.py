@@ -111,13 +111,29 @@ class SupernetEvaluator(Training):
         weights = folder / WEIGHTS
         with locked(folder / ".lock"):
             elastic = kept(weights)
-            if elastic is None:
+            if elastic is not None:
+                log.info("the supernet is there already: %s", weights)
+            else:
                 elastic = self.untrained(seed)
                 checkpoint = folder / "epoch.ckpt"
                 fit(self.training(elastic, seed), self.data, progress, checkpoint)
                 save(elastic, weights)
                 checkpoint.unlink(missing_ok=True)
         self._trained[seed] = elastic.eval()
+
+    def pack(self, seed: int) -> bytes | None:
+        weights = self.shared_weights(seed)
+        return weights.read_bytes() if kept(weights) is not None else None
+
+    def unpack(self, seed: int, packed: bytes) -> None:
+        weights = self.shared_weights(seed)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        with locked(weights.parent / ".lock"):
+            if kept(weights) is None:
+                partial = weights.with_suffix(".partial")
+                partial.write_bytes(packed)
+                partial.replace(weights)
+        self._trained[seed] = open_supernet(weights).eval()
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         self.prepare(seed, progress)
@@ -199,7 +215,6 @@ def kept(path: Path) -> ElasticLITv2 | None:
     except UserError as error:
         log.warning("%s", error)
         return None
-    log.info("the supernet is there already: %s", path)
     return elastic
 
 

@@ -1,4 +1,4 @@
-"""This machine: measuring in a process of its own, training in the coordinator's."""
+"""This machine: a process for each device that is measured, and one for each training that may go on at a time."""
 
 from __future__ import annotations
 
@@ -7,84 +7,145 @@ import gc
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from logging.handlers import QueueHandler
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import Any
 
-from models.architecture import Architecture
-from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
-from search.engine.base import EngineFailure
-from search.latency.base import Calibration, Latency, LatencyTarget
+from models.architecture import check_int
+from search.accuracy.base import AccuracyEvaluator
+from search.engine.base import HERE, Device, Engine
+from search.engine.work import TRAINING, Work, portable
+from search.errors import one_line
+from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-GRACE_SECONDS = 2.0  # for the measuring process to end by itself
+GRACE_SECONDS = 2.0  # for a process to end by itself
+# Processes come from a server that has imported what most of them need, so that only the first one takes seconds to start.
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+PRELOADED = ["search.accuracy.supernet", "search.latency.cpu"]
 
 
-class LocalEngine:
-    """Measure and train in turns on this machine.
+def start_server() -> None:
+    """Let the server of processes import what they need, while this one does so too."""
+    if START_METHOD == "forkserver":
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        with _ignoring_ctrl_c():
+            forkserver.ensure_running()
 
-    The measuring process does nothing else, so no thread setting of the trainer or a sampler reaches it.
-    measure_timeout_seconds: after this long without an answer a measurement counts as hung and its process is replaced.
+
+class LocalEngine(Engine):
+    """Measure and train on this machine, in turns unless told otherwise.
+
+    num_threads: what a training may use, to see that there are cores for all that go on at once; None for those that PyTorch
+    takes. The rest as in Engine. Raises: ValueError if there are more trainings than cores.
     """
 
     def __init__(
-        self, make_target: Callable[[], LatencyTarget], evaluator: AccuracyEvaluator, measure_timeout_seconds: float
+        self,
+        devices: Mapping[str, Device],
+        make_evaluator: Callable[[], AccuracyEvaluator],
+        num_threads: int | None = None,
+        **settings: Any,
     ) -> None:
-        self.make_target = make_target
-        self.evaluator = evaluator
-        self.timeout = measure_timeout_seconds
-        self._pool = self._start()
+        super().__init__(devices, **settings)
+        check_cores(self.num_parallel, num_threads, len(allowed_cores()))
+        measuring = [ProcessLane(name, device.sites, device.make_target) for name, device in devices.items()]
+        training = [ProcessLane(TRAINING, (HERE,), make_evaluator) for _ in range(self.num_parallel)]
+        self.open([*measuring, *training])
 
-    def fingerprint(self) -> dict[str, str | int]:
-        return self._in_measuring_process(_fingerprint)
 
-    def calibrate(self, anchor: Architecture) -> Calibration:
-        return self._in_measuring_process(_calibrate, anchor)
+def check_cores(num_parallel: int, num_threads: int | None, num_cores: int) -> None:
+    """Raises: ValueError if trainings at once would wait for each other."""
+    check_int("engine.num_parallel", num_parallel, 1)
+    if num_parallel == 1:
+        return
+    if num_threads is None:
+        raise ValueError(
+            f"engine.num_parallel={num_parallel} needs accuracy.num_threads: how many of the {num_cores} cores each"
+        )
+    if num_parallel * num_threads > num_cores:
+        raise ValueError(
+            f"engine.num_parallel={num_parallel} trainings of accuracy.num_threads={num_threads} are more than the "
+            f"{num_cores} cores here; lower one of them"
+        )
 
-    def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
-        """Raises: EngineFailure if the measuring process died or hung, else what went wrong in it."""
-        return self._in_measuring_process(_measure, architecture, calibration)
 
-    def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
-        return self.evaluator.evaluate(architecture, seed, progress)
+class ProcessLane:
+    """A process that is started when it is first needed, and does nothing but what the lane is for.
+
+    So no thread setting of one reaches another. make: makes what it holds, there. What it logs is logged here.
+    """
+
+    def __init__(self, place: str, sites: tuple[str, ...], make: Callable[[], Any]) -> None:
+        self.place = place
+        self.sites = sites
+        self.make = make
+        self.share = 0.0
+        self._pool: ProcessPoolExecutor | None = None
+        self._work: Future[Any] | None = None
+
+    def start(self, work: Work) -> Future[Any]:
+        self.share = 0.0
+        if self._pool is None:
+            self._pool = self._started()
+        self._work = self._pool.submit(_do, work)
+        return self._work
+
+    def _started(self) -> ProcessPoolExecutor:
+        start_server()
+        context = multiprocessing.get_context(START_METHOD)
+        held = pickle.dumps(self.make)  # here, where an error is seen; and copied, not moved to shared memory
+        heard, told = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(1, context, initializer=_prepare_process, initargs=(told,))
+        pool.submit(_hold, held)
+        log.debug("process %s is for %s", *(pool._processes or {}), self.place)
+        told.close()  # the process has its own, whose end is then the end of what is heard
+        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+        return pool
+
+    def _listen(self, heard: Connection) -> None:
+        while True:
+            try:
+                told = heard.recv()
+            except (EOFError, OSError):  # the process has ended, maybe in the middle of a word
+                return
+            except Exception as error:
+                log.debug("a message of the process for %s cannot be read: %s", self.place, one_line(error))
+                continue
+            if isinstance(told, logging.LogRecord):
+                logging.getLogger(told.name).handle(told)
+            else:
+                self.share = float(told)
+
+    def restart(self) -> None:
+        self.close()  # the next work starts another
 
     def close(self) -> None:
+        if self._pool is None:
+            return
+        is_busy = self._work is not None and not self._work.done()
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
         for process in processes:
-            process.join(GRACE_SECONDS)  # compilers have semaphores to give back
-            process.kill()  # it holds nothing worth saving
-
-    def _start(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, context, initializer=_prepare_process, initargs=(self.make_target,))
-
-    def _in_measuring_process(self, function: Callable[..., Result], *args: Any) -> Result:
-        try:
-            with _ignoring_ctrl_c():
-                future = self._pool.submit(function, *args)
-            return future.result(self.timeout)
-        except BrokenProcessPool as error:
-            self._restart()
-            raise EngineFailure("the measuring process died (out of memory?)") from error
-        except TimeoutError as error:
-            self._restart()
-            raise EngineFailure(f"the measurement gave no answer within {self.timeout:g} s") from error
-
-    def _restart(self) -> None:
-        log.warning("restarting the measuring process")
-        self.close()
-        self._pool = self._start()
+            try:
+                if not is_busy:  # what is in the middle of something would not hear of it
+                    process.join(GRACE_SECONDS)  # compilers have semaphores to give back
+            finally:
+                process.kill()  # it holds nothing worth saving
+            process.join(GRACE_SECONDS)
 
 
 @contextmanager
 def _ignoring_ctrl_c() -> Iterator[None]:
-    """A process started meanwhile ignores Ctrl-C for good: that is for the coordinator, which ends the process."""
+    """A server of processes that is started meanwhile ignores Ctrl-C for good."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -92,16 +153,51 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-_target: LatencyTarget
+class _Tell(QueueHandler):
+    """Sends what is logged to the coordinator."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        _say(record)
 
 
-def _prepare_process(make_target: Callable[[], LatencyTarget]) -> None:
-    global _target
+_held: Any
+_told: Connection
+_telling = threading.Lock()
+
+
+def _say(message: logging.LogRecord | float) -> None:
+    with _telling:
+        _told.send(message)
+
+
+def _prepare_process(told: Connection) -> None:
+    global _told
+    _told = told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends this process
+    logging.getLogger().addHandler(_Tell(None))  # type: ignore[arg-type]  # it has a connection for a queue
+    logging.getLogger("search").setLevel(logging.DEBUG)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _target = make_target()
+
+
+def _hold(made: bytes) -> None:
+    """Make what this process holds, or keep why it cannot be made for whoever asks."""
+    global _held
+    try:
+        _held = pickle.loads(made)()
+    except Exception as error:
+        _held = error
     gc.collect()
     gc.freeze()  # what was imported stays: going through it twice would take a fifth of a measurement
     atexit.register(gc.unfreeze)  # or extensions report what was frozen as leaks
+
+
+def _do(work: Work) -> Any:
+    try:
+        if isinstance(_held, Exception):
+            raise _held
+        return work.do(_held, _say)
+    except Exception as error:
+        raise portable(error) from None
 
 
 def _end_with_parent() -> None:
@@ -109,15 +205,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()  # returns even if the coordinator was killed
     os._exit(1)
-
-
-def _fingerprint() -> dict[str, str | int]:
-    return _target.fingerprint()
-
-
-def _calibrate(anchor: Architecture) -> Calibration:
-    return _target.calibrate(anchor)
-
-
-def _measure(architecture: Architecture, calibration: Calibration) -> Latency:
-    return _target.measure(architecture, calibration)

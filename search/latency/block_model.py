@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ MIN_ERRORS = 8  # predictions put to the test before one may rule a network out
 RECENT = 30  # errors that count: the model gets better as it sees more
 CONFIDENCE = 0.99  # one-sided, of breaking a budget
 NUM_FEATURES = 9
+KEPT = 2**16  # networks whose features are kept: a proposal of a long search looks at all of them
 RIDGE = 1e-3
 SWEEPS = 400
 
@@ -66,10 +68,16 @@ class BlockModel:
     _rows: dict[str, tuple[Vector, float]] = field(default_factory=dict)
     _costs: Vector | None = None
 
-    def observe(self, architecture: Architecture, latency_ms: float) -> None:
-        """Learn a measured latency, after noting how far off the prediction was if the network is new."""
-        if architecture.key not in self._rows and (predicted := self.predict(architecture)) is not None:
-            self.errors.append(math.log(predicted.latency_ms / latency_ms))
+    def observe(self, architecture: Architecture, latency_ms: float, predicted_ms: float | None = None) -> None:
+        """Learn a measured latency, after noting how far off the prediction was if the network is new.
+
+        predicted_ms: what was predicted when the network came up; None to predict it now.
+        """
+        if architecture.key not in self._rows:
+            if predicted_ms is None and (predicted := self.predict(architecture)) is not None:
+                predicted_ms = predicted.latency_ms
+            if predicted_ms is not None:
+                self.errors.append(math.log(predicted_ms / latency_ms))
         self._rows[architecture.key] = (features(architecture, self.img_size), latency_ms)
         self._costs = None
 
@@ -90,6 +98,7 @@ class BlockModel:
         return float(np.median(np.abs(np.expm1(recent)))) if recent else None
 
 
+@lru_cache(maxsize=KEPT)
 def features(architecture: Architecture, img_size: int) -> Vector:
     """What the costs multiply: counts of blocks and of their work, summed over the network."""
     total = np.zeros(NUM_FEATURES)

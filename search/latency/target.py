@@ -192,6 +192,10 @@ class PairedTarget(ABC):
         run()
         return run, memory.growth()
 
+    def num_cores(self) -> int:
+        """Of the machine that measures."""
+        return os.cpu_count() or 1
+
     def _settle(self) -> None:
         """Set the threads, and keep to the least busy cores."""
         if torch.get_num_threads() != self.num_threads:
@@ -237,7 +241,7 @@ class PairedTarget(ABC):
             parity=ready.parity,
             slowdown=slowdown,
             busy_cores=busy_cores,
-            warning=disturbance(slowdown, busy_cores, self.num_threads, num_cores_of_machine()),
+            warning=disturbance(slowdown, busy_cores, self.num_threads, self.num_cores()),
             peak_bytes=ready.peak_bytes,
             rounds=tuple(series.rounds),
         )
@@ -257,10 +261,6 @@ def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int
             "work): the ratios hold, but stop other work or let the machine cool for narrower intervals"
         )
     return ""
-
-
-def num_cores_of_machine() -> int:
-    return os.cpu_count() or 1
 
 
 def check_cores(cores: object, allowed: Sequence[int], num_threads: int) -> None:

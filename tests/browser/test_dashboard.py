@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from search.study import finished_trials, front
+from search.trials import finished_trials, front
 from tests.commands import start
 from tests.known_engine import studied
 

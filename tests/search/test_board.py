@@ -12,7 +12,7 @@ from optuna_dashboard import get_note
 from search import config_file
 from search.board import Board, influence_figure
 from search.insight import Influence, hypervolumes
-from search.study import finished_trials, front, front_hypervolume
+from search.trials import finished_trials, front, front_hypervolume
 from tests.known_engine import finished, studied
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

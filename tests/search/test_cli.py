@@ -54,6 +54,28 @@ from tests.commands import TINY, call
         (["accuracy.num_threads=-1"], "accuracy.num_threads=-1"),
         (["train.accelerator=abacus"], "train.accelerator=abacus"),
         (["sampler.population=3"], "population"),
+        (["engine.num_parallel=0"], "engine.num_parallel=0"),
+        (["engine.num_parallel=2"], "needs accuracy.num_threads"),
+        (
+            ["engine.num_parallel=999", "accuracy.num_threads=1"],
+            "engine.num_parallel=999 trainings of accuracy.num_threads=1",
+        ),
+        (["engine.max_retries=-1"], "engine.max_retries=-1"),
+        (["latency.objectives=some"], "latency.objectives=some must be all or first"),
+        (["+latency@latency.devices.first=onnxruntime"], "latency.devices.first: that is the name"),
+        (
+            ["+latency@latency.devices.phone=onnxruntime", "latency.objectives=first"],
+            "latency.devices.phone.budget_ms=null: with latency.objectives=first",
+        ),
+        (["+latency@latency.devices.phone=onnxruntime", "latency.devices.phone.num_threads=0"], "latency.num_threads=0"),
+        (["latency=ssh"], "latency.host"),
+        (["latency=ssh", "latency.host='-oProxyCommand=ls'"], "latency.host=-oProxyCommand=ls must be a device"),
+        (["storage=postgresql"], "storage.url"),
+        (
+            ["storage=postgresql", "storage.url=postgresql://me:secret@127.0.0.1:1/x"],
+            "postgresql://***@127.0.0.1:1/x cannot",
+        ),
+        (["storage.patience_seconds=-1"], "storage.patience_seconds=-1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -14,13 +14,22 @@ import torch
 from omegaconf import DictConfig
 
 from search.cli import build, conf_dir, plain
+from search.engine.base import Engine
+from search.errors import UserError
 from search.latency.base import LatencyTarget
 from search.recipe import Recipe
 from search.space import Space
-from search.study import quiet_experimental
+from search.storage import quiet_experimental
 from search.task import TrainSettings
 
 CONF = conf_dir()
+
+
+NEEDED = {
+    "ssh": ["latency.host=127.0.0.1", "latency.port=1"],
+    "postgresql": ["storage.url=postgresql://me@localhost/studies"],
+}
+"""What has no default."""
 
 
 def files(group: str) -> list[str]:
@@ -76,14 +85,18 @@ def test_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", files("latency"))
 def test_latency(name: str) -> None:
-    config = plain(compose(f"latency={name}").latency)
-    assert config.pop("budget_ms") is None
+    config = plain(compose(f"latency={name}", *NEEDED.get(name, [])).latency)
+    assert [config.pop(key) for key in ("budget_ms", "devices", "objectives")] == [None, {}, "all"]
     make = build(config)
     if name == "cuda" and not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
             make(img_size=32, in_chans=1, num_classes=10)
         return
     target: LatencyTarget = make(img_size=32, in_chans=1, num_classes=10)
+    if name == "ssh":
+        with pytest.raises(UserError, match="latency.host=127.0.0.1 is not reached"):
+            target.fingerprint()
+        return
     assert target.fingerprint()["target"] == name
     assert target.fingerprint()["batch_size"] == 1
 
@@ -94,7 +107,9 @@ def test_sampler(name: str) -> None:
         assert isinstance(build(compose(f"sampler={name}").sampler, seed=3), optuna.samplers.BaseSampler)
 
 
-@pytest.mark.parametrize(("group", "needed"), [("accuracy", {"data", "train"}), ("engine", {"make_target", "evaluator"})])
+@pytest.mark.parametrize(
+    ("group", "needed"), [("accuracy", {"data", "train"}), ("engine", {"devices", "make_evaluator", "settings"})]
+)
 def test_partial_roles(group: str, needed: set[str]) -> None:
     for name in files(group):
         role = build(compose(f"{group}={name}")[group])
@@ -102,9 +117,20 @@ def test_partial_roles(group: str, needed: set[str]) -> None:
         assert arguments == needed
 
 
+@pytest.mark.parametrize("name", files("engine"))
+def test_settings_that_engines_share(name: str) -> None:
+    role = build(compose(f"engine={name}").engine)
+    common = set(Engine.__init__.__annotations__) - {"return", "devices"}
+    own = set(role.func.__init__.__annotations__) - {"return", "settings"}
+    assert common | own == set(role.keywords) | {"devices", "make_evaluator"}
+
+
 @pytest.mark.parametrize("name", files("storage"))
 def test_storage(name: str) -> None:
-    assert compose(f"storage={name}", "study.name=abc").storage.url == "sqlite:///outputs/abc/study.db"
+    given = NEEDED.get(name, [])
+    storage = compose(f"storage={name}", "study.name=abc", *given).storage
+    assert storage.url == (given[0].partition("=")[2] if given else "sqlite:///outputs/abc/study.db")
+    assert storage.patience_seconds >= 0
 
 
 @pytest.mark.parametrize("name", files("search"))

@@ -17,7 +17,8 @@ from search.confirm import run as confirm
 from search.confirmation import Case, places, seed_noise, standard_error, uncertain
 from search.engine.local import LocalEngine
 from search.run import run
-from search.study import finished_trials, open_study
+from search.storage import open_study
+from search.trials import finished_trials
 from tests.commands import TINY, call
 from tests.known_engine import finished
 

@@ -1,102 +1,168 @@
-"""The local engine: a process of its own for measuring, which fails and ends as it should."""
+"""The local engine keeps the contract: a process of its own for every device and every training that may go on at a time."""
 
 from __future__ import annotations
 
-import os
-import signal
+import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from models.architecture import Architecture
-from search.accuracy.base import Accuracy, Progress
-from search.engine.base import EngineFailure
-from search.engine.local import LocalEngine
-from search.latency.base import Calibration, Latency
+from search.engine.base import HERE, POLL_SECONDS, Device, Engine
+from search.engine.local import LocalEngine, check_cores
+from search.engine.work import TRAINING, Measure, Train
+from search.errors import SearchStopped
+from search.latency.machine import allowed_cores
+from tests.contracts.engine import *  # noqa: F403
+from tests.contracts.engine import submit
+from tests.contracts.odd_workers import CALIBRATION, OddEvaluator, OddTarget, stretches, wide
+
+SETTINGS: dict[str, Any] = {
+    "num_ahead": None,
+    "measure_timeout_seconds": 60.0,
+    "train_timeout_seconds": 60.0,
+    "max_retries": 1,
+    "measure_beside_training": False,
+}
 
 
-@dataclass
-class OddTarget:
-    """Does what the architecture's width asks for: 8 answers, 16 dies, 24 hangs, 32 raises."""
-
-    pid_file: str
-
-    def fingerprint(self) -> dict[str, str | int]:
-        return {"pid": os.getpid(), "threads": torch.get_num_threads()}
-
-    def calibrate(self, anchor: Architecture) -> Calibration:
-        return Calibration(anchor, 1.0, 1.0, 1.0, 1)
-
-    def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
-        if architecture.embed_dim == 16:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if architecture.embed_dim == 24:
-            time.sleep(600)
-        if architecture.embed_dim == 32:
-            raise ValueError("stage 2 does not fit")
-        return Latency(1.0, 0.9, 1.1, 20, 6, True, 0.1)
-
-
-class NoTraining:
-    def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
-        return Accuracy(0.5, 10, seed, 0.0)
+def local(folder: Path, num_parallel: int, second_sites: tuple[str, ...] = (HERE,), **changed: Any) -> LocalEngine:
+    devices = {
+        "first": Device(partial(OddTarget, str(folder))),
+        "second": Device(partial(OddTarget, str(folder), "second"), second_sites),
+    }
+    settings = {**SETTINGS, "num_threads": 1, **changed}
+    return LocalEngine(devices, partial(OddEvaluator, str(folder)), num_parallel=num_parallel, **settings)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[LocalEngine]:
-    engine = LocalEngine(partial(OddTarget, ""), NoTraining(), measure_timeout_seconds=60.0)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("times")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    engine = local(folder, 1)
     yield engine
     engine.close()
 
 
-def wide(architecture: Architecture, width: int) -> Architecture:
-    return Architecture(width, architecture.stages, architecture.patch_size, architecture.downsample)
+needs_two_cores = pytest.mark.skipif(len(allowed_cores()) < 2, reason="one core: it takes one training at a time")
 
 
-def test_measures_in_another_process(engine: LocalEngine) -> None:
-    assert engine.fingerprint()["pid"] != os.getpid()
+@pytest.fixture(scope="module")
+def wide_engine(folder: Path) -> Iterator[Engine]:
+    """Two trainings at once, and a second device elsewhere."""
+    engine = local(folder, 2, ("elsewhere", HERE))
+    yield engine
+    engine.close()
 
 
-def test_threads_of_this_process_do_not_reach_it(engine: LocalEngine) -> None:
-    before = engine.fingerprint()
+def test_threads_of_this_process_do_not_reach_it(engine: Engine) -> None:
+    before = engine.fingerprint("first")
     torch.set_num_threads(1 if torch.get_num_threads() > 1 else 2)
-    assert engine.fingerprint() == before
+    assert engine.fingerprint("first") == before
 
 
-def test_errors_of_a_measurement_come_back(engine: LocalEngine, architecture: Architecture) -> None:
-    calibration = engine.calibrate(architecture)
-    with pytest.raises(ValueError, match="stage 2 does not fit"):
-        engine.measure(wide(architecture, 32), calibration)
-    assert engine.measure(architecture, calibration).latency_ms == 1.0
+def test_what_a_process_logs_is_logged_here(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="search.odd"):
+        engine.train(wide(8), 0)
+        deadline = time.monotonic() + 10
+        while "training a network of width 8" not in caplog.messages:  # it comes by another way than the result
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
-def test_dead_process_is_replaced(engine: LocalEngine, architecture: Architecture) -> None:
-    calibration = engine.calibrate(architecture)
-    pid = engine.fingerprint()["pid"]
-    with pytest.raises(EngineFailure, match="the measuring process died"):
-        engine.measure(wide(architecture, 16), calibration)
-    assert engine.measure(architecture, calibration).latency_ms == 1.0
-    assert engine.fingerprint()["pid"] != pid
+def test_progress_of_a_training_is_heard(engine: Engine) -> None:
+    shares: list[float] = []
+    engine.run(Train(wide(40), 0), shares.append)  # which takes longer than what it says on its way
+    assert shares[-1] == 0.25
 
 
-def test_hung_process_is_replaced(engine: LocalEngine, architecture: Architecture) -> None:
-    calibration = engine.calibrate(architecture)
-    pid = int(engine.fingerprint()["pid"])
-    engine.timeout = 1.0
-    with pytest.raises(EngineFailure, match="no answer within 1 s"):
-        engine.measure(wide(architecture, 24), calibration)
-    engine.timeout = 60.0
-    assert engine.measure(architecture, calibration).latency_ms == 1.0
-    assert not alive(pid)
+def test_one_training_at_a_time_is_one_trial_at_a_time(engine: Engine) -> None:
+    assert engine.num_trials == 1
 
 
-def alive(pid: int) -> bool:
+@needs_two_cores
+def test_trainings_go_on_at_once_and_never_beside_a_measurement(wide_engine: Engine, folder: Path) -> None:
+    wide_engine.train(wide(8), 0)  # both processes are up before anything is timed
+    submit(wide_engine, *[Train(wide(40), seed) for seed in range(4)])
+    known = set(stretches(folder))
+    works = [Train(wide(40), seed) for seed in range(4)]
+    submit(wide_engine, *works, *[Measure("first", wide(40), CALIBRATION) for _ in range(2)])
+    new = [one for one in stretches(folder) if one not in known]
+    pairs = [(one, other) for one, other in combinations(new, 2) if one.overlaps(other)]
+    assert len(new) == 6
+    assert pairs
+    assert {one.place for pair in pairs for one in pair} == {TRAINING}
+
+
+@needs_two_cores
+def test_device_elsewhere_is_measured_meanwhile(wide_engine: Engine, folder: Path) -> None:
+    submit(wide_engine, *[Train(wide(8), seed) for seed in range(2)], Measure("second", wide(8), CALIBRATION))
+    known = set(stretches(folder))
+    submit(wide_engine, Train(wide(40), 0), Measure("second", wide(40), CALIBRATION))
+    one, other = (one for one in stretches(folder) if one not in known)
+    assert one.overlaps(other)
+
+
+@needs_two_cores
+def test_trials_are_measured_ahead_of_several_trainings(wide_engine: Engine) -> None:
+    assert wide_engine.num_trials == 4
+
+
+def test_waiting_ends_when_nothing_does(engine: Engine) -> None:
+    job = engine.submit(Measure("first", wide(40), CALIBRATION))
+    assert engine.wait(0.01) == []
+    while not job.ended:
+        engine.wait(POLL_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("num_parallel", "num_threads", "said"),
+    [(2, None, "needs accuracy.num_threads"), (3, 2, "more than the 4 cores"), (0, 1, "engine.num_parallel=0 must be")],
+)
+def test_more_trainings_than_cores_are_refused(num_parallel: int, num_threads: int | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_cores(num_parallel, num_threads, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_ahead", -1), ("measure_timeout_seconds", 0.0), ("train_timeout_seconds", -1.0), ("max_retries", -1)],
+)
+def test_settings_that_make_no_sense_are_named(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"engine.{name}={value}"):
+        local(tmp_path, 1, **{name: value})
+
+
+def test_worker_that_is_another_device_ends_the_search(tmp_path: Path) -> None:
+    engine = local(tmp_path, 1)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        first = engine.fingerprint("first")
+        engine.expect("first", {**first, "threads": int(first["threads"]) + 1})
+        with pytest.raises(SearchStopped, match="what does first now is not what did before: threads was"):
+            engine.measure("first", wide(8), CALIBRATION)
+    finally:
+        engine.close()
+
+
+def test_reason_why_nothing_can_be_measured_comes_back(tmp_path: Path) -> None:
+    engine = LocalEngine(
+        {"first": Device(partial(no_target))}, partial(OddEvaluator, str(tmp_path)), num_parallel=1, **SETTINGS
+    )
+    try:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="^no such device$"):
+                engine.fingerprint("first")
+    finally:
+        engine.close()
+
+
+def no_target() -> OddTarget:
+    raise ValueError("no such device")

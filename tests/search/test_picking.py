@@ -6,7 +6,7 @@ import pytest
 
 from search.errors import UserError
 from search.picking import compare, pick
-from search.study import Finished
+from search.trials import Finished
 from tests.known_engine import SPACE, finished
 
 

@@ -13,9 +13,9 @@ from search.objective import Objective
 from search.page import Grid, Section, html, markdown
 from search.report import report
 from search.reporting import Found, influences, sections
-from search.study import finished_trials
+from search.trials import finished_trials
 from tests.commands import call
-from tests.known_engine import SPACE, KnownEngine, finished, studied
+from tests.known_engine import KnownEngine, finished, studied
 
 ALWAYS = [
     "What was asked", "Front", "Networks of the front", "Against the authors' pattern", "Progress", "What mattered",
@@ -44,7 +44,7 @@ class Ids(HTMLParser):
 @pytest.fixture
 def found(tmp_path: Path) -> Found:
     engine = KnownEngine()
-    objective = Objective(engine, engine.calibrate(SPACE.anchor()), None, seed=0, accuracy_first=True)
+    objective = Objective(engine.known_devices(), seed=0, accuracy_first=True)
     return Found(studied(f"sqlite:///{tmp_path / 'study.db'}", 40, objective=objective), tmp_path)
 
 

@@ -19,8 +19,9 @@ from models.litv2 import build
 from search import config_file
 from search.export import export
 from search.run import run
-from search.study import finished_trials, front, open_study
+from search.storage import open_study
 from search.train import train
+from search.trials import finished_trials, front
 from tests.commands import TINY, call
 
 
@@ -132,9 +133,12 @@ def test_other_device_is_refused(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_other_number_of_training_threads_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.set_num_threads(torch.get_num_threads() + 1)
+    study = study_of("first")
+    training = study.user_attrs["training"]
+    study.set_user_attr("training", {**training, "num_threads": training["num_threads"] + 1})
     assert again("study.n_trials=20") == 2
     assert "num_threads was" in capsys.readouterr().err
+    study.set_user_attr("training", training)
 
 
 def test_deployed_network_and_proxy_may_differ(folder: Path) -> None:

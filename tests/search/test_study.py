@@ -20,16 +20,8 @@ from search.errors import SearchStopped, UserError
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel, Prediction
 from search.objective import Objective
-from search.study import (
-    INTERRUPTED,
-    count_skipped,
-    finished_trials,
-    front,
-    locked,
-    open_study,
-    public_url,
-    remember,
-)
+from search.storage import locked, open_study, public_url, remember
+from search.trials import INTERRUPTED, count_skipped, finished_trials, front
 from search.view import LogView, latency_text
 from tests.known_engine import SPACE, KnownEngine, coordinator, run, sampler
 
@@ -156,7 +148,12 @@ def test_time_limit_stops_between_trials(storage: str) -> None:
 def test_raw_samples_and_progress_are_handed_on(storage: str) -> None:
     saved: dict[int, Latency] = {}
     published: list[int] = []
-    run(storage, 60, save_samples=saved.__setitem__, publish=lambda trials: published.append(len(trials)))
+    run(
+        storage,
+        60,
+        save_samples=lambda number, outcome: saved.__setitem__(number, outcome.latency),
+        publish=lambda trials: published.append(len(trials)),
+    )
     assert sorted(saved) == list(range(60))
     assert all(len(latency.rounds[0].ratios) == 20 for latency in saved.values())  # a repeat's own samples
     assert published[0] == 1
@@ -174,13 +171,13 @@ def test_networks_that_surely_break_the_budget_are_spared(storage: str) -> None:
     assert len(skipped) == count_skipped(study) > 5
     for trial in skipped:
         architecture = Architecture.from_dict(trial.user_attrs["architecture"])
-        truth = KnownEngine().measure(architecture, engine.calibrate(SPACE.anchor())).latency_ms
+        truth = KnownEngine().latency(architecture).latency_ms
         assert truth > budget_ms
         assert trial.state == TrialState.PRUNED
         assert trial.system_attrs["constraints"][0] > 0
         assert "99% sure" in trial.user_attrs["status"]
         assert "latency" not in trial.user_attrs  # a prediction never stands for one
-    assert judge.model.median_error is not None
+    assert judge.models["first"].median_error is not None
     assert any(trial.predicted_ms for trial in finished_trials(study))
 
 
@@ -223,8 +220,8 @@ def test_resumed_search_spares_no_more_in_a_row(storage: str, tmp_path: Path, mo
 
 
 def test_resumed_search_knows_what_its_blocks_cost(storage: str) -> None:
-    run(storage, 20, model=(first := BlockModel(32)))
-    run(storage, 21, model=(second := BlockModel(32)))
+    run(storage, 20, models={"first": (first := BlockModel(32))})
+    run(storage, 21, models={"first": (second := BlockModel(32))})
     assert second.errors[: len(first.errors)] == pytest.approx(first.errors)
 
 
@@ -239,7 +236,7 @@ def test_wrong_model_cannot_rule_out_everything(storage: str, monkeypatch: pytes
 
 def quick(engine: KnownEngine, budget_ms: float | None = None) -> Objective:
     """Whose evaluator takes no longer than a measurement."""
-    return Objective(engine, engine.calibrate(SPACE.anchor()), budget_ms, seed=0, accuracy_first=True)
+    return Objective(engine.known_devices(budget_ms), seed=0, accuracy_first=True)
 
 
 def test_surely_dominated_networks_are_not_measured(storage: str) -> None:
@@ -250,7 +247,7 @@ def test_surely_dominated_networks_are_not_measured(storage: str) -> None:
     assert len(trials) == 60
     assert len(engine.measured) == 60 - len(predicted)
     for trial in predicted:
-        truth = KnownEngine().measure(trial.architecture, engine.calibrate(SPACE.anchor())).latency_ms
+        truth = KnownEngine().latency(trial.architecture).latency_ms
         assert trial.outcome.accuracy is not None
         faster = [t for t in trials if t.outcome.latency.measured and t.outcome.latency.latency_ms < truth]
         assert any(t.outcome.accuracy and t.outcome.accuracy.accuracy >= trial.outcome.accuracy.accuracy for t in faster)

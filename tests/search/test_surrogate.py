@@ -10,8 +10,8 @@ import optuna
 import pytest
 
 from search.space import Space
-from search.study import front, front_hypervolume
 from search.surrogate import SurrogateSampler, features
+from search.trials import front, front_hypervolume
 from tests.known_engine import SPACE, KnownEngine, run, sampler
 
 SETTINGS: dict[str, Any] = {

@@ -1,0 +1,113 @@
+"""What an engine can be asked to do. Each piece of work says where it belongs, and does itself with what is found there.
+
+Work and results are plain data, so that they can go to another process or machine.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from models.architecture import Architecture
+from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
+from search.errors import SearchStopped, one_line
+from search.latency.base import Calibration, Latency, LatencyTarget
+
+TRAINING = "training"  # the place of all evaluators; other places are names of devices
+
+
+class Work(Protocol):
+    """place: a device's name, or TRAINING. do: with what a lane of that place holds, a latency target or an evaluator."""
+
+    @property
+    def place(self) -> str: ...
+
+    def do(self, held: Any, progress: Progress) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What results of a place depend on."""
+
+    place: str
+
+    def do(self, held: LatencyTarget | AccuracyEvaluator, progress: Progress) -> dict[str, str | int]:
+        return held.fingerprint()
+
+
+class OtherPlace(SearchStopped):
+    """A worker that took another's place, and would give results that do not belong with those before."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Work for a worker that has not done any yet: only if its results belong with those of the others."""
+
+    work: Work
+    expected: Mapping[str, str | int]
+
+    @property
+    def place(self) -> str:
+        return self.work.place
+
+    def do(self, held: LatencyTarget | AccuracyEvaluator, progress: Progress) -> Any:
+        found = held.fingerprint()
+        changed = [key for key in {**self.expected, **found} if self.expected.get(key) != found.get(key)]
+        if changed:
+            shown = "; ".join(f"{key} was {self.expected.get(key)!r} and is now {found.get(key)!r}" for key in changed[:3])
+            raise OtherPlace(
+                f"what does {self.place} now is not what did before: {shown}; the same command goes on elsewhere"
+            )
+        return self.work.do(held, progress)
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    place: str
+    anchor: Architecture
+
+    def do(self, held: LatencyTarget, progress: Progress) -> Calibration:
+        return held.calibrate(self.anchor)
+
+
+@dataclass(frozen=True)
+class Measure:
+    place: str
+    architecture: Architecture
+    calibration: Calibration
+
+    def do(self, held: LatencyTarget, progress: Progress) -> Latency:
+        return held.measure(self.architecture, self.calibration)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """What evaluations with a seed share. Gives it as bytes, for evaluators elsewhere; None if they share nothing."""
+
+    seed: int
+    place: str = TRAINING
+
+    def do(self, held: AccuracyEvaluator, progress: Progress) -> bytes | None:
+        held.prepare(self.seed, progress)
+        return held.pack(self.seed)
+
+
+@dataclass(frozen=True)
+class Train:
+    architecture: Architecture
+    seed: int
+    place: str = TRAINING
+
+    def do(self, held: AccuracyEvaluator, progress: Progress) -> Accuracy:
+        return held.evaluate(self.architecture, self.seed, progress)
+
+
+def portable(error: Exception) -> Exception:
+    """An error as it is, or what it says if it would not survive the way from one process to another."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(one_line(error))
+    return error

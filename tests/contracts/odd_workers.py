@@ -1,0 +1,119 @@
+"""A target and an evaluator that do what an architecture's width asks for, in whichever process: engines have to bear it.
+
+8 answers, 16 dies, 24 hangs, 32 raises, 40 takes its time. Both write down when they were at work, for what may overlap.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.architecture import Architecture, StageSpec
+from search.accuracy.base import Accuracy, Progress
+from search.latency.base import Calibration, Latency
+
+log = logging.getLogger("search.odd")
+SLOW_SECONDS = 0.3
+
+
+def wide(width: int) -> Architecture:
+    return Architecture(width, (StageSpec(1),) * 4, patch_size=2, downsample="conv")
+
+
+CALIBRATION = Calibration(wide(8), 1.0, 1.0, 1.0, 1)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """When something was at work, and where."""
+
+    place: str
+    pid: int
+    start: float
+    end: float
+
+    def overlaps(self, other: Stretch) -> bool:
+        return self.start < other.end and other.start < self.end
+
+
+def stretches(folder: Path) -> list[Stretch]:
+    found = []
+    for file in folder.glob("*.times"):
+        for line in file.read_text().splitlines():
+            place, pid, start, end = line.split()
+            found.append(Stretch(place, int(pid), float(start), float(end)))
+    return found
+
+
+@contextmanager
+def noted(folder: str, place: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    with (Path(folder) / f"{place}-{os.getpid()}.times").open("a") as file:
+        file.write(f"{place} {os.getpid()} {start} {time.monotonic()}\n")
+
+
+def behave(width: int) -> None:
+    if width == 16:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if width == 24:
+        time.sleep(600)
+    if width == 32:
+        raise ValueError("stage 2 does not fit")
+    if width == 40:
+        time.sleep(SLOW_SECONDS)
+
+
+@dataclass
+class OddTarget:
+    folder: str
+    name: str = "first"
+
+    def fingerprint(self) -> dict[str, str | int]:
+        return {"pid": os.getpid(), "threads": torch.get_num_threads(), "name": self.name}
+
+    def calibrate(self, anchor: Architecture) -> Calibration:
+        return Calibration(anchor, 1.0, 1.0, 1.0, 1)
+
+    def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
+        with noted(self.folder, self.name):
+            behave(architecture.embed_dim)
+        return Latency(float(architecture.embed_dim), 0.9, 1.1, 20, 6, True, 0.1)
+
+
+@dataclass
+class OddEvaluator:
+    """quick, shared_weights, pack and unpack are as those of trainings that share nothing."""
+
+    folder: str
+    quick = False
+
+    def fingerprint(self) -> dict[str, str | int]:
+        return {"pid": os.getpid()}
+
+    def shared_weights(self, seed: int) -> None:
+        return None
+
+    def prepare(self, seed: int, progress: Progress) -> None:
+        progress(0.5)
+
+    def pack(self, seed: int) -> None:
+        return None
+
+    def unpack(self, seed: int, packed: bytes) -> None:
+        raise AssertionError
+
+    def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        progress(0.25)
+        log.info("training a network of width %d", architecture.embed_dim)
+        with noted(self.folder, "training"):
+            behave(architecture.embed_dim)
+        return Accuracy(0.5, 10, seed, 0.0)
