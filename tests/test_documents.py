@@ -90,6 +90,18 @@ def test_tutorial_leads_to_an_onnx_file(empty: Path, capsys: pytest.CaptureFixtu
     assert np.isfinite(np.asarray(names["logits"])).all()
 
 
+def test_commands_for_one_machine_run(empty: Path) -> None:
+    """Of the page on scaling; those that need another machine are in the tests of ssh and PostgreSQL."""
+    text = (ROOT / "docs/scaling.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    elsewhere = ("latency=ssh", "storage=postgresql", "postgresql://")
+    here = [words for words in commands(text) if not any(word.startswith(elsewhere) for word in words[3:])]
+    here = [words for words in here if "storage.url" not in " ".join(words)]
+    assert len(here) == 4
+    for words in here:
+        budgets = [word for word in words if word.endswith("budget_ms=1")]
+        run([word if word not in budgets else word.replace("=1", "=1000") for word in words])
+
+
 @pytest.mark.parametrize("page", ["accuracy", "extending", "latency", "training"])
 def test_commands_of_a_page_run(empty: Path, page: str) -> None:
     run(["python", "-m", "search.run", "+search=cpu_latency"])
