@@ -3,7 +3,7 @@
 Searches with `accuracy=supernet` and `accuracy=scratch` take turns, each in a process of its own, with a supernet of its
 own, and stopped after the same wall-clock time. What counts is not what they say of their networks: members of every front,
 evenly spaced, are trained alone for long and measured again, all by one ruler, and the hypervolumes of what that finds are
-compared. Two hours and a half on two cores; cut off, the same command goes on.
+compared. About three hours on two cores; cut off, the same command goes on.
 """
 
 from __future__ import annotations

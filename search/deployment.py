@@ -28,7 +28,7 @@ from search import config_file
 from search.card import card
 from search.errors import UserError, one_line
 from search.latency.base import Calibration, Latency
-from search.latency.onnxruntime import open_session
+from search.latency.onnx_session import open_session
 from search.latency.protocol import Run
 from search.latency.target import PairedTarget
 

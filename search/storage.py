@@ -21,9 +21,9 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
-from search.errors import SearchStopped, UserError, one_line
+from search.errors import SearchStopped, UserError, changes, one_line
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -319,16 +319,29 @@ class Patience:
                     raise
                 if since is None:
                     since = now
-                    reason = one_line(getattr(error.__cause__ or error, "orig", None) or error)
+                    reason = one_line(driver_error(error))
                     log.warning("the database does not answer (%s); trying for up to %g s", reason, self.seconds)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
+def driver_error(error: BaseException) -> BaseException:
+    """What the database's driver said, below what SQLAlchemy and Optuna make of it."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, DBAPIError) and below.orig is not None:
+            return below.orig
+        below = below.__cause__ or below.__context__
+    return error
+
+
 def is_away(error: BaseException | None) -> bool:
-    """Whether an error says that a database cannot be reached, rather than that it refuses."""
+    """Whether an error says that a database cannot be reached, rather than that it refuses.
+
+    PendingRollbackError: Optuna asks once more, on the connection that was lost.
+    """
     while error is not None:
-        if isinstance(error, OperationalError | InterfaceError) or (
+        if isinstance(error, OperationalError | InterfaceError | PendingRollbackError) or (
             isinstance(error, DBAPIError) and error.connection_invalidated
         ):
             return True
@@ -349,13 +362,8 @@ def remember(study: optuna.Study, key: str, value: Any, remedy: str) -> None:
     if not has_trials(study):
         study.set_user_attr(key, value)
         return
-    saved = study.user_attrs[key]
-    before, now = _flatten(saved), _flatten(value)
-    changed = [path for path in {**before, **now} if before.get(path) != now.get(path)]
-    if changed:
-        shown = "; ".join(f"{path} was {before.get(path)!r} and is now {now.get(path)!r}" for path in changed[:3])
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UserError(f"study {study.study_name} was made otherwise: {shown}{more}; {remedy}")
+    if changed := changes(_flatten(study.user_attrs[key]), _flatten(value)):
+        raise UserError(f"study {study.study_name} was made otherwise: {changed}; {remedy}")
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:

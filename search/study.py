@@ -141,7 +141,7 @@ class Coordinator:
 
         Raises: SearchStopped after several failures in a row; KeyboardInterrupt if the user stops it.
         """
-        self._recover()
+        self.patiently(self._recover)
         self._n_trials, self._start, self._done_before = n_trials, self.clock(), len(self._finished)
         try:
             while True:
@@ -152,7 +152,7 @@ class Coordinator:
                 elif not self._underway:
                     break
                 self._await(0.0 if may_begin else POLL_SECONDS)
-            self._close_strays()
+            self.patiently(self._close_strays)
         except BaseException as stop:
             self._interrupt()
             if isinstance(stop, SystemExit):  # what Lightning makes of Ctrl-C

@@ -120,6 +120,19 @@ class KnownEngine(Engine):
         return {name: Budgeted(calibration, budget) for name, budget in zip(self.devices, budgets, strict=True)}
 
 
+def interrupting(*calls: int) -> Callable[[str, Architecture], None]:
+    """A fault: Ctrl-C at these calls, counted from 1."""
+    count = 0
+
+    def fault(part: str, architecture: Architecture) -> None:
+        nonlocal count
+        count += 1
+        if count in calls:
+            raise KeyboardInterrupt
+
+    return fault
+
+
 def sampler(kind: Any = optuna.samplers.RandomSampler, **kwargs: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
     return lambda seed: kind(seed=seed, **kwargs)
 

@@ -129,11 +129,13 @@ class SupernetEvaluator(Training):
         weights = self.shared_weights(seed)
         weights.parent.mkdir(parents=True, exist_ok=True)
         with locked(weights.parent / ".lock"):
-            if kept(weights) is None:
+            elastic = kept(weights)
+            if elastic is None:
                 partial = weights.with_suffix(".partial")
                 partial.write_bytes(packed)
                 partial.replace(weights)
-        self._trained[seed] = open_supernet(weights).eval()
+                elastic = open_supernet(weights)
+        self._trained[seed] = elastic.eval()
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         self.prepare(seed, progress)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.architecture import Architecture, check_int, check_number
-from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
-from search.engine.work import TRAINING, Calibrate, Fingerprint, Measure, OtherPlace, Prepare, Train, Verified, Work
+from search.accuracy.base import AccuracyEvaluator, Progress
+from search.engine.work import TRAINING, Calibrate, Fingerprint, Measure, OtherPlace, Prepare, Verified, Work
 from search.errors import SearchStopped, one_line
 from search.latency.base import Calibration, Latency, LatencyTarget
 
@@ -29,10 +29,6 @@ POLL_SECONDS = 0.25
 
 class EngineFailure(SearchStopped):
     """A worker died or hung, as often as it may. In a trial that is its reason to fail."""
-
-
-class LaneLost(RuntimeError):
-    """A worker that cannot be replaced: there is no machine left for it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Lane(Protocol):
         ...
 
     def restart(self) -> None:
-        """Replace a worker that died or hangs. Raises: LaneLost if it cannot be."""
+        """Replace a worker that died or hangs."""
         ...
 
     def close(self) -> None: ...
@@ -172,10 +168,6 @@ class Engine:
             if lane.place == TRAINING:
                 lane.make = make_evaluator
 
-    def train(self, architecture: Architecture, seed: int) -> Accuracy:
-        accuracy: Accuracy = self.run(Train(architecture, seed))
-        return accuracy
-
     def run(self, work: Work, progress: Progress = lambda share: None) -> Any:
         """Have one thing done while nothing else is under way. Raises: as `Job.result` does."""
         assert not self._running
@@ -196,7 +188,7 @@ class Engine:
     def wait(self, seconds: float) -> list[Job]:
         """What has ended since the last call; waits so long for the first, and may come back with nothing.
 
-        Raises: SearchStopped if there is nothing left that does some of the work, or only what does it otherwise.
+        Raises: SearchStopped if what does some of the work now is not what did before.
         """
         now = time.monotonic()
         until = min([now + seconds, *(job.deadline for job in self._running)])
@@ -238,7 +230,6 @@ class Engine:
         work = job.work
         if lane not in self._verified and lane.place in self._expected:
             work = Verified(work, self._expected[lane.place])
-            self._verified.append(lane)
         try:
             job.future = lane.start(work)
         except (BrokenExecutor, OSError, EOFError) as error:  # a worker that died since its last work, or cannot be started
@@ -260,14 +251,19 @@ class Engine:
                 return self._replace(job, job.lane, f"the {what} process died (out of memory?)")
             if isinstance(job.error, OtherPlace):
                 raise job.error
-            job.value = None if job.error is not None else job.future.result()
+            if job.error is None:
+                job.value = job.future.result()
+                if job.lane.place in self._expected and job.lane not in self._verified:
+                    self._verified.append(job.lane)
             job.ended = True
         elif time.monotonic() >= job.deadline:
             return self._replace(job, job.lane, f"the {what} process gave no answer within {self._timeout(job.lane):g} s")
         return job.ended
 
     def _replace(self, job: Job, lane: Lane, reason: str) -> bool:
-        self._restart(lane, reason)
+        if lane in self._verified:
+            self._verified.remove(lane)
+        lane.restart()
         job.ended = job.num_started > self.max_retries
         if job.ended:
             job.error = EngineFailure(f"{reason}, {job.num_started} times" if job.num_started > 1 else reason)
@@ -279,19 +275,6 @@ class Engine:
             )
             self._waiting.insert(0, job)
         return job.ended
-
-    def _restart(self, lane: Lane, reason: str) -> None:
-        """Raises: SearchStopped if it was the last one of its place and cannot be replaced."""
-        if lane in self._verified:
-            self._verified.remove(lane)
-        try:
-            lane.restart()
-        except LaneLost as error:
-            self._lanes.remove(lane)
-            left = sum(other.place == lane.place for other in self._lanes)
-            if not left:
-                raise SearchStopped(f"{reason}, and {error}; what was finished is kept: repeat the command") from error
-            log.warning("%s; %s; %d left", reason, error, left)
 
 
 def disturb(one: Lane, other: Lane) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
-from search.errors import SearchStopped, one_line
+from search.errors import SearchStopped, changes, one_line
 from search.latency.base import Calibration, Latency, LatencyTarget
 
 TRAINING = "training"  # the place of all evaluators; other places are names of devices
@@ -53,13 +53,8 @@ class Verified:
         return self.work.place
 
     def do(self, held: LatencyTarget | AccuracyEvaluator, progress: Progress) -> Any:
-        found = held.fingerprint()
-        changed = [key for key in {**self.expected, **found} if self.expected.get(key) != found.get(key)]
-        if changed:
-            shown = "; ".join(f"{key} was {self.expected.get(key)!r} and is now {found.get(key)!r}" for key in changed[:3])
-            raise OtherPlace(
-                f"what does {self.place} now is not what did before: {shown}; the same command goes on elsewhere"
-            )
+        if changed := changes(self.expected, held.fingerprint()):
+            raise OtherPlace(f"what does {self.place} now is not what did before: {changed}; put that back and go on")
         return self.work.do(held, progress)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.onnx import export_onnx
+from search.latency.onnx_session import open_session
 from search.latency.protocol import Run
 from search.latency.target import ConversionError, PairedTarget, Prepared, check_parity
 
@@ -43,15 +43,3 @@ class OnnxRuntimeTarget(PairedTarget):
             return lambda: copied.run(None, feed)
 
         return Prepared(load, parity)
-
-
-def open_session(content: bytes, num_threads: int) -> Any:
-    """A model in ONNX Runtime, on so many threads of the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into the anchor's turn
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

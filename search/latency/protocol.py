@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from search.latency.base import REPEAT, Round
 
@@ -34,8 +36,13 @@ SYSTEMATIC = 0.008
 STEADY = 0.05  # copies are warm when two stretches differ by less
 STRETCH_SECONDS = 0.05
 MAX_WARMUP_SECONDS = 1.0
+# The kernel takes off a virtual machine's processor time what its host took, perhaps late and from a run that lost nothing.
+LEAST_SECONDS = 1e-9
+NUM_BLOCKS = 300
+BLOCK_FLOATS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384)  # up to what the activations of small networks take
 OUTLIER_DEVIATIONS = 5.0  # robust standard deviations from the median
 
+Block = TypeVar("Block")
 Run = Callable[[], object]
 Clock = Callable[[], float]
 
@@ -67,13 +74,28 @@ class Timer:
     scatter: Callable[[], object] = lambda: None
 
 
+def timer_on(num_threads: int, scatter: Callable[[], object]) -> Timer:
+    """Processor time on one thread, where it is the latency less the time that others had the core; else wall time."""
+    return Timer(timed_by(time.process_time if num_threads == 1 else time.perf_counter), scatter=scatter)
+
+
+def scattered(allocate: Callable[[int], Block]) -> list[Block]:
+    """Blocks of random sizes, half of them freed again: what is allocated next takes other places than last time.
+
+    allocate: gives room for so many float32 numbers.
+    """
+    sizes = [random.choice(BLOCK_FLOATS) + 16 * random.randrange(64) for _ in range(NUM_BLOCKS)]
+    blocks = [allocate(size) for size in sizes]
+    return [block for block in blocks if random.random() < 0.5]
+
+
 def timed_by(clock: Clock) -> Callable[[Run], float]:
     """Seconds of a run by a clock."""
 
     def work(run: Run) -> float:
         start = clock()
         run()
-        return clock() - start
+        return max(clock() - start, LEAST_SECONDS)
 
     return work
 

@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import platform
-import random
 import sys
 import tempfile
 import time
@@ -20,11 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from search.latency.protocol import Run, Timer, time_alone, time_ratios, timed_by
+from search.latency.onnx_session import open_session
+from search.latency.protocol import Run, Timer, scattered, time_alone, time_ratios, timer_on
 
 MARK = "hilo-nas "  # of an answer, among whatever else a login prints
-NUM_BLOCKS = 300
-BLOCK_FLOATS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384)
 SAMPLE_SECONDS = 0.1
 POLL_SECONDS = 0.5
 
@@ -63,7 +61,7 @@ class Runner:
         import numpy
 
         x = numpy.frombuffer(content[:input_bytes], numpy.float32).reshape(shape)
-        sessions = [self._session(content[input_bytes:]) for _ in range(num_copies)]
+        sessions = [open_session(content[input_bytes:], self.num_threads) for _ in range(num_copies)]
         entry = sessions[0].get_inputs()[0].name
         output = sessions[0].run(None, {entry: x})[0]
         self.copies[name] = [running(session, {entry: x.copy()}) for session in sessions]
@@ -99,19 +97,8 @@ class Runner:
         ]
         return {"series": series, "busy_cores": max(0.0, others / passed)}
 
-    def _session(self, content: bytes) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.num_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
     def _timer(self) -> Timer:
-        clock = time.process_time if self.num_threads == 1 else time.perf_counter
-        return Timer(timed_by(clock), scatter=scattered_memory_and_sign_of_life)
+        return timer_on(self.num_threads, scattered_memory_and_sign_of_life)
 
     def _settle(self) -> None:
         """Keep to the cores that were asked for, or to the least busy ones."""
@@ -156,11 +143,9 @@ def give_sign_of_life() -> None:
 
 
 def scattered_memory_and_sign_of_life() -> list[bytearray]:
-    """Before each round. As `target.scattered_memory`, without PyTorch."""
+    """Before each round."""
     give_sign_of_life()
-    sizes = [4 * (random.choice(BLOCK_FLOATS) + 16 * random.randrange(64)) for _ in range(NUM_BLOCKS)]
-    blocks = [bytearray(size) for size in sizes]
-    return [block for block in blocks if random.random() < 0.5]
+    return scattered(lambda num_floats: bytearray(4 * num_floats))
 
 
 def cpu_name() -> str:

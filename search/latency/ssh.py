@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 HOST = re.compile(r"(?:[A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_][\w.:-]*")
 PYTHON = re.compile(r"[\w./~+-]+")
 MODULES = ["models", "models.architecture", "search", "search.latency"]
-MODULES += ["search.latency.base", "search.latency.protocol", "search.latency.runner"]
+MODULES += ["search.latency.base", "search.latency.protocol", "search.latency.onnx_session", "search.latency.runner"]
 FACTS = ["device", "node", "machine", "governor", "max_khz", "device_python", "device_numpy", "device_onnxruntime"]
 BOOT = (
     "import atexit,os,runpy,sys,tempfile;"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import random
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -27,15 +26,23 @@ from models.litv2 import build
 from models.memory import keep_freed_memory
 from search.latency.base import Calibration, Latency
 from search.latency.machine import ResidentMemory, Usage, allowed_cores, cpu_name, frequency_facts, keep_to, pin
-from search.latency.protocol import LEAST_HALF_WIDTH, Run, Series, Timer, repeat_interval, time_alone, time_ratios, timed_by
+from search.latency.protocol import (
+    LEAST_HALF_WIDTH,
+    Run,
+    Series,
+    Timer,
+    repeat_interval,
+    scattered,
+    time_alone,
+    time_ratios,
+    timer_on,
+)
 
 log = logging.getLogger(__name__)
 
 MIN_SETTING = 1e-4
 MAX_COPIES = 4
 COPIES_BYTES = 200_000_000  # all copies of a network: where weights lie matters to small networks only
-NUM_BLOCKS = 300
-BLOCK_FLOATS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384)  # up to what the activations of small networks take
 SLOW = 1.5  # times the calibrated latency: worth a word
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PARITY = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
@@ -123,9 +130,8 @@ class PairedTarget(ABC):
         """Convert a model in evaluation mode for this runtime. Raises: ConversionError if it cannot be converted."""
 
     def timer(self) -> Timer:
-        """Processor time on one thread, where it is the latency less the time that others had the core; else wall time."""
-        clock = time.process_time if self.num_threads == 1 else time.perf_counter
-        return Timer(timed_by(clock), scatter=scattered_memory)
+        """What runs are timed with on this device."""
+        return timer_on(self.num_threads, partial(scattered, torch.empty))
 
     def device(self) -> dict[str, str | int]:
         """The device's name and what else tells it from others."""
@@ -299,13 +305,6 @@ def check_parity(target: str, model: nn.Module, x: Tensor, output: Tensor, dtype
             f"{target} computes something else than PyTorch: outputs differ by {difference:.1e}, more than {PARITY[dtype]:g}"
         )
     return difference
-
-
-def scattered_memory() -> list[Tensor]:
-    """Blocks of random sizes, half of them freed again: what is allocated next takes other places than last time."""
-    sizes = [random.choice(BLOCK_FLOATS) + 16 * random.randrange(64) for _ in range(NUM_BLOCKS)]
-    blocks = [torch.empty(size) for size in sizes]
-    return [block for block in blocks if random.random() < 0.5]
 
 
 def eager_copy(model: nn.Module, x: Tensor, dtype: torch.dtype, device: str = "cpu") -> Callable[[], Tensor]:

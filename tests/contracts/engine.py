@@ -39,7 +39,7 @@ def wait_until_gone(pid: int) -> None:
 def test_results_come_back(engine: Engine) -> None:
     assert engine.calibrate("first", wide(8)) == CALIBRATION
     assert engine.measure("second", wide(8), CALIBRATION).latency_ms == 8
-    assert engine.train(wide(8), seed=3).seed == 3
+    assert engine.run(Train(wide(8), seed=3)).seed == 3
     assert engine.prepare(0, lambda share: None) is None
 
 
@@ -54,7 +54,7 @@ def test_errors_of_the_work_come_back(engine: Engine) -> None:
     with pytest.raises(ValueError, match="^stage 2 does not fit$"):
         engine.measure("first", wide(32), CALIBRATION)
     with pytest.raises(ValueError, match="^stage 2 does not fit$"):
-        engine.train(wide(32), 0)
+        engine.run(Train(wide(32), 0))
     assert engine.measure("first", wide(8), CALIBRATION).latency_ms == 8
 
 

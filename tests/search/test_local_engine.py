@@ -71,7 +71,7 @@ def test_threads_of_this_process_do_not_reach_it(engine: Engine) -> None:
 
 def test_what_a_process_logs_is_logged_here(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="search.odd"):
-        engine.train(wide(8), 0)
+        engine.run(Train(wide(8), 0))
         deadline = time.monotonic() + 10
         while "training a network of width 8" not in caplog.messages:  # it comes by another way than the result
             assert time.monotonic() < deadline
@@ -90,7 +90,7 @@ def test_one_training_at_a_time_is_one_trial_at_a_time(engine: Engine) -> None:
 
 @needs_two_cores
 def test_trainings_go_on_at_once_and_never_beside_a_measurement(wide_engine: Engine, folder: Path) -> None:
-    wide_engine.train(wide(8), 0)  # both processes are up before anything is timed
+    wide_engine.run(Train(wide(8), 0))  # both processes are up before anything is timed
     submit(wide_engine, *[Train(wide(40), seed) for seed in range(4)])
     known = set(stretches(folder))
     works = [Train(wide(40), seed) for seed in range(4)]

@@ -20,7 +20,7 @@ from search.storage import open_study
 from search.surrogate import SurrogateSampler
 from search.trials import INTERRUPTED, finished_trials, front, further_objectives
 from search.view import front_table
-from tests.known_engine import SPACE, KnownEngine, coordinator, finished, run, sampler
+from tests.known_engine import SPACE, KnownEngine, coordinator, finished, interrupting, run, sampler
 from tests.search.test_surrogate import SETTINGS
 
 
@@ -88,14 +88,7 @@ def test_failed_trials_are_made_up_for(storage: str) -> None:
 
 
 def test_interrupted_trials_are_closed_and_the_study_ends_exactly(storage: str) -> None:
-    calls = 0
-
-    def interrupt(part: str, architecture: Architecture) -> None:
-        nonlocal calls
-        calls += 1
-        if calls in (9, 30):
-            raise KeyboardInterrupt
-
+    interrupt = interrupting(9, 30)
     engine = ShuffledEngine(fault=interrupt)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -135,14 +128,7 @@ def test_sampler_that_remembers_proposes_what_a_new_one_does(storage: str, tmp_p
 
 def test_lost_turns_are_made_up_for(storage: str, tmp_path: Path) -> None:
     """What is drawn follows from the turn alone here: every turn comes once, in whatever order."""
-    calls = 0
-
-    def interrupt(part: str, architecture: Architecture) -> None:
-        nonlocal calls
-        calls += 1
-        if calls in (11, 25):
-            raise KeyboardInterrupt
-
+    interrupt = interrupting(11, 25)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(storage, 20, ShuffledEngine(fault=interrupt))

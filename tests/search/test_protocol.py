@@ -52,6 +52,21 @@ class FakeMachine:
         return time_ratios([[self.network(candidate)]], [self.network(anchor)], tolerance, max_seconds, self.timer)[0]
 
 
+def test_runs_that_took_no_processor_time_are_outliers() -> None:
+    """As a virtual machine says of a run from which it takes off what its host took before."""
+    machine, ticks = FakeMachine(), 0
+
+    def forgetful() -> float:
+        nonlocal ticks
+        ticks += 1
+        return 0.0 if ticks % 40 in (3, 4, 5, 6, 7, 8) else machine.now
+
+    timer = Timer(timed_by(forgetful), machine.clock)
+    series = time_ratios([[machine.network(0.02)]], [machine.network(0.01)], 0.1, 10.0, timer)[0]
+    assert series.interval.median == pytest.approx(2.0)
+    assert series.outliers > 0
+
+
 def test_ratio_of_a_quiet_machine_is_exact() -> None:
     series = FakeMachine().ratio(0.02, 0.01, 0.035, 10.0)
     assert series.interval.median == pytest.approx(2.0)
