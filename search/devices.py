@@ -73,7 +73,8 @@ def make_engine(cfg: DictConfig, data: ImageData, make_evaluator: Callable[[], A
     devices = {}
     for name, latency in latencies_of(cfg).items():
         make_target = target_of(latency, **deployed(cfg, data))
-        construct(make_target)  # a mistake in its settings shows here, not in the measuring process
+        if cfg.engine.get("address") is None:  # on a cluster the device may be another machine's
+            construct(make_target)  # a mistake in its settings shows here, not in the measuring process
         devices[name] = Device(make_target, (latency.host, HERE) if "host" in latency else (HERE,))
     engine: Engine = construct(build(cfg.engine), devices=devices, make_evaluator=make_evaluator)
     return engine

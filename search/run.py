@@ -9,7 +9,8 @@ from search.engine.local import start_server
 
 
 def run(cfg: DictConfig) -> None:
-    start_server()  # it takes as long as the next line, on another core
+    if "address" not in cfg.engine:  # of a cluster
+        start_server()  # it takes as long as the next line, on another core
     from search.session import run_search  # torch and what builds on it take ten seconds: --help need not wait
 
     run_search(cfg)

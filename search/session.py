@@ -41,6 +41,7 @@ from search.devices import (
 )
 from search.engine.base import Engine
 from search.engine.work import TRAINING
+from search.errors import UserError, changes
 from search.export import export_front, member_name, versions
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel
@@ -48,6 +49,7 @@ from search.objective import Objective, Outcome
 from search.space import Space
 from search.storage import (
     Patience,
+    has_password,
     has_trials,
     held,
     locked,
@@ -159,20 +161,23 @@ def prepare_training(
     Raises: UserError if accuracies would depend on something else than before, NonFiniteLoss if training diverges.
     """
     start = time.monotonic()
-    packed = evaluator.pack(seed)
-    if packed is not None:
-        engine.train_with(partial(unpacked, make_evaluator, seed, packed))
     training = engine.fingerprint(TRAINING)
     remember(study, "training", training, REMEDY)
     engine.expect(TRAINING, training)
+    if (shared := evaluator.shared_weights(seed)) is None:
+        return
+    if changed := changes(evaluator.fingerprint(), training):
+        raise UserError(
+            f"shared weights are kept here, and what trains them is other: {changed}; "
+            "search from a machine like those that train, or with accuracy=scratch"
+        )
+    packed = evaluator.pack(seed)
     if packed is None:
         with progress_of(console, "training shared weights") as progress:
             packed = engine.prepare(seed, progress)
-        if packed is None:
-            return
         evaluator.unpack(seed, packed)
-        engine.train_with(partial(unpacked, make_evaluator, seed, packed))
-    study.set_user_attr(SUPERNET, str(evaluator.shared_weights(seed)))
+    engine.train_with(partial(unpacked, make_evaluator, seed, packed))
+    study.set_user_attr(SUPERNET, str(shared))
     if not has_trials(study):
         study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
 
@@ -251,6 +256,10 @@ def check_limits(cfg: DictConfig) -> None:
     check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
     check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
     check_number("storage.patience_seconds", cfg.storage.patience_seconds, 0)
+    if cfg.engine.get("address") is not None and has_password(str(cfg.storage.url)):
+        raise ValueError(
+            "storage.url holds a password, and Ray shows the command to all who see the cluster's jobs; keep it in ~/.pgpass"
+        )
     if cfg.study.timeout_minutes is not None:
         check_number("study.timeout_minutes", cfg.study.timeout_minutes, SMALLEST)
     check_devices(cfg)

@@ -170,6 +170,11 @@ def public_url(url: str) -> str:
     return text if parts.username is None else text.replace("://", "://***@", 1)
 
 
+def has_password(url: str) -> bool:
+    parts = parsed(url)
+    return parts is not None and (parts.password is not None or "password" in parts.query)
+
+
 class Hold(Protocol):
     """A study in a database, held for this coordinator."""
 

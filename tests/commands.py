@@ -14,16 +14,6 @@ from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).parents[1]
 
-# A search that ends within seconds: few images, one epoch, a quick look at the latency.
-TINY = [
-    "data.train_size=128",
-    "data.val_size=100",
-    "train.max_epochs=1",
-    "latency.max_seconds=0.3",
-    "latency.calibration_seconds=0.3",
-    "space.embed_dim=[8]",
-]
-
 
 def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]

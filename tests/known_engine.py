@@ -52,6 +52,9 @@ class KnownLane:
     def restart(self) -> None:
         pass
 
+    def seek(self) -> str | None:
+        return None
+
     def close(self) -> None:
         pass
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.struck_search import TINY
 from examples.detection import main as detect
-from tests.commands import ROOT, TINY, call
+from tests.commands import ROOT, call
 
 pytestmark = pytest.mark.slow
 TUTORIAL = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
@@ -91,9 +92,9 @@ def test_tutorial_leads_to_an_onnx_file(empty: Path, capsys: pytest.CaptureFixtu
 
 
 def test_commands_for_one_machine_run(empty: Path) -> None:
-    """Of the page on scaling; those that need another machine are in the tests of ssh and PostgreSQL."""
+    """Of the page on scaling; those that need another machine are in the tests of ssh, Ray and PostgreSQL."""
     text = (ROOT / "docs/scaling.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    elsewhere = ("latency=ssh", "storage=postgresql", "postgresql://")
+    elsewhere = ("latency=ssh", "engine=ray", "storage=postgresql", "postgresql://")
     here = [words for words in commands(text) if not any(word.startswith(elsewhere) for word in words[3:])]
     here = [words for words in here if "storage.url" not in " ".join(words)]
     assert len(here) == 4

@@ -46,14 +46,16 @@ class Device:
 class Lane(Protocol):
     """A worker that does one thing at a time.
 
-    place: what work it takes. sites: the machine it is on, and others that it computes on, as in Device. make: makes what it
-    holds, when it starts. share: of the work in progress that is done, in [0, 1].
+    place: what work it takes. sites: the machine it is on, and others that it computes on, as in Device; none yet while it
+    waits for a machine. make: makes what it holds, when it starts. share: of the work in progress that is done, in [0, 1].
     """
 
     place: str
-    sites: tuple[str, ...]
     make: Callable[[], Any]
     share: float
+
+    @property
+    def sites(self) -> tuple[str, ...]: ...
 
     def start(self, work: Work) -> Future[Any]:
         """The future's exception is a BrokenExecutor if the worker died, else what the work raised."""
@@ -61,6 +63,10 @@ class Lane(Protocol):
 
     def restart(self) -> None:
         """Replace a worker that died or hangs."""
+        ...
+
+    def seek(self) -> str | None:
+        """Go on looking for a machine while work waits. Returns why there is no hope if it has looked for too long."""
         ...
 
     def close(self) -> None: ...
@@ -157,9 +163,9 @@ class Engine:
         latency: Latency = self.run(Measure(device, architecture, calibration))
         return latency
 
-    def prepare(self, seed: int, progress: Progress) -> bytes | None:
-        """What all evaluations with a seed share, as bytes."""
-        packed: bytes | None = self.run(Prepare(seed), progress)
+    def prepare(self, seed: int, progress: Progress) -> bytes:
+        """What all evaluations with a seed share."""
+        packed: bytes = self.run(Prepare(seed), progress)
         return packed
 
     def train_with(self, make_evaluator: Callable[[], AccuracyEvaluator]) -> None:
@@ -188,11 +194,13 @@ class Engine:
     def wait(self, seconds: float) -> list[Job]:
         """What has ended since the last call; waits so long for the first, and may come back with nothing.
 
-        Raises: SearchStopped if what does some of the work now is not what did before.
+        Raises: SearchStopped if what does some of the work now is not what did before, or nothing does it any more.
         """
         now = time.monotonic()
         until = min([now + seconds, *(job.deadline for job in self._running)])
         futures = [job.future for job in self._running if job.future is not None]
+        if not futures and self._waiting:  # for a machine
+            time.sleep(seconds)
         wait_for_futures(futures, timeout=max(0.0, until - now), return_when=FIRST_COMPLETED)
         ended = [job for job in self._running if self._has_ended(job)]
         self._running = [job for job in self._running if not job.ended and job not in self._waiting]
@@ -211,14 +219,17 @@ class Engine:
             assert lanes, f"nothing here does {job.work}"
             lane = next((lane for lane in lanes if self._may_start(lane, held_back)), None)
             if lane is None:
-                held_back |= {lane.sites[0] for lane in lanes}
+                held_back |= {lane.sites[0] for lane in lanes if lane.sites}
+                reasons = [lane.seek() for lane in lanes]
+                if all(reasons):
+                    raise SearchStopped(f"{reasons[0]}; mend that and repeat the command")
                 continue
             self._waiting.remove(job)
             self._start(job, lane)
 
     def _may_start(self, lane: Lane, held_back: set[str]) -> bool:
         busy = [job.lane for job in self._running if job.lane is not None]
-        if lane in busy:
+        if lane in busy or not lane.sites:
             return False
         if self.beside:
             return True

@@ -127,6 +127,9 @@ class ProcessLane:
     def restart(self) -> None:
         self.close()  # the next work starts another
 
+    def seek(self) -> str | None:
+        return None
+
     def close(self) -> None:
         if self._pool is None:
             return

@@ -79,14 +79,16 @@ class Measure:
 
 @dataclass(frozen=True)
 class Prepare:
-    """What evaluations with a seed share. Gives it as bytes, for evaluators elsewhere; None if they share nothing."""
+    """What evaluations with a seed share, as bytes for evaluators elsewhere."""
 
     seed: int
     place: str = TRAINING
 
-    def do(self, held: AccuracyEvaluator, progress: Progress) -> bytes | None:
+    def do(self, held: AccuracyEvaluator, progress: Progress) -> bytes:
         held.prepare(self.seed, progress)
-        return held.pack(self.seed)
+        packed = held.pack(self.seed)
+        assert packed is not None, "evaluations share nothing"
+        return packed
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_results_come_back(engine: Engine) -> None:
     assert engine.calibrate("first", wide(8)) == CALIBRATION
     assert engine.measure("second", wide(8), CALIBRATION).latency_ms == 8
     assert engine.run(Train(wide(8), seed=3)).seed == 3
-    assert engine.prepare(0, lambda share: None) is None
+    assert engine.prepare(0, lambda share: None) == b"shared"
 
 
 def test_every_place_is_a_process_of_its_own(engine: Engine) -> None:

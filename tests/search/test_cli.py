@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.struck_search import TINY
 from search.run import run
 from search.train import train
-from tests.commands import TINY, call
+from tests.commands import call
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,7 @@ from tests.commands import TINY, call
             "engine.num_parallel=999 trainings of accuracy.num_threads=1",
         ),
         (["engine.max_retries=-1"], "engine.max_retries=-1"),
+        (["engine=ray", "accuracy.num_threads=1", "engine.num_cpus=0"], "engine.num_cpus=0"),
         (["latency.objectives=some"], "latency.objectives=some must be all or first"),
         (["+latency@latency.devices.first=onnxruntime"], "latency.devices.first: that is the name"),
         (

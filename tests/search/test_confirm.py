@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.struck_search import TINY
 from search import config_file
 from search.accuracy.base import Accuracy
 from search.accuracy.scratch import ScratchEvaluator
@@ -19,7 +20,7 @@ from search.engine.local import LocalEngine
 from search.run import run
 from search.storage import open_study
 from search.trials import finished_trials
-from tests.commands import TINY, call
+from tests.commands import call
 from tests.known_engine import finished
 
 SEARCH = ["+search=cpu_latency", "study.name=first", "study.n_trials=4", *TINY]

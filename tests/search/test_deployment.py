@@ -11,13 +11,14 @@ import onnxruntime
 import pytest
 import torch
 
+from benchmarks.struck_search import TINY
 from search import config_file
 from search.deployment import BATCHES, FORMATS, PARITY, network_with
 from search.export import export
 from search.measure import run as measure
 from search.run import run
 from search.train import train
-from tests.commands import TINY, call
+from tests.commands import call
 
 EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
 DEPLOY = [*EXPORT, "pick=knee", "format=[yaml,safetensors,torch_export,onnx]"]

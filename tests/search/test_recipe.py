@@ -15,13 +15,14 @@ from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.struck_search import TINY
 from models.architecture import Architecture
 from models.litv2 import LITv2, build
 from search import config_file
 from search.recipe import FullTraining, Recipe
 from search.task import TrainSettings, fit, warmup_cosine
 from search.train import train
-from tests.commands import TINY, call, start
+from tests.commands import call, start
 from tests.search.test_streamed import AUGMENTATION, streamed
 
 RECIPE = Recipe(AUGMENTATION, 0.2, 0.5, 0.9, 0.01, 0.01, "32-true", 1, 1, ["csv"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.struck_search import TINY
 from models.architecture import Architecture
 from models.litv2 import build
 from search import config_file, sources
@@ -19,7 +20,7 @@ from search.recipe import Recipe
 from search.retrain import checkpoint_of
 from search.task import TrainSettings
 from search.train import train
-from tests.commands import TINY, call, start
+from tests.commands import call, start
 
 SECONDS = 120
 

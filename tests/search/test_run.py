@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from benchmarks.struck_search import TINY
 from models.architecture import Architecture, StageSpec
 from models.litv2 import build
 from search import config_file
@@ -22,7 +23,7 @@ from search.run import run
 from search.storage import open_study
 from search.train import train
 from search.trials import finished_trials, front
-from tests.commands import TINY, call
+from tests.commands import call
 
 
 @pytest.fixture(scope="module")

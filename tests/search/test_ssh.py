@@ -21,11 +21,12 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.struck_search import TINY
 from search.errors import UserError
 from search.latency.base import Calibration
 from search.latency.runner import MARK
 from search.latency.ssh import DeviceError, Link, LinkLost, SshTarget, bundle, number, numbers, text
-from tests.commands import TINY, start
+from tests.commands import start
 from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
 

@@ -16,10 +16,11 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
 
 from benchmarks.postgresql import PostgreSql, programs
+from benchmarks.struck_search import TINY
 from search.errors import SearchStopped, UserError
 from search.storage import AdvisoryHold, Patience, Unheld, held, is_away, open_study, public_url
 from search.trials import finished_trials
-from tests.commands import TINY, start
+from tests.commands import start
 from tests.known_engine import KnownEngine, coordinator, run
 
 # Optuna leaves the connections of its pool to the garbage collector, which psycopg warns of.

@@ -1,0 +1,21 @@
+"""What benchmarks.faults does to studies, twice each: nothing lost, nothing twice, exactly as many trials as asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.faults import KINDS, CannotBeDone
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_study_survives(kind: str) -> None:
+    try:
+        tally = KINDS[kind](2)
+    except CannotBeDone as error:
+        pytest.skip(f"cannot be done here: {error}")
+    assert tally.times == 2
+    assert tally.after > tally.before
+    assert (tally.lost, tally.duplicated, tally.inexact) == (0, 0, 0)
+    assert all(tally.said)  # in words
