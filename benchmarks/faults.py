@@ -249,10 +249,10 @@ KINDS: dict[str, Callable[[int], Tally]] = {
     "measurer killed": lambda times: within(times, measurer_killed, "measuring", REPLACED),
     "trainer out of memory": out_of_memory,
     "training hangs": lambda times: within(
-        times, training_hangs, "training", REPLACED, arguments=["engine.train_timeout_seconds=30"]
+        times, training_hangs, "training", REPLACED, arguments=["engine.train_timeout_seconds=20"]
     ),
     "measurement hangs": lambda times: within(
-        times, measurement_hangs, "measuring", REPLACED, arguments=["engine.measure_timeout_seconds=30"]
+        times, measurement_hangs, "measuring", REPLACED, arguments=["engine.measure_timeout_seconds=20"]
     ),
     "database stopped and started": lambda times: with_database(times, database_restarted),
     "connections to the database cut": lambda times: with_database(times, connections_cut),

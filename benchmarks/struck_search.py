@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import optuna
 from optuna.trial import TrialState
 
 from search.storage import open_study
@@ -131,11 +134,22 @@ class Search:
         if self.running.returncode != 0:
             raise RuntimeError(f"the search did not end well: {said}")
 
+    @contextmanager
+    def study(self) -> Iterator[optuna.Study]:
+        """Its study, with no file or connection left open afterwards."""
+        study = open_study(NAME, self.url, create=False)
+        try:
+            yield study
+        finally:
+            study._storage.remove_session()
+            study._storage._backend.engine.dispose()  # type: ignore[attr-defined]  # of the cache that Optuna puts before it
+
+    def finished(self) -> list[Finished]:
+        with self.study() as study:
+            return finished_trials(study)
+
     def ledger(self) -> Ledger:
-        return {
-            one.number: (one.architecture.key, one.outcome.accuracy, one.outcome.latency)
-            for one in finished_trials(open_study(NAME, self.url, create=False))
-        }
+        return {one.number: (one.architecture.key, one.outcome.accuracy, one.outcome.latency) for one in self.finished()}
 
     def note(self) -> None:
         """What is finished now has to stay as it is."""
@@ -143,14 +157,14 @@ class Search:
 
     def is_exact(self) -> bool:
         """Whether as many trials are finished as were asked for, and none is open."""
-        study = open_study(NAME, self.url, create=False)
-        running = any(trial.state == TrialState.RUNNING for trial in study.trials)
-        return len(finished_trials(study)) == self.n_trials and not running
+        with self.study() as study:
+            running = any(trial.state == TrialState.RUNNING for trial in study.trials)
+        return len(self.finished()) == self.n_trials and not running
 
     def count(self, tally: Tally) -> None:
         """Hold the finished study against what was finished when faults came, and what the log says was."""
         after = self.ledger()
-        finished = finished_trials(open_study(NAME, self.url, create=False))
+        finished = self.finished()
         told = {int(number) for number in re.findall(r"trial (\d+) finished", self.log())}
         trained = Counter(
             one.architecture.key for one in finished if one.outcome.accuracy and not one.outcome.reused_accuracy

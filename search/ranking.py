@@ -94,7 +94,7 @@ class Fidelity:
         if self.evaluator.value < TAU_WANTED:
             found.append(
                 f"the evaluator ranks them unlike long trainings (tau {self.evaluator}, {TAU_WANTED:g} is wanted): take "
-                "accuracy=supernet, a larger data.val_size, or more train.max_epochs"
+                "accuracy=supernet unless it is that, a larger data.val_size, or more train.max_epochs"
             )
         if self.evaluator.value < self.macs.value:
             found.append(
