@@ -64,7 +64,7 @@ def repeated(times: int, strike: Strike, is_small: bool = False) -> Tally:
 def within(times: int, strike: Strike, phase: str, sign: str, **options: Any) -> Tally:
     """One search that goes on by itself after every fault. sign: what its log says then."""
     tally, rng = Tally(), random.Random(0)
-    with tempfile.TemporaryDirectory() as folder, Search(Path(folder), 2 * times + 2, **options) as search:
+    with tempfile.TemporaryDirectory() as folder, Search(Path(folder), 3 * times + 4, **options) as search:
         search.start()
         for number in track(range(times), sign):
             search.wait_for(f"phase: {phase}", search.log().count(f"phase: {phase}") + 1)

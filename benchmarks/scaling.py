@@ -12,6 +12,7 @@ import heapq
 import itertools
 import json
 import logging
+import math
 import subprocess
 import sys
 import tempfile
@@ -174,7 +175,7 @@ def answer(work: Work) -> Latency | Accuracy:
         return Latency(ms, ms * 0.98, ms * 1.02, 40, 10, True, 1.0)
     assert isinstance(work, Train)
     size = work.architecture.embed_dim * sum(stage.depth for stage in work.architecture.stages)
-    return Accuracy(min(0.99, 1 - 1 / np.sqrt(size) + drawn(work, -0.02, 0.02)), 3000, 0, 1.0)
+    return Accuracy(min(0.99, 1 - 1 / math.sqrt(size) + drawn(work, -0.02, 0.02)), 3000, 0, 1.0)
 
 
 class Quiet(LogView):
@@ -272,7 +273,7 @@ def main() -> None:
     for case in cases(options):
         console.print(f"{case.name}: {case.num_trials} trials")
         command = [sys.executable, "-m", "benchmarks.scaling", "--one", json.dumps(asdict(case))]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         results.append(Result(**{**found, "case": case}))
     show(console, results)
     plot(results, options.plot)

@@ -103,6 +103,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
     make_evaluator = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
     evaluator: AccuracyEvaluator = construct(make_evaluator)  # a mistake in its settings shows here
     engine = make_engine(cfg, data, make_evaluator)
+    torch.set_num_threads(1)  # what trains or measures has processes of its own
     board = Board(study, folder)
     budget_ms, network = cfg.latency.budget_ms, deployed(cfg, data)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,17 @@ from safetensors import safe_open
 
 from models.architecture import Architecture, StageSpec
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script, for the commands under test too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CORES, THREADS = os.sched_getaffinity(0), torch.get_num_threads()
+# The files that take longest come first, so that the processes which share them end together.
+LONGEST = ["run", "latency_targets", "storage", "kill", "ssh", "deployment", "study", "cli", "parallel", "confirm", "deploy"]
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ 
 TARGETS = [
     CpuTarget,
     OnnxRuntimeTarget,
-    OpenVinoTarget,
+    pytest.param(OpenVinoTarget, marks=pytest.mark.slow),
     pytest.param(CompiledCpuTarget, marks=[pytest.mark.slow, needs_compiler]),
     pytest.param(CudaTarget, marks=needs_gpu),
     pytest.param(partial(CudaTarget, cuda_graph=True), marks=needs_gpu),

@@ -74,9 +74,9 @@ def test_over_budget_is_infeasible_untrained_and_not_in_the_front(storage: str) 
 @pytest.mark.parametrize(
     "make",
     [
-        sampler(),
+        pytest.param(sampler(), marks=pytest.mark.slow),
         sampler(optuna.samplers.TPESampler, multivariate=True, group=True, n_startup_trials=5),
-        sampler(optuna.samplers.NSGAIISampler, population_size=6),
+        pytest.param(sampler(optuna.samplers.NSGAIISampler, population_size=6), marks=pytest.mark.slow),
     ],
     ids=["random", "tpe", "nsga2"],
 )
