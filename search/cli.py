@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 
-from search.errors import SearchStopped, UserError, one_line
+from search.errors import SearchStopped, UserError, driver_error, one_line
 
 USER_MISTAKE = 2
 STORAGE_MODULES = ("sqlalchemy.", "sqlite3", "optuna.exceptions")
@@ -143,7 +143,9 @@ def _exit_code(command: Callable[[], object], after_stop: str) -> int:
     except Exception as error:
         if not (isinstance(error, OSError) or type(error).__module__.startswith(STORAGE_MODULES)):
             raise  # a bug: its traceback is wanted
-        return _say(SearchStopped(f"{one_line(error)}; what was finished is kept: mend that and repeat the command"), 1)
+        return _say(
+            SearchStopped(f"{one_line(driver_error(error))}; what was finished is kept: mend that and repeat the command"), 1
+        )
     return 0
 
 

@@ -20,6 +20,17 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, UserError | SearchStopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
+def driver_error(error: BaseException) -> BaseException:
+    """What a database's driver said, below what SQLAlchemy (whose errors have it as orig) and Optuna make of it."""
+    below: BaseException | None = error
+    while below is not None:
+        found = getattr(below, "orig", None)
+        if isinstance(found, BaseException):
+            return found
+        below = below.__cause__ or below.__context__
+    return error
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first values that differ, by name; nothing if none does."""
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]

@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
-from search.errors import SearchStopped, UserError, changes, one_line
+from search.errors import SearchStopped, UserError, changes, driver_error, one_line
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -116,7 +116,7 @@ def open_study(name: str, storage: str, create: bool, num_latencies: int = 1) ->
 
 
 def _unusable(storage: str, error: BaseException) -> str:
-    reason = one_line(getattr(error, "orig", None) or error)
+    reason = one_line(driver_error(error))
     if parsed(storage) is None:
         reason = "that is no database URL"  # what the parser says may hold a password
     remedy = "put back a copy, move it away to start anew, or change storage.url"
@@ -328,16 +328,6 @@ class Patience:
                     log.warning("the database does not answer (%s); trying for up to %g s", reason, self.seconds)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def driver_error(error: BaseException) -> BaseException:
-    """What the database's driver said, below what SQLAlchemy and Optuna make of it."""
-    below: BaseException | None = error
-    while below is not None:
-        if isinstance(below, DBAPIError) and below.orig is not None:
-            return below.orig
-        below = below.__cause__ or below.__context__
-    return error
 
 
 def is_away(error: BaseException | None) -> bool:

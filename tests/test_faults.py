@@ -6,6 +6,11 @@ import pytest
 
 from benchmarks.faults import KINDS, CannotBeDone
 
+SAYS = {
+    "folder read-only": "outputs/faults cannot be written (Read-only file system); make room or change study.name",
+    "study's file cut short": "put back a copy, move it away to start anew, or change storage.url",
+    "disk full": "what was finished is kept: mend that and repeat the command",
+}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -18,4 +23,5 @@ def test_study_survives(kind: str) -> None:
     assert tally.times == 2
     assert tally.after > tally.before
     assert (tally.lost, tally.duplicated, tally.inexact) == (0, 0, 0)
-    assert all(tally.said)  # in words
+    for said in tally.said:
+        assert SAYS.get(kind, "") in said
