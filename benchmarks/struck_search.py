@@ -148,23 +148,20 @@ class Search:
         with self.study() as study:
             return finished_trials(study)
 
-    def ledger(self) -> Ledger:
-        return {one.number: (one.architecture.key, one.outcome.accuracy, one.outcome.latency) for one in self.finished()}
-
     def note(self) -> None:
         """What is finished now has to stay as it is."""
-        self.known = {**self.ledger(), **self.known}
+        self.known = {**ledger(self.finished()), **self.known}
 
     def is_exact(self) -> bool:
         """Whether as many trials are finished as were asked for, and none is open."""
         with self.study() as study:
             running = any(trial.state == TrialState.RUNNING for trial in study.trials)
-        return len(self.finished()) == self.n_trials and not running
+            return len(finished_trials(study)) == self.n_trials and not running
 
     def count(self, tally: Tally) -> None:
         """Hold the finished study against what was finished when faults came, and what the log says was."""
-        after = self.ledger()
         finished = self.finished()
+        after = ledger(finished)
         told = {int(number) for number in re.findall(r"trial (\d+) finished", self.log())}
         trained = Counter(
             one.architecture.key for one in finished if one.outcome.accuracy and not one.outcome.reused_accuracy
@@ -182,3 +179,7 @@ class Search:
         file = self.folder / "outputs" / NAME / "latency" / f"trial-{trial.number:05d}.json"
         kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         return kept.get("latency_ms") == trial.outcome.latency.latency_ms
+
+
+def ledger(finished: list[Finished]) -> Ledger:
+    return {one.number: (one.architecture.key, one.outcome.accuracy, one.outcome.latency) for one in finished}

@@ -21,7 +21,7 @@ from typing import Any
 from models.architecture import check_int
 from search.accuracy.base import AccuracyEvaluator
 from search.engine.base import HERE, Device, Engine
-from search.engine.work import TRAINING, Work, portable
+from search.engine.work import TRAINING, Work, carried_out, made
 from search.errors import one_line
 from search.latency.machine import allowed_cores
 
@@ -182,25 +182,16 @@ def _prepare_process(told: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _hold(made: bytes) -> None:
-    """Make what this process holds, or keep why it cannot be made for whoever asks."""
+def _hold(make: bytes) -> None:
     global _held
-    try:
-        _held = pickle.loads(made)()
-    except Exception as error:
-        _held = error
+    _held = made(lambda: pickle.loads(make)())
     gc.collect()
     gc.freeze()  # what was imported stays: going through it twice would take a fifth of a measurement
     atexit.register(gc.unfreeze)  # or extensions report what was frozen as leaks
 
 
 def _do(work: Work) -> Any:
-    try:
-        if isinstance(_held, Exception):
-            raise _held
-        return work.do(_held, _say)
-    except Exception as error:
-        raise portable(error) from None
+    return carried_out(work, _held, _say)
 
 
 def _end_with_parent() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from models.architecture import check_int, check_number
 from search.accuracy.base import AccuracyEvaluator
 from search.engine.base import HERE, Device, Engine
-from search.engine.work import TRAINING, Work, portable
+from search.engine.work import TRAINING, Work, carried_out, made
 from search.errors import one_line
 from search.latency.machine import allowed_cores
 
@@ -260,10 +260,7 @@ class _Worker:
     """What runs in the actor's process."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        try:
-            self.held: Any = make()
-        except Exception as error:
-            self.held = error
+        self.held = made(make)
 
     def node(self) -> str:
         """The identifier of the node that it is on."""
@@ -274,8 +271,6 @@ class _Worker:
     def do(self, work: Work) -> tuple[Any, Exception | None]:
         """The result, or what went wrong: Ray would wrap it with its own traceback."""
         try:
-            if isinstance(self.held, Exception):
-                raise self.held
-            return work.do(self.held, lambda share: None), None
+            return carried_out(work, self.held, lambda share: None), None
         except Exception as error:
-            return None, portable(error)
+            return None, error

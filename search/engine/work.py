@@ -6,7 +6,7 @@ Work and results are plain data, so that they can go to another process or machi
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -99,6 +99,24 @@ class Train:
 
     def do(self, held: AccuracyEvaluator, progress: Progress) -> Accuracy:
         return held.evaluate(self.architecture, self.seed, progress)
+
+
+def made(make: Callable[[], Any]) -> Any:
+    """What a worker holds, or why it cannot be made, for whoever asks it for work."""
+    try:
+        return make()
+    except Exception as error:
+        return error
+
+
+def carried_out(work: Work, held: Any, progress: Progress) -> Any:
+    """Raises: what went wrong, also while what is held was made, as an error that bears the way to the coordinator."""
+    try:
+        if isinstance(held, Exception):
+            raise held
+        return work.do(held, progress)
+    except Exception as error:
+        raise portable(error) from None
 
 
 def portable(error: Exception) -> Exception:
