@@ -19,7 +19,7 @@ import tempfile
 import time
 import zlib
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,6 +32,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from models.complexity import cost
 from search.accuracy.base import Accuracy
 from search.board import Board
 from search.cli import build, conf_dir
@@ -41,7 +42,7 @@ from search.engine.work import TRAINING, Measure, Train, Work
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel, features
 from search.objective import Budgeted, Objective
-from search.session import cost, sampler_of, save_samples
+from search.session import sampler_of, save_samples
 from search.space import Space
 from search.storage import Patience, Unheld, open_study
 from search.study import Coordinator, SearchProgress
@@ -209,7 +210,7 @@ def coordinator(study: optuna.Study, folder: Path, cfg: DictConfig, engine: Simu
         models={FIRST_DEVICE: BlockModel(IMG_SIZE)},
         make_sampler=sampler_of(cfg),
         seed=0,
-        cost=cache(partial(cost, in_chans=1, num_classes=100, img_size=IMG_SIZE)),
+        cost=partial(cost, in_chans=1, num_classes=100, img_size=IMG_SIZE),
         save_samples=partial(save_samples, folder / "latency", {FIRST_DEVICE: {}}),
         annotate=board.annotate,
         publish=lambda trials: board.publish_front(trials, None),

@@ -11,6 +11,7 @@ The networks are computed by `models.litv2` itself, so that there is one way to 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,9 +126,9 @@ class ElasticLITv2(nn.Module):
     def extract(self, architecture: Architecture) -> LITv2:
         """A plain network with a copy of its share of the weights. Raises: ValueError if they do not hold it."""
         self.bounds.check(architecture)
-        share = self._share(self._skeleton(architecture))
-        with torch.device("meta"):  # the weights are all there already
-            network = build(architecture, **self._arguments())
+        skeleton = self._skeleton(architecture)
+        network = copy.deepcopy(skeleton)
+        share = self._share(skeleton)
         network.load_state_dict({name: part.detach().clone() for name, part in share.items()}, assign=True)
         return network.train(self.training)
 

@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.architecture import Architecture, check_int, check_number
+from models.complexity import cost
 from search.accuracy.kept import KeptAccuracies
 from search.cli import build, construct, plain, set_up_logging
 from search.data import ImageData
 from search.errors import UserError
 from search.ranking import Effect, Fidelity, Judged, effects, judge
-from search.session import alone, check_limits, cost
+from search.session import alone, check_limits
 from search.space import Space
 from search.storage import locked, study_folder
 from search.view import describe, make_console, progress_of

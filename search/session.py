@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 from rich.console import Console
 
-from models.architecture import NUM_STAGES, Architecture, check_int, check_number
-from models.complexity import count_macs, count_params
-from models.litv2 import build as build_network
+from models.architecture import NUM_STAGES, check_int, check_number
+from models.complexity import cost
 from search.accuracy.base import AccuracyEvaluator, unpacked
 from search.accuracy.kept import KeptAccuracies
 from search.accuracy.scratch import ScratchEvaluator
@@ -123,7 +122,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
                 models={name: BlockModel(cfg.deploy.img_size) for name in devices},
                 make_sampler=sampler_of(cfg),
                 seed=cfg.study.seed,
-                cost=cache(lambda architecture: cost(architecture, **network)),
+                cost=lambda architecture: cost(architecture, **network),
                 save_samples=partial(save_samples, folder / "latency", fingerprints(study)),
                 annotate=board.annotate,
                 publish=lambda trials: board.publish_front(trials, budget_ms),
@@ -219,16 +218,6 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         budgets = ", ".join(f"{key}={value:g}" for key, value in budgets_of(cfg).items())
         lines.insert(0, f"all {len(trials)} networks are over {budgets}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-
-
-def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: int) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of the deployed network."""
-    with torch.device("meta"):
-        model = build_network(architecture, in_chans=in_chans, num_classes=num_classes)
-    model.to_empty(device="cpu")  # counting on the meta device takes twice the time
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data.zero_()
-    return count_params(model), count_macs(model, (in_chans, img_size, img_size))
 
 
 def save_samples(folder: Path, devices: Mapping[str, Any], number: int, outcome: Outcome) -> None:

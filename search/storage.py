@@ -24,6 +24,7 @@ from optuna.study import StudyDirection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from search.errors import SearchStopped, UserError, changes, driver_error, one_line
+from search.sole_writer import SoleWriter
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -92,7 +93,8 @@ def directions(num_latencies: int) -> list[StudyDirection]:
 def open_study(name: str, storage: str, create: bool, num_latencies: int = 1) -> optuna.Study:
     """Open a study by its Optuna name and storage URL, or create it.
 
-    num_latencies: how many a search has for objectives; an existing study that is only read may have others.
+    create: to write it, as its only writer. num_latencies: how many a search has for objectives; an existing study that is
+    only read may have others.
     Raises: UserError if the storage cannot be read, the study is missing, or its objectives are not ours.
     """
     wanted = directions(num_latencies)
@@ -133,7 +135,7 @@ def _connected(url: str, write: bool) -> BaseStorage:
     storage = RDBStorage(url, settings)
     if url.startswith("sqlite") and write:
         _write_ahead(storage.engine)
-    return optuna.storages.get_storage(storage)
+    return SoleWriter(storage) if write else optuna.storages.get_storage(storage)
 
 
 def _write_ahead(engine: sqlalchemy.Engine) -> None:

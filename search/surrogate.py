@@ -69,6 +69,7 @@ class SurrogateSampler(BaseSampler):
         self.budgets: dict[str, float | None] = {}
         self.rng = np.random.default_rng(seed)
         self._read: dict[int, Finished] = {}  # by trial number
+        self._keys: dict[int, str] = {}  # of networks that are or were under way, by trial number
         self._proposals: dict[int, Parameters] = {}
 
     def seeded(self, seed: int) -> Self:
@@ -116,10 +117,12 @@ class SurrogateSampler(BaseSampler):
 
     def key_of(self, trial: FrozenTrial) -> str | None:
         """Of the network of a trial that is under way, or None if it has not been asked in full."""
-        try:
-            return self.space.architecture(trial.params).key
-        except KeyError:
-            return None
+        if trial.number not in self._keys:
+            try:
+                self._keys[trial.number] = self.space.architecture(trial.params).key
+            except KeyError:
+                return None
+        return self._keys[trial.number]
 
     def children(self, taken: Container[str], parents: Sequence[Parameters], count: int) -> dict[Architecture, Parameters]:
         """Up to so many networks that no trial has had; a known one if no other is found."""

@@ -7,7 +7,9 @@ import timm
 import torch
 
 import models.litv2  # noqa: F401 - registers the variants
-from models.complexity import count_macs, count_params
+from models.complexity import cost, count_macs, count_params
+from models.litv2 import build
+from search.space import Space
 
 VARIANTS = {"litv2_s": (27.844, 3.734), "litv2_m": (48.830, 7.479), "litv2_b": (86.521, 13.194)}
 BY_ALPHA = {
@@ -46,3 +48,24 @@ def test_counting_leaves_the_model_alone() -> None:
     count_macs(model, (3, 64, 64))
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+SPACE = Space(
+    embed_dim=[8, 16],
+    stages=[
+        {"depth": [1, 3], "window_size": [0, 1, 2, 4], "alpha": [0.0, 0.5, 1.0], "num_heads": [2, 4], "mlp_ratio": [2, 4]}
+    ]
+    * 4,
+    patch_size=4,
+    downsample="dtm",
+)
+
+
+@pytest.mark.parametrize(("in_chans", "num_classes", "img_size"), [(3, 10, 64), (1, 7, 77)])
+def test_cost_put_together_is_that_of_the_whole(in_chans: int, num_classes: int, img_size: int) -> None:
+    for number in range(20):
+        architecture = SPACE.sample([number])
+        with torch.device("meta"):
+            model = build(architecture, in_chans=in_chans, num_classes=num_classes)
+        expected = count_params(model), count_macs(model, (in_chans, img_size, img_size))
+        assert cost(architecture, in_chans, num_classes, img_size) == expected
