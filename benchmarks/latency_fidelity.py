@@ -34,7 +34,7 @@ from scipy.stats import kendalltau
 
 from models.architecture import Architecture
 from models.litv2 import build as build_network
-from search.cli import build, conf_dir, plain
+from search.cli import build, conf_dir, target_of
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel
 from search.latency.machine import keep_to
@@ -68,9 +68,7 @@ def main() -> None:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = hydra.compose("config", ["+search=cpu_latency", f"latency={arguments.latency}"])
     space: Space = build(config.space)
-    settings = plain(config.latency)
-    settings.pop("budget_ms")
-    target: PairedTarget = build(settings)(img_size=config.deploy.img_size, in_chans=1, num_classes=100)
+    target: PairedTarget = target_of(config.latency, img_size=config.deploy.img_size, in_chans=1, num_classes=100)()
     networks = draw(space, arguments.networks, arguments.seed)
     calibration = target.calibrate(space.anchor())
     rng = random.Random(arguments.seed)
