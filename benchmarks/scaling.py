@@ -71,11 +71,30 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """resident: all of a process that is in memory. own: without the pages of files, such as libraries, which processes
+    share and the system can drop; the same where psutil does not tell.
+    """
+
+    resident_mib: float
+    own_mib: float
+
+    @classmethod
+    def now(cls) -> Memory:
+        info = psutil.Process().memory_info()
+        return cls(info.rss / 2**20, (info.rss - getattr(info, "shared", 0)) / 2**20)
+
+    def __str__(self) -> str:
+        return f"{self.resident_mib:,.0f} MiB, own {self.own_mib:,.0f}"
+
+
+@dataclass(frozen=True)
 class Result:
     """ms_per_trial: of the coordinator, by WINDOW trials. lost: share of the training lanes' time in which they had no work
     while it was busy.
 
-    busy: share of the time in which it was. resume_seconds: from opening the finished study to the next trial.
+    busy: share of the time in which it was. resume_seconds: from opening the finished study to the next trial. memory: of
+    the coordinator's process before the first trial, and after the last.
     """
 
     case: Case
@@ -83,7 +102,8 @@ class Result:
     lost: float
     busy: float
     resume_seconds: float
-    memory_mib: float
+    memory_before: Memory
+    memory: Memory
 
 
 @dataclass(eq=False)
@@ -230,11 +250,12 @@ def run(case: Case, folder: Path) -> Result:
     engine = SimulatedEngine(case.num_parallel, case.seconds)
     view, cfg = Quiet(engine), configuration(case)
     started = coordinator(open_study(name, url, create=True), folder, cfg, engine, view)
+    before = Memory.now()
     engine.start_clock()
     assert started.run(case.num_trials, None)
     spent = np.diff([0.0, *view.busy])
     windows = [float(spent[i : i + WINDOW].mean() * 1e3) for i in range(0, len(spent), WINDOW)]
-    memory = psutil.Process().memory_info().rss / 2**20
+    memory = Memory.now()
     lost = engine.idle / (case.num_parallel * engine.now)
     start = time.perf_counter()
     again = SimulatedEngine(case.num_parallel, case.seconds)
@@ -245,7 +266,7 @@ def run(case: Case, folder: Path) -> Result:
     seconds = time.perf_counter() - start
     if case.storage != "sqlite":
         optuna.delete_study(study_name=name, storage=study._storage)
-    return Result(case, windows, lost, engine.busy / engine.now, seconds, memory)
+    return Result(case, windows, lost, engine.busy / engine.now, seconds, before, memory)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -269,13 +290,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(asdict(run(Case(**json.loads(options.one)), Path(folder)))))
         return
-    console = Console(width=120)
+    console = Console(width=180)
     results = []
     for case in cases(options):
         console.print(f"{case.name}: {case.num_trials} trials")
         command = [sys.executable, "-m", "benchmarks.scaling", "--one", json.dumps(asdict(case))]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-        results.append(Result(**{**found, "case": case}))
+        memories = {name: Memory(**found[name]) for name in ("memory_before", "memory")}
+        results.append(Result(**{**found, "case": case, **memories}))
     show(console, results)
     plot(results, options.plot)
     console.print(f"saved {options.plot}")
@@ -284,7 +306,7 @@ def main() -> None:
 def show(console: Console, results: list[Result]) -> None:
     table = Table(title="Stand-ins of 15 to 45 s; the coordinator on this machine", title_justify="left")
     headers = ("at once", "trials", "sampler", "storage", "ms a trial", "at the end", "lanes' time lost", "coordinator busy")
-    for header in (*headers, "resume", "memory"):
+    for header in (*headers, "resume", "memory at first", "at last"):
         table.add_column(header, justify="right")
     for one in results:
         case = one.case
@@ -298,7 +320,8 @@ def show(console: Console, results: list[Result]) -> None:
             f"{one.lost:.2%}",
             f"{one.busy:.1%}",
             f"{one.resume_seconds:.1f} s",
-            f"{one.memory_mib:.0f} MiB",
+            str(one.memory_before),
+            str(one.memory),
         )
     console.print(table)
 

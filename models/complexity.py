@@ -101,7 +101,7 @@ def _of_block(dim: int, stage: StageSpec, map_size: tuple[int, int]) -> tuple[in
 
 
 def _without_values(make: Callable[[], Model]) -> Model:
-    """A module on the CPU that was not initialised, which takes long; counting on the meta device takes twice as long."""
+    """A module on the CPU, all zero: initialising it would take long, and counting on the meta device twice as long."""
     with torch.device("meta"):
         model = make()
     model.to_empty(device="cpu")

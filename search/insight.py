@@ -80,8 +80,8 @@ def latency_by_stage(networks: Sequence[Finished], trials: list[Finished], img_s
     measured = [one for one in latest_of_each(trials) if one.outcome.latency.measured]
     if len(measured) < MIN_NETWORKS:
         return []
-    features = [block_model.features(one.architecture, img_size) for one in measured]
-    costs = block_model.fit(zip(features, [one.outcome.latency.latency_ms for one in measured], strict=True))
+    features = np.stack([block_model.features(one.architecture, img_size) for one in measured])
+    costs = block_model.fit(features, np.array([one.outcome.latency.latency_ms for one in measured]))
     return [
         [float(costs[0]), *(float(stage @ costs) for stage in block_model.by_stage(one.architecture, img_size))]
         for one in networks

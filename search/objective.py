@@ -10,7 +10,7 @@ can, writes the outcome to the trial and tells Optuna.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from models.architecture import Architecture
@@ -56,6 +56,12 @@ class Outcome:
     def further(self) -> dict[str, Latency]:
         """On every device beside the first, by name."""
         return {**self.others, **self.limited}
+
+    def without_samples(self) -> Outcome:
+        """The same with summaries alone: what a long search keeps of thousands of trials."""
+        others = {name: latency.without_samples() for name, latency in self.others.items()}
+        limited = {name: latency.without_samples() for name, latency in self.limited.items()}
+        return replace(self, latency=self.latency.without_samples(), others=others, limited=limited)
 
     @property
     def objectives(self) -> list[Latency]:

@@ -14,18 +14,20 @@ from numpy.typing import NDArray
 ROUNDING = 1e-12  # of volumes, which are in [0, 1]
 DRAWS = 1000  # of a Monte Carlo estimate: its own error is at most 0.016
 
-Numbers = Sequence[float] | Sequence[Sequence[float]]
+Numbers = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float64]
 """One latency for each network, or a row of them, one for each device."""
 
 
-def front_indices(accuracies: Sequence[float], latencies: Numbers) -> list[int]:
+def front_indices(accuracies: Sequence[float] | NDArray[np.float64], latencies: Numbers) -> list[int]:
     """Indices of the points that no other point dominates, by rising (first) latency. Of equal points the first counts."""
     accuracy, latency = np.asarray(accuracies, float), _table(latencies)
     order = np.lexsort((-accuracy, *latency.T[::-1]))
     if latency.shape[1] > 1:
         return _front_of_several(accuracy, latency, order)
-    best = np.concatenate(([-np.inf], np.maximum.accumulate(accuracy[order])[:-1])) if len(order) else order
-    return [int(index) for index, before in zip(order, best, strict=True) if accuracy[index] > before]
+    if not len(order):
+        return []
+    best_before = np.concatenate(([-np.inf], np.maximum.accumulate(accuracy[order])[:-1]))
+    return [int(index) for index in order[accuracy[order] > best_before]]
 
 
 def _front_of_several(accuracy: NDArray[np.float64], latency: NDArray[np.float64], order: NDArray[np.intp]) -> list[int]:
@@ -56,7 +58,7 @@ def front_probabilities(
     for _ in range(DRAWS):
         accuracy = np.asarray(accuracies) + rng.normal(size=count) * accuracy_errors
         latency = logs + rng.normal(size=logs.shape) * log_errors
-        wins[front_indices(accuracy.tolist(), latency.tolist())] += 1
+        wins[front_indices(accuracy, latency)] += 1
     return [float(share) for share in wins / DRAWS]
 
 
@@ -88,7 +90,7 @@ def gain(
 
 def _volume(accuracy: NDArray[np.float64], latency: NDArray[np.float64], ends: NDArray[np.float64]) -> float:
     """Slice by slice along the last latency, each with what is that fast at least."""
-    members = front_indices(accuracy.tolist(), latency.tolist())
+    members = front_indices(accuracy, latency)
     if latency.shape[1] == 1:
         area, best = 0.0, 0.0
         for index in members:

@@ -225,6 +225,7 @@ class Coordinator:
         self.view.phase(one.number, "writing")
         if outcome.latency.measured:
             self.save_samples(one.number, outcome)
+            outcome = outcome.without_samples()
         said = {name: prediction.latency_ms for name, prediction in one.predictions.items()}
         predicted_ms = said.pop(self.objective.first, None)
         origin = one.trial.user_attrs.get("origin", "sampled")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -23,15 +24,41 @@ from optuna.trial import FrozenTrial, TrialState
 from models.architecture import Architecture, check_int, check_number
 from search.latency import block_model
 from search.latency.base import Latency
-from search.pareto import gain
+from search.pareto import front_indices, gain
 from search.space import Parameters, Space
-from search.trials import Finished, accuracy_of, is_judged, judged, latest_of_each, not_dominated, read
+from search.trials import Finished, accuracy_of, is_judged, judged, read
 
 MAX_DRAWS = 10  # of children for each that is wanted: in a space that is nearly used up few are new
 FIRST = ""  # the first device, whatever its name
 PRIOR = 1.0  # precision of the weights of standardised features, in units of the residual's
 
 Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What models take of a network. accuracy: nan if it has none or breaks a budget. inputs, blocks: of either model."""
+
+    trial: Finished
+    accuracy: float
+    latencies_ms: list[float]
+    inputs: Vector
+    blocks: Vector
+
+    @classmethod
+    def of(cls, trial: Finished, img_size: int) -> Self:
+        outcome, network = trial.outcome, trial.architecture
+        accuracy = accuracy_of(trial) if judged([trial]) else math.nan
+        return cls(trial, accuracy, outcome.latencies_ms, features(network), block_model.features(network, img_size))
+
+    @property
+    def is_scored(self) -> bool:
+        return not math.isnan(self.accuracy)
+
+    def latency_on(self, device: str) -> Latency | None:
+        """None where an earlier device's budget was broken, so that this one was not measured."""
+        outcome = self.trial.outcome
+        return outcome.latency if device == FIRST else outcome.further.get(device)
 
 
 class SurrogateSampler(BaseSampler):
@@ -68,7 +95,8 @@ class SurrogateSampler(BaseSampler):
         self.mutation = mutation
         self.budgets: dict[str, float | None] = {}
         self.rng = np.random.default_rng(seed)
-        self._read: dict[int, Finished] = {}  # by trial number
+        self._seen: set[int] = set()  # numbers of the finished trials that were read
+        self._rows: dict[str, Row] = {}  # the latest of each network, by key
         self._keys: dict[int, str] = {}  # of networks that are or were under way, by trial number
         self._proposals: dict[int, Parameters] = {}
 
@@ -94,26 +122,32 @@ class SurrogateSampler(BaseSampler):
     ) -> Any:
         if trial.number not in self._proposals:
             others = study.get_trials(deepcopy=False)
+            self._learn(others)
             underway = [one for one in others if one.state == TrialState.RUNNING and one.number != trial.number]
-            self._proposals[trial.number] = self.proposal(self.finished(others), underway)
+            self._proposals[trial.number] = self.proposal(underway)
         return self._proposals[trial.number][param_name]
 
-    def finished(self, trials: Sequence[FrozenTrial]) -> list[Finished]:
-        """The finished ones, by number; each is read once."""
+    def _learn(self, trials: Sequence[FrozenTrial]) -> None:
+        """Read the finished ones, each once. Thousands of rows are stacked for each proposal, but none is made anew."""
         for trial in trials:
-            if trial.number not in self._read and is_judged(trial):
-                self._read[trial.number] = read(trial)
-        return [self._read[number] for number in sorted(self._read)]
+            if trial.number not in self._seen and is_judged(trial):
+                self._seen.add(trial.number)
+                found = read(trial)
+                before = self._rows.get(found.architecture.key)
+                if before is None or before.trial.number < found.number:
+                    self._rows[found.architecture.key] = Row.of(found, self.img_size)
 
-    def proposal(self, trials: list[Finished], underway: Sequence[FrozenTrial] = ()) -> Parameters:
+    def proposal(self, underway: Sequence[FrozenTrial]) -> Parameters:
         """The parameters of the next network to judge. underway: trials whose networks are being judged."""
-        known = latest_of_each(trials)
-        taken = {one.architecture.key for one in known} | {key for one in underway if (key := self.key_of(one))}
-        scored = judged(known)
-        if len(trials) < self.n_startup_trials or len(scored) < 2:
+        taken = self._rows.keys() | {key for one in underway if (key := self.key_of(one))}
+        known = sorted(self._rows.values(), key=lambda row: row.trial.number)  # in whatever order they were read
+        scored = [row for row in known if row.is_scored]
+        if len(self._seen) < self.n_startup_trials or len(scored) < 2:
             return next(iter(self.children(taken, [], 1).values()))
-        children = self.children(taken, self.population(scored), self.num_children)
-        return children[self.best(list(children), known, scored)]
+        fronts = self.fronts(scored)
+        parents = [row.trial.parameters for front in fronts for row in front]
+        children = self.children(taken, parents, self.num_children)
+        return children[self.best(list(children), known, scored, fronts[0])]
 
     def key_of(self, trial: FrozenTrial) -> str | None:
         """Of the network of a trial that is under way, or None if it has not been asked in full."""
@@ -137,29 +171,32 @@ class SurrogateSampler(BaseSampler):
                 break
         return found or {architecture: child}
 
-    def population(self, scored: Sequence[Finished]) -> list[Parameters]:
-        """The front, then the front without it, and so on until there are enough."""
-        left, chosen = list(scored), list[Finished]()
-        while left and len(chosen) < self.population_size:
-            chosen += not_dominated(left)
-            numbers = {one.number for one in chosen}
-            left = [one for one in left if one.number not in numbers]
-        return [one.parameters for one in chosen]
+    def fronts(self, scored: Sequence[Row]) -> list[list[Row]]:
+        """The front, then the front without it, and so on until there are enough to breed from."""
+        accuracies, latencies = np.array([row.accuracy for row in scored]), np.array([row.latencies_ms for row in scored])
+        left, found, count = np.arange(len(scored)), list[list[Row]](), 0
+        while len(left) and count < self.population_size:
+            members = left[front_indices(accuracies[left], latencies[left])]
+            found.append([scored[index] for index in members])
+            count += len(members)
+            left = np.setdiff1d(left, members)
+        return found
 
-    def best(self, children: Sequence[Architecture], known: Sequence[Finished], scored: Sequence[Finished]) -> Architecture:
+    def best(
+        self, children: Sequence[Architecture], known: Sequence[Row], scored: Sequence[Row], front: Sequence[Row]
+    ) -> Architecture:
         """Which child should add most to the front or, if none should, come nearest to it."""
         accuracies = self.accuracies(children, scored)
-        outcome = scored[0].outcome
+        outcome = scored[0].trial.outcome
         budgets = {FIRST: self.budget_ms, **self.budgets}
         expected = {name: self.latencies(children, known, name) for name in (FIRST, *outcome.further)}
         limits = {
-            name: budgets.get(name) or max(one.latency_ms for one in map(partial(latency_on, name), scored) if one)
+            name: budgets.get(name) or max(one.latency_ms for row in scored if (one := row.latency_on(name)))
             for name in expected
         }
         objectives = [FIRST, *outcome.others]
-        front = not_dominated(scored)
-        front_accuracies = [accuracy_of(one) for one in front]
-        front_latencies = [one.outcome.latencies_ms for one in front]
+        front_accuracies = [row.accuracy for row in front]
+        front_latencies = [row.latencies_ms for row in front]
         ends = [limits[name] for name in objectives]
 
         def worth(index: int) -> tuple[float, float]:
@@ -177,20 +214,18 @@ class SurrogateSampler(BaseSampler):
 
         return children[max(range(len(children)), key=worth)]
 
-    def latencies(self, children: Sequence[Architecture], known: Sequence[Finished], device: str) -> list[float]:
+    def latencies(self, children: Sequence[Architecture], known: Sequence[Row], device: str) -> list[float]:
         """In milliseconds, by the block model of what was measured."""
-        rows = [
-            (block_model.features(one.architecture, self.img_size), latency.latency_ms)
-            for one in known
-            if (latency := latency_on(device, one)) is not None and latency.measured
-        ]
-        costs = block_model.fit(rows)
+        measured = [(row, one) for row in known if (one := row.latency_on(device)) and one.measured]
+        costs = block_model.fit(
+            np.stack([row.blocks for row, _ in measured]), np.array([latency.latency_ms for _, latency in measured])
+        )
         return [float(block_model.features(child, self.img_size) @ costs) for child in children]
 
-    def accuracies(self, children: Sequence[Architecture], scored: Sequence[Finished]) -> list[float]:
+    def accuracies(self, children: Sequence[Architecture], scored: Sequence[Row]) -> list[float]:
         """Of one model drawn from the posterior: as far apart as what is not known allows."""
-        inputs = np.stack([features(one.architecture) for one in scored])
-        target = np.array([accuracy_of(one) for one in scored])
+        inputs = np.stack([row.inputs for row in scored])
+        target = np.array([row.accuracy for row in scored])
         mean, scale = inputs.mean(0), inputs.std(0) + 1e-9
         design = (inputs - mean) / scale
         precision = design.T @ design + PRIOR * np.eye(design.shape[1])
@@ -200,11 +235,6 @@ class SurrogateSampler(BaseSampler):
         drawn = weights + noise * root @ self.rng.normal(size=len(weights))
         outputs = (np.stack([features(child) for child in children]) - mean) / scale @ drawn + target.mean()
         return [float(value) for value in outputs]
-
-
-def latency_on(device: str, trial: Finished) -> Latency | None:
-    """None where an earlier device's budget was broken, so that this one was not measured."""
-    return trial.outcome.latency if device == FIRST else trial.outcome.further.get(device)
 
 
 @lru_cache(maxsize=block_model.KEPT)

@@ -96,6 +96,9 @@ class Latency:
         """Everything but the samples, as plain data."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rounds"}
 
+    def without_samples(self) -> Latency:
+        return replace(self, rounds=())
+
     def refined_by(self, newer: Latency) -> Latency:
         """Both measurements of one network as one; the samples and the conditions are those of the newer one.
 

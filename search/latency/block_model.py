@@ -9,7 +9,6 @@ are probably slower than one of no lower accuracy. Nothing predicted is ever on 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -26,8 +25,9 @@ MIN_ERRORS = 8  # predictions put to the test before one may rule a network out
 RECENT = 30  # errors that count: the model gets better as it sees more
 CONFIDENCE = 0.99  # one-sided, of breaking a budget
 NUM_FEATURES = 9
-KEPT = 2**14  # networks whose features are kept, 2 KB each: a proposal of a long search looks at all of them
+KEPT = 2**12  # networks whose features are kept: those that a search proposes come again and again
 RIDGE = 1e-3
+MAX_STEPS = 1000  # far more than 9 costs need: SciPy raises an error beyond
 
 Vector = NDArray[np.float64]
 
@@ -86,7 +86,8 @@ class BlockModel:
         if len(self._rows) < MIN_NETWORKS:
             return None
         if self._costs is None:
-            self._costs = fit(self._rows.values())
+            inputs, latencies = zip(*self._rows.values(), strict=True)
+            self._costs = fit(np.stack(inputs), np.array(latencies))
         recent = self.errors[-RECENT:]
         error = math.sqrt(sum(e * e for e in recent) / len(recent)) if len(recent) >= MIN_ERRORS else None
         return Prediction(float(features(architecture, self.img_size) @ self._costs), error, len(recent))
@@ -140,13 +141,13 @@ def _block(stage: StageSpec, dim: int, side: int) -> Vector:
     )
 
 
-def fit(rows: Iterable[tuple[Vector, float]]) -> Vector:
-    """Non-negative costs that fit relative latencies best, by ridge regression."""
-    inputs, latencies = zip(*rows, strict=True)
-    relative = np.stack(inputs) / np.array(latencies)[:, None]
+def fit(inputs: Vector, latencies_ms: Vector) -> Vector:
+    """Non-negative costs that fit relative latencies best, by ridge regression. inputs: `features`, (networks, features)."""
+    relative = inputs / latencies_ms[:, None]
     scale = np.maximum(relative.mean(axis=0), 1e-30)
     design = relative / scale
     root = np.linalg.cholesky(design.T @ design / len(design) + RIDGE * np.eye(design.shape[1]))
-    costs, _ = nnls(root.T, np.linalg.solve(root, design.mean(axis=0)))  # the normal equations' factor: 9 rows, not all
+    # Of the normal equations: 9 rows, not one for each network.
+    costs, _ = nnls(root.T, np.linalg.solve(root, design.mean(axis=0)), maxiter=MAX_STEPS)
     solution: Vector = costs / scale
     return solution

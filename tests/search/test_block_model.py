@@ -45,8 +45,8 @@ def test_finds_the_costs_of_an_additive_device(costs: np.ndarray) -> None:
 
 def test_costs_are_never_negative() -> None:
     rng = random.Random(1)
-    rows = [(features(draw(rng), 32), rng.uniform(1, 5)) for _ in range(12)]
-    assert (fit(rows) >= 0).all()
+    inputs = np.stack([features(draw(rng), 32) for _ in range(12)])
+    assert (fit(inputs, np.array([rng.uniform(1, 5) for _ in range(12)])) >= 0).all()
 
 
 def test_says_nothing_before_it_has_seen_enough(costs: np.ndarray) -> None:

@@ -107,3 +107,12 @@ def test_write_whose_answer_was_lost_is_read(study: optuna.Study, url: str, monk
         trials[1].set_user_attr("note", "lost")
     monkeypatch.undo()
     assert study.get_trials() == stored(url)
+
+
+def test_trial_that_something_else_adds_is_found_with_the_next(study: optuna.Study, url: str) -> None:
+    """As when Optuna creates one again since the answer was lost that there is one already."""
+    fill(study)
+    study.get_trials(deepcopy=False)
+    optuna.load_study(study_name="test", storage=url).ask()
+    study.ask()
+    assert study.get_trials() == stored(url)
