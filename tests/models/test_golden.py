@@ -62,10 +62,10 @@ def test_output_equals_official(name: str) -> None:
     x = tensors["input"].reshape(-1, *input_size)
     output = model(x)
     tolerance = TOLERANCE
-    if name == "litv2_tiny":
-        # Its deformable convolutions amplify rounding: exact arithmetic differs from the official float32 result by
-        # 2.4e-5, and so do the official operations themselves from one CPU's kernels to another's (1.7e-5 to 3.1e-5).
-        tolerance = 2 * rounding_error(model, x)
+    if config["kind"] != "hilo":
+        # Deformable convolutions amplify rounding, and two float32 results may lie on either side of exact arithmetic: the
+        # official ones of the two networks are 0.9e-5 and 2.6e-5 off it, ours on an Intel Xeon 1.0e-5 and 3.4e-5.
+        tolerance = 2 * max(TOLERANCE, rounding_error(model, x))
         assert tolerance < 1e-4
     assert error(output.reshape(tensors["output"].shape), tensors["output"]) <= tolerance
     if "pooled_features" in tensors:
