@@ -63,10 +63,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=6, help="of drawing the networks (default 6)")
     parser.add_argument("--latency", default="cpu", help="target (default cpu)")
     parser.add_argument("--plot", type=Path, help="picture of the block model's predictions; needs over 20 networks")
+    parser.add_argument("overrides", nargs="*", help="of the configuration, as latency.cuda_graph=true")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra.compose("config", ["+search=cpu_latency", f"latency={arguments.latency}"])
+        config = hydra.compose("config", ["+search=cpu_latency", f"latency={arguments.latency}", *arguments.overrides])
     space: Space = build(config.space)
     target: PairedTarget = target_of(config.latency, img_size=config.deploy.img_size, in_chans=1, num_classes=100)()
     networks = draw(space, arguments.networks, arguments.seed)
