@@ -28,11 +28,16 @@ def prepare(model: nn.Module) -> nn.Module:
     Any module is taken; networks other than LITv2 gain by their linear layers alone. On Linux `keep_freed_memory` of
     models.memory, once in the process, gains as much again.
     """
-    prepared = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in prepared.modules():
+    return prepare_(copy.deepcopy(model))
+
+
+def prepare_(model: nn.Module) -> nn.Module:
+    """As `prepare`, without a copy: the model is used up."""
+    model.eval().requires_grad_(False)
+    for module in model.modules():
         if isinstance(module, Downsample) and isinstance(module.norm_layer, nn.BatchNorm2d):
             fold_norm(module)
-    return replace(prepared)
+    return replace(model)
 
 
 def replace(module: nn.Module) -> nn.Module:

@@ -11,7 +11,6 @@ The networks are computed by `models.litv2` itself, so that there is one way to 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,9 +23,10 @@ from torch.func import functional_call
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from models.hilo import HiLo
 from models.layers import Linear
-from models.litv2 import LAYER_NORM_EPS, Block, LITv2, Stage, build, init_weights
+from models.litv2 import LAYER_NORM_EPS, Block, LITv2, Stage, build, init_weights, make_stage
 
 SKELETONS = 256  # networks without weights that are kept
+STAGES = 1024  # stages of them
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ class ElasticLITv2(nn.Module):
     def extract(self, architecture: Architecture) -> LITv2:
         """A plain network with a copy of its share of the weights. Raises: ValueError if they do not hold it."""
         self.bounds.check(architecture)
-        skeleton = self._skeleton(architecture)
-        network = copy.deepcopy(skeleton)
-        share = self._share(skeleton)
+        with torch.device("meta"):
+            network = build(architecture, **self._arguments())
+        share = self._share(network)
         network.load_state_dict({name: part.detach().clone() for name, part in share.items()}, assign=True)
         return network.train(self.training)
 
@@ -157,9 +157,12 @@ class ElasticLITv2(nn.Module):
 
 @lru_cache(SKELETONS)
 def _skeleton(architecture: Architecture, **arguments: Any) -> LITv2:
-    """A network that has no memory for its weights."""
+    """A network that has no memory for its weights. It shares its stages with others: building them takes long."""
     with torch.device("meta"):
-        return build(architecture, **arguments)
+        return build(architecture, make_stage=_empty_stage, **arguments)
+
+
+_empty_stage = lru_cache(STAGES)(make_stage)
 
 
 def attention_part(full: Tensor, name: str, attn: HiLo, most: StageBounds, dim: int) -> Tensor:

@@ -9,7 +9,8 @@ Shape letters: B batch, H and W map, C channels. Between the layers a map is (B,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -136,12 +137,20 @@ class Stage(nn.Module):
         return cast(Tensor, self.blocks(x))
 
 
+def make_stage(
+    dim: int, out_dim: int | None, spec: StageSpec, drop_paths: tuple[float, ...], qkv_bias: bool, downsample: str
+) -> Stage:
+    """out_dim: width of the next stage, None after the last. drop_paths: of each block."""
+    blocks = [Block(dim, spec, drop_path, qkv_bias) for drop_path in drop_paths]
+    return Stage(blocks, nn.Identity() if out_dim is None else Downsample(dim, out_dim, downsample))
+
+
 class LITv2(nn.Module):
     """LITv2 for classification and as a backbone of four maps.
 
     Per stage: depths, num_heads, window_sizes (0: no attention, 1: plain attention), alphas, mlp_ratio (or one for all).
     downsample: "dtm" or "conv", see `Downsample`. global_pool: "avg", or "" to leave the map as it is.
-    drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+    drop_path_rate: stochastic depth of the last block; it grows linearly from 0. make_stage: gives the stages.
     Raises: ValueError naming the stage and the value if such a network cannot be built.
     """
 
@@ -161,6 +170,7 @@ class LITv2(nn.Module):
         downsample: str = "dtm",
         qkv_bias: bool = True,
         global_pool: str = "avg",
+        make_stage: Callable[..., Stage] = make_stage,
     ) -> None:
         super().__init__()
         self.architecture = architecture_of(
@@ -177,10 +187,9 @@ class LITv2(nn.Module):
         self.patch_embed = PatchEmbed(in_chans, dims[0], patch_size)
         drop_paths = iter(cast(list[float], calculate_drop_path_rates(drop_path_rate, sum(depths))))
         self.layers = nn.ModuleList()
-        for i, spec in enumerate(self.architecture.stages):
-            blocks = [Block(dims[i], spec, next(drop_paths), qkv_bias) for _ in range(spec.depth)]
-            last = i == len(dims) - 1
-            self.layers.append(Stage(blocks, nn.Identity() if last else Downsample(dims[i], dims[i + 1], downsample)))
+        for dim, out_dim, spec in zip(dims, (*dims[1:], None), self.architecture.stages, strict=True):
+            rates = tuple(itertools.islice(drop_paths, spec.depth))
+            self.layers.append(make_stage(dim, out_dim, spec, rates, qkv_bias, downsample))
         self.norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         self.head_drop = nn.Dropout(drop_rate)
