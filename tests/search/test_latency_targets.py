@@ -79,7 +79,7 @@ def test_model_that_cannot_be_converted_is_a_failure(make: Any) -> None:
 def test_wrong_outputs_are_never_timed() -> None:
     model, x = nn.Linear(4, 4), torch.rand(2, 4)
     right = model(x).detach()
-    assert check_parity("onnxruntime", model, x, right, "float32") == 0
+    assert check_parity("onnxruntime", model, x, right, "float32") < 1e-6
     with pytest.raises(ConversionError, match="outputs differ by"):
         check_parity("onnxruntime", model, x, right * 1.001, "float32")
     with pytest.raises(ConversionError, match="outputs differ by nan"):
