@@ -155,20 +155,19 @@ class Work:
         """Measure all, then train with one seed after the other those that are still uncertain, until the time is up."""
         end = time.monotonic() + seconds
         kept = kept_latencies(self.file)
-        settled = {case.trial.architecture.key: case for case in cases}
+        keys = [case.trial.architecture.key for case in cases]
+        settled = {key: replace(case, latency=kept.get(key)) for key, case in zip(keys, cases, strict=True)}
 
         def step(case: Case, share: float) -> None:
             settled[case.trial.architecture.key] = case
             save(self.file, list(settled.values()))
             progress(share)
 
-        for done, case in enumerate(cases):
-            latency = kept.get(case.trial.architecture.key)
-            if latency is None:
-                if time.monotonic() > end:
-                    break
+        for done, case in enumerate(list(settled.values())):
+            if case.latency is None and time.monotonic() <= end:
                 latency = self.engine.measure(FIRST_DEVICE, case.trial.architecture, self.calibration)
-            step(replace(case, latency=latency), (done + 1) / len(cases) / (1 + num_seeds))
+                case = replace(case, latency=latency)
+            step(case, (done + 1) / len(cases) / (1 + num_seeds))
         for seed in range(num_seeds):
             remaining = self.still_uncertain(list(settled.values()), seed)
             for done, case in enumerate(remaining):
@@ -249,7 +248,7 @@ def export(study: Any, cases: Sequence[Case], folder: Path) -> None:
     """Write the confirmed front: architectures that no other dominates by confirmed values, with these."""
     compared = [case for case in cases if case.accuracies and case.latency is not None]
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("trial-*"):
+    for old in folder.glob("trial-*.yaml"):  # what was trained stays
         old.unlink()
     noise, place = seed_noise(cases), trained(cases)
     latencies = [case.latency.latency_ms for case in compared if case.latency is not None]

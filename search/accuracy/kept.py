@@ -37,7 +37,8 @@ class KeptAccuracies:
         if name not in self.found:
             self.found[name] = self.evaluator.evaluate(architecture, seed, lambda share: None)
             with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": name, "accuracy": self.found[name].to_dict()}) + "\n")
+                line = json.dumps({"name": name, "accuracy": self.found[name].to_dict()})
+                file.write(f"\n{line}\n")  # not at the end of a line that was cut short
         return self.found[name]
 
     def _name(self, architecture: Architecture, seed: int) -> str:
@@ -48,6 +49,8 @@ def read(file: Path) -> dict[str, Accuracy]:
     """Results of earlier runs; a line that a kill cut short is left out."""
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        if not line:
+            continue
         try:
             entry = json.loads(line)
             found[entry["name"]] = Accuracy(**entry["accuracy"])

@@ -67,6 +67,9 @@ def test_confirmed_front_is_exported(folder: Path) -> None:
 
 def test_again_nothing_is_trained_or_measured_twice(folder: Path) -> None:
     before = kept(folder)
+    weights = folder / "outputs/first/confirmed/trial-00099.safetensors"
+    weights.write_bytes(b"trained meanwhile")
+    weights.with_suffix(".logs").mkdir()
     with pytest.MonkeyPatch.context() as patch:
 
         def refuse(*args: object) -> None:
@@ -76,6 +79,7 @@ def test_again_nothing_is_trained_or_measured_twice(folder: Path) -> None:
         patch.setattr(LocalEngine, "measure", refuse)
         assert call(confirm, "confirm", CONFIRM) == 0
     assert kept(folder) == before
+    assert weights.exists()
 
 
 @pytest.mark.parametrize(

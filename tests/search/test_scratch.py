@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from models.architecture import Architecture
 from models.litv2 import build
 from search import sources
+from search.accuracy.kept import KeptAccuracies
 from search.accuracy.scratch import ScratchEvaluator
 from search.data import ImageData
 from search.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, make_trainer, quiet_loader_advice
@@ -46,6 +48,13 @@ def data() -> ImageData:
 @pytest.fixture(scope="module")
 def evaluator(data: ImageData) -> ScratchEvaluator:
     return ScratchEvaluator(data, SETTINGS, width_multiplier=1.0, num_threads=1)
+
+
+def test_line_cut_short_costs_no_other(tmp_path: Path, evaluator: ScratchEvaluator, architecture: Architecture) -> None:
+    file = tmp_path / "alone.jsonl"
+    file.write_text('{"name": "torn', encoding="utf-8")
+    accuracy = KeptAccuracies(evaluator, {}, file).accuracy(architecture, seed=0)
+    assert KeptAccuracies(evaluator, {}, file).known(architecture, seed=0) == accuracy
 
 
 def test_proxy_is_narrower_than_what_is_deployed(
