@@ -137,7 +137,8 @@ class Objective:
         if accuracy is None and self.accuracy_first:
             accuracy = yield self._train(architecture)
             if known is None and context.dominates(accuracy, self.objectives):
-                return self._outcome({name: one.latency() for name, one in context.predictions.items()}, accuracy, reused)
+                said = {name: one.latency() for name, one in context.predictions.items() if one.error is not None}
+                return self._outcome(said, accuracy, reused)
         latencies: dict[str, Latency] = {}
         before = {} if known is None else {self.first: known.latency, **known.further}
         for name, device in self.devices.items():

@@ -7,6 +7,7 @@ lanes are; what goes to which lane, what may go on beside what, time limits and 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -208,8 +209,10 @@ class Engine:
         return ended
 
     def close(self) -> None:
-        for lane in self._lanes:
-            lane.close()
+        """All lanes, even if Ctrl-C comes while one of them is closed; trainings, which may be under way, first."""
+        with contextlib.ExitStack() as closing:
+            for lane in self._lanes:
+                closing.callback(lane.close)
 
     def _start_waiting(self) -> None:
         """First come, first served; what waits for a machine is overtaken by nothing that needs this machine."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from optuna.trial import TrialState
 
 from models.architecture import Architecture
+from search.accuracy.base import Accuracy
 from search.engine.base import Job
 from search.engine.work import Measure, Train
 from search.errors import UserError
-from search.objective import Budgeted, Objective
+from search.latency.block_model import Prediction
+from search.objective import Budgeted, Context, Objective
 from search.picking import pick
 from search.storage import open_study
 from search.surrogate import SurrogateSampler
@@ -206,6 +210,38 @@ def test_device_after_a_broken_budget_is_not_measured(storage: str) -> None:
         assert len(trial.system_attrs["constraints"]) == 2  # samplers refuse to compare lists of different lengths
 
 
+def test_device_whose_model_has_no_record_yet_is_left_out() -> None:
+    devices = KnownEngine(devices=DEVICES).known_devices()
+    devices["phone"] = replace(devices["phone"], budget_ms=9.0, is_objective=False)
+    context = Context(
+        predictions={"first": Prediction(5.0, 0.05, 20), "phone": Prediction(8.0, None, 3)},
+        front=[finished(0, 0.9, 1.0).outcome],
+    )
+    judgement = Objective(devices, seed=0, accuracy_first=True).judge(SPACE.largest(), context)
+    assert isinstance(next(judgement).work, Train)
+    with pytest.raises(StopIteration) as end:
+        judgement.send(Accuracy(0.5, 1000, 0, 0.1))
+    outcome = end.value.value
+    assert outcome.latency.latency_ms == 5.0
+    assert not outcome.latency.measured
+    assert not outcome.further
+
+
+def test_all_lanes_close_though_ctrl_c_comes_meanwhile() -> None:
+    engine, closed = KnownEngine(num_parallel=2), []
+
+    def close(index: int) -> None:
+        closed.append(index)
+        if len(closed) == 1:
+            raise KeyboardInterrupt
+
+    for index, lane in enumerate(engine._lanes):
+        lane.close = partial(close, index)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    assert closed == [2, 1, 0]
+
+
 def run_with(storage: str, n_trials: int, engine: KnownEngine, devices: dict[str, Budgeted]) -> list[Any]:
     study = open_study("test", storage, create=True)
     coordinator(study, engine, objective=Objective(devices, seed=0)).run(n_trials, None)
@@ -213,8 +249,6 @@ def run_with(storage: str, n_trials: int, engine: KnownEngine, devices: dict[str
 
 
 def test_picking_knows_the_devices() -> None:
-    from dataclasses import replace
-
     members = [finished(number, accuracy, ms) for number, (accuracy, ms) in enumerate([(0.7, 1.0), (0.8, 2.0), (0.9, 4.0)])]
     members = [
         replace(one, outcome=replace(one.outcome, others={"phone": replace(one.outcome.latency, latency_ms=ms)}))
