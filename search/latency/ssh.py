@@ -251,7 +251,6 @@ class SshTarget(PairedTarget):
             try:
                 if self._link is None:
                     self._link = self._new_link()
-                    lost, pause = None, FIRST_PAUSE
                 try:
                     return action(self._link)
                 finally:
@@ -273,8 +272,9 @@ class SshTarget(PairedTarget):
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _drop_all_but_anchor(self, link: Link) -> None:
+        """An anchor that did not load, or computes something else, is dropped too."""
         anchor = self._anchor[1] if self._anchor is not None else None
-        for name in [name for name, ready in self._loaded.items() if ready is not anchor]:
+        for name in [name for name, ready in self._loaded.items() if ready is not anchor or name not in self._parity]:
             del self._loaded[name]
             if not link.is_broken:
                 link.ask("drop", {"name": name})

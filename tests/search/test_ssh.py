@@ -121,6 +121,24 @@ def test_dropped_connection_is_made_again(target: SshTarget, calibration: Calibr
     assert after.pid != before.pid
 
 
+def test_device_that_drops_the_connection_each_time_is_given_up(access: dict[str, Any]) -> None:
+    """As a runner that the device's kernel kills for its memory."""
+    target = SshTarget(**SETTINGS, **access, reconnect_seconds=2.5)
+    target.fingerprint()
+    tries = 0
+
+    def die(link: Link) -> None:
+        nonlocal tries
+        tries += 1
+        link._process.kill()
+        link.ask("hello", {"num_threads": 1, "cores": None})
+
+    with pytest.raises(DeviceError, match="is not reached any more"):
+        target._connected(die)
+    assert tries == 2
+    target._disconnect()
+
+
 def test_device_is_measured_by_one_search_at_a_time(target: SshTarget, calibration: Calibration) -> None:
     target.fingerprint()
     lock = (Path(tempfile.gettempdir()) / f"hilo-nas-{os.getuid()}.lock").open("w")
