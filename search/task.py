@@ -182,6 +182,9 @@ def fit(
     seed, batches = torch.initial_seed(), data.train_dataloader(task.settings.batch_size)
 
     done = epochs_done(checkpoint)
+    if checkpoint is not None and done >= task.settings.max_epochs:  # Lightning would leave averaged weights aside
+        task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+        return
     if isinstance(batches, DataLoader):
         batches.sampler.set_epoch(done)  # type: ignore[attr-defined]  # Lightning tells the later ones in time
 

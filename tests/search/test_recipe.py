@@ -66,6 +66,8 @@ def test_averaged_weights_are_the_result(tmp_path: Path, architecture: Architect
     averaged = trained(architecture, tmp_path / "averaged")
     last = trained(architecture, tmp_path / "last", replace(RECIPE, ema_decay=0.0))
     assert any(not torch.equal(averaged[name], last[name]) for name in last)
+    again = trained(architecture, tmp_path / "averaged")  # as after a kill that came after the last epoch
+    assert all(torch.equal(again[name], averaged[name]) for name in averaged)
 
 
 def test_logs_hold_loss_learning_rate_and_validation(tmp_path: Path, architecture: Architecture) -> None:
