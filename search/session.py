@@ -176,10 +176,10 @@ def prepare_training(
         with progress_of(console, "training shared weights") as progress:
             packed = engine.prepare(seed, progress)
         evaluator.unpack(seed, packed)
+        if not has_trials(study):
+            study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
     engine.train_with(partial(unpacked, make_evaluator, seed, packed))
     study.set_user_attr(SUPERNET, str(shared))
-    if not has_trials(study):
-        study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
 
 
 def alone(cfg: DictConfig, train: DictConfig, data: ImageData, file: Path) -> KeptAccuracies:

@@ -1,4 +1,4 @@
-"""Every benchmark starts and shows its results, with less of everything; searches that are struck have tests of their own."""
+"""Every benchmark starts and shows its results, with less of everything; those that strike searches have other tests."""
 
 from __future__ import annotations
 
