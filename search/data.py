@@ -15,6 +15,7 @@ import lightning
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Image
+from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 from torch import Tensor
@@ -46,9 +47,11 @@ class Splits:
         if isinstance(feature, ClassLabel) and isinstance(trained, ClassLabel) and feature.names != trained.names:
             if unknown := set(feature.names) - set(trained.names):
                 raise UserError(f"the test set has classes that training has not: {', '.join(sorted(unknown)[:5])}")
-            dataset = dataset.align_labels_with_mapping({name: trained.str2int(name) for name in trained.names}, "label")
-        if (highest := max(dataset["label"][:])) >= self.num_classes:
-            raise UserError(f"the test set has label {highest}; training has {self.num_classes} classes")
+            check_labels(dataset, feature.num_classes, "test")
+            number = [trained.names.index(name) for name in feature.names]
+            labels = [number[label] for label in dataset["label"][:]]
+            dataset = dataset.remove_columns("label").add_column("label", labels, feature=trained)
+        check_labels(dataset, self.num_classes, "test")
         return dataset
 
 
@@ -119,10 +122,6 @@ class SplitData(lightning.LightningDataModule):
     def num_val(self) -> int:
         return len(self.splits.val)
 
-    def in_mode(self, dataset: Dataset) -> Dataset:
-        """Rows whose images come decoded, grey or in colour."""
-        return dataset.cast_column("image", Image(mode="L" if self.in_chans == 1 else "RGB"))
-
     def broken(self, error: Exception) -> UserError:
         """What to say of an image that cannot be decoded."""
         return UserError(f"an image of data={self.name} cannot be decoded ({error}); mend or remove it")
@@ -182,12 +181,13 @@ class ImageData(SplitData):
 
     def _decode(self, dataset: Dataset) -> Images:
         """Decode images, resized on their shorter side and cropped to the middle."""
-        rows = self.in_mode(dataset)
+        rows = dataset.cast_column("image", Image())
         size = (self.img_size, self.img_size)
         images = torch.empty(len(rows), self.in_chans, *size, dtype=torch.uint8)
         try:
             for target, image in zip(images, rows["image"], strict=True):
-                pixels = np.array(ImageOps.fit(image, size, Resampling.BILINEAR)).reshape(*size, self.in_chans)
+                fitted = ImageOps.fit(converted(image, self.in_chans), size, Resampling.BILINEAR)
+                pixels = np.array(fitted).reshape(*size, self.in_chans)
                 target.copy_(torch.from_numpy(pixels).permute(2, 0, 1))  # (C, H, W)
         except (UnidentifiedImageError, OSError) as error:
             raise self.broken(error) from error
@@ -252,9 +252,24 @@ def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) 
     return images
 
 
+def converted(image: PillowImage.Image, in_chans: int) -> PillowImage.Image:
+    """An image in grey or in colour, with 8 bits a channel."""
+    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+        image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
+    return image.convert("L" if in_chans == 1 else "RGB")
+
+
+def check_labels(dataset: Dataset, num_classes: int, split: str) -> None:
+    """Raises: UserError naming a label that is none of the classes."""
+    for label in dataset["label"][:]:
+        if not isinstance(label, int) or not 0 <= label < num_classes:
+            raise UserError(f"the {split} set has label {label}; it must have class numbers from 0 to {num_classes - 1}")
+
+
 def _count_classes(dataset: Dataset) -> int:
     feature = dataset.features["label"]
     if isinstance(feature, ClassLabel):
+        check_labels(dataset, feature.num_classes, "training")
         return int(feature.num_classes)
     labels = dataset["label"][:]
     if not labels or not all(isinstance(label, int) and label >= 0 for label in labels):

@@ -5,6 +5,7 @@ split is "train" or "test"; num_images is how many are wanted, for sources that 
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
 from collections.abc import Iterable
@@ -72,7 +73,8 @@ def imagefolder(split: str, num_images: int | None, path: str) -> Dataset:
     names = ("train",) if split == "train" else ("test", "val", "validation")
     for name in names:
         if (folder / name).is_dir():
-            dataset = load_dataset("imagefolder", data_dir=str(folder / name), split="train", drop_labels=False)
+            files = f"{glob.escape(str(folder.resolve() / name))}/**"  # all of them, whatever splits their names suggest
+            dataset = load_dataset("imagefolder", data_files={"train": files}, split="train", drop_labels=False)
             return _with_columns(dataset, "image", "label")
     raise UserError(f"data.source.path={path} has no folder {' or '.join(names)}")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from PIL import UnidentifiedImageError
 from timm.data import create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from models.architecture import check_int, check_number
-from search.data import EVAL_BATCH, Source, SplitData, epoch_seed
+from search.data import EVAL_BATCH, Source, SplitData, converted, epoch_seed
 from search.errors import UserError
 from search.latency.machine import allowed_cores
 
@@ -118,7 +118,7 @@ class StreamedData(SplitData):
         return DataLoader(rows, batch_size, num_workers=num_workers, **options)
 
     def _rows(self, dataset: Dataset, transform: Any, seed: int | None) -> Rows:
-        return Rows(self.in_mode(dataset), transform, self.in_chans, seed, self.broken)
+        return Rows(dataset.cast_column("image", Image()), transform, self.in_chans, seed, self.broken)
 
     def _transform(self, training: bool, flip: bool) -> Any:
         """timm's, for three channels: grey images get three equal ones, of which `Rows` keeps one."""
@@ -166,7 +166,7 @@ class Rows(TorchDataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
             row = self.dataset[index]
-            image = row["image"].convert("RGB")
+            image = converted(row["image"], self.in_chans).convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
             raise self.broken(error) from error
         if self.seed is None:

@@ -189,6 +189,59 @@ def test_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data.test_dataloader()
 
 
+def test_names_of_files_and_classes_choose_no_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet's own files are called ILSVRC2012_val_00000293.JPEG, and other sets have a class `train`."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "pictures [all]"
+    write_image_folder(folder / "train", 12)
+    (folder / "train/dog").rename(folder / "train/train")
+    write_image_folder(folder / "val", 3)
+    (folder / "val/dog").rename(folder / "val/train")
+    for file in (folder / "val").rglob("*.png"):
+        file.rename(file.with_name(f"ILSVRC2012_val_{file.stem}.png"))
+    data = make(partial(sources.imagefolder, path=str(folder)), in_chans=3, train_size=None, val_size=4)
+    assert (data.num_classes, data.num_train) == (2, 20)
+    ((_, labels),) = data.test_dataloader()
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
+
+
+def test_grey_images_of_16_bits_keep_their_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for label in ("dark", "bright"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for i in range(8):
+            pixels = np.full((16, 16), 256 * (100 * (label == "bright") + i), np.uint16)
+            Image.fromarray(pixels).save(tmp_path / "train" / label / f"{i}.png")
+    for in_chans in (1, 3):
+        data = make(partial(sources.imagefolder, path=str(tmp_path)), in_chans=in_chans, train_size=None, val_size=2)
+        assert sorted(ids(data.train.images) + ids(data.val.images)) == [*range(8), *range(100, 108)]
+
+
+def test_classes_that_differ_in_case_alone_stay_apart() -> None:
+    def source(split: str, num_images: int | None) -> Dataset:
+        images = np.zeros((40 if split == "train" else 3, 16, 16), np.uint8)
+        if split == "train":
+            return sources.from_arrays(images, [i % 3 for i in range(40)], ["A", "a", "b"])
+        return sources.from_arrays(images, [0, 1, 0], ["A", "b"])
+
+    ((_, labels),) = make(source, train_size=None).test_dataloader()
+    assert labels.tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("label", [-1, None])
+@pytest.mark.parametrize("split", ["training", "test"])
+def test_labels_that_are_no_classes_are_named(split: str, label: int | None) -> None:
+    def source(asked: str, num_images: int | None) -> Dataset:
+        dataset = numbered(asked, num_images)
+        if (asked == "test") != (split == "test"):
+            return dataset
+        features = dataset.features["label"]
+        return dataset.remove_columns("label").add_column("label", [label, *[0] * 49], feature=features)
+
+    with pytest.raises(UserError, match=f"the {split} set has label {label}"):
+        make(source).test_dataloader()
+
+
 def test_test_labels_follow_the_names_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_image_folder(tmp_path / "train", 12)
