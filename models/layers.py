@@ -97,7 +97,7 @@ class _SmallMapConv(torch.autograd.Function):
                 made = grad[:, max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)]
                 taps.append((seen * made).sum((0, 1, 2)))
         grad_weight = torch.stack(taps, 1).view_as(weight)
-        return depthwise(grad, weight.flip(2, 3), None), grad_weight, grad.sum((0, 1, 2))
+        return depthwise(grad, weight.flip(2, 3).to(grad.dtype), None), grad_weight, grad.sum((0, 1, 2))
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -70,20 +70,27 @@ class Recipe:
         return [EMAWeightAveraging(decay=self.ema_decay)] if self.ema_decay else []
 
     def options(self, accelerator: str, folder: Path) -> dict[str, Any]:
-        """For lightning.Trainer. folder: of the logs."""
+        """For lightning.Trainer. folder: of the logs. A query of a single window is not computed and has no gradient."""
         return {
             "precision": self._precision(accelerator),
             "devices": 1 if self.augmentation is None else self.devices,
+            "strategy": "ddp_find_unused_parameters_true" if self._num_devices(accelerator) > 1 else "auto",
             "logger": [self._logger(name, folder) for name in self.logs],
             "check_val_every_n_epoch": max(1, self.validate_every),
             "use_distributed_sampler": False,
         }
 
+    def _num_devices(self, accelerator: str) -> int:
+        if self.augmentation is None:
+            return 1
+        if isinstance(self.devices, int):
+            return self.devices
+        return torch.cuda.device_count() if on_cuda(accelerator) else 1
+
     def _precision(self, accelerator: str) -> str:
         if self.precision != "auto":
             return self.precision
-        on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return "bf16-mixed" if on_gpu else "32-true"
+        return "bf16-mixed" if on_cuda(accelerator) and torch.cuda.is_bf16_supported() else "32-true"
 
     def _logger(self, name: str, folder: Path) -> Logger:
         """Raises: ValueError naming the package to install if TensorBoard's is missing."""
@@ -92,6 +99,10 @@ class Recipe:
         except ModuleNotFoundError as error:
             raise ValueError(f"recipe.logs: {name} needs a package: pip install 'hilo-nas[tensorboard]'") from error
         return logger
+
+
+def on_cuda(accelerator: str) -> bool:
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 class FullTraining(ImageClassification):

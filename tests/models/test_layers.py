@@ -42,6 +42,18 @@ def test_depthwise_convolution(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(layer(x), theirs(x))
 
 
+def test_depthwise_convolution_of_a_small_map_in_mixed_precision() -> None:
+    layer, x = DepthwiseConv(12), torch.randn(3, 2, 2, 12)
+    layer(x).sum().backward()
+    expected = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    out.float().sum().backward()
+    for parameter, grad in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize(("patch_size", "side", "dims"), [(2, 8, (4, 8)), (2, 7, (4, 8)), (4, 18, (3, 6)), (2, 2, (32, 64))])
 def test_patch_convolution(patch_size: int, side: int, dims: tuple[int, int]) -> None:
     layer = PatchConv(*dims, patch_size)
