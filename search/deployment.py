@@ -68,6 +68,11 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
     """
     architecture, facts = config_file.read(file)
     trained = trained_network(file, architecture, facts)
+    if trained.network.in_chans != target.in_chans:
+        raise UserError(
+            f"{file.with_suffix('.safetensors')} is for images of {trained.network.in_chans} channel(s), the study's have "
+            f"{target.in_chans}: train on the study's data, or move that file elsewhere"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     config_file.write(folder / ARCHITECTURE, f"Architecture of the files beside it; from {file}.", architecture, facts)
     in_chans, side = trained.network.in_chans, image_side(facts)
@@ -95,6 +100,12 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
     return folder
 
 
+def check_runs_files(target: PairedTarget) -> None:
+    """Raises: UserError if a target cannot measure deployable files, which run on this machine's processor."""
+    if not target.runs_files:
+        raise UserError(f"latency={target.name}: exported files run on this machine's CPU here; choose latency=cpu")
+
+
 def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, Any]) -> Trained:
     """The network with the weights that search.train left beside its file, else with random ones."""
     weights, report = file.with_suffix(".safetensors"), file.with_suffix(".result.json")
@@ -114,7 +125,8 @@ def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, 
 
 def network_with(architecture: Architecture, state: Mapping[str, Tensor]) -> LITv2:
     """A network in evaluation mode; channels and classes are those of the weights."""
-    in_chans, num_classes = state["patch_embed.proj.weight"].shape[1], state["head.weight"].shape[0]
+    in_chans = state["patch_embed.proj.weight"].shape[1]
+    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     network = build(architecture, in_chans=in_chans, num_classes=num_classes)
     network.load_state_dict(state)
     return network.eval()

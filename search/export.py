@@ -7,6 +7,7 @@ import datetime
 import io
 import logging
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +69,7 @@ def deploy_all(
 
     Raises: UserError if weights cannot be read, or a format cannot be written.
     """
-    from search.deployment import deploy  # torch takes seconds that --help need not wait
+    from search.deployment import check_runs_files, deploy  # torch takes seconds that --help need not wait
     from search.latency.base import Calibration
     from search.latency.target import PairedTarget
 
@@ -78,6 +79,7 @@ def deploy_all(
     target: PairedTarget = construct(
         target_of(cfg.latency, img_size=side, in_chans=in_chans, num_classes=device["num_classes"])
     )
+    check_runs_files(target)
     calibration = Calibration.from_dict(study.user_attrs["calibration"])
     if target.fingerprint() != device:
         log.info("this is not the device that the study was measured on: calibrating its anchor network here")
@@ -85,6 +87,11 @@ def deploy_all(
     for file in files:
         written = deploy(file, formats, target, calibration, folder / file.stem)
         console.print(f"deployable files and their card: {written}", soft_wrap=True)
+
+
+def is_trained(file: Path) -> bool:
+    """Whether search.train has left weights of this architecture, or the state of a training, beside its file."""
+    return file.with_suffix(".safetensors").exists() or any(file.parent.glob(f"{file.stem}.*.ckpt"))
 
 
 def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
@@ -96,7 +103,7 @@ def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
     pareto.mkdir(exist_ok=True)
     wanted = {member_name(member) for member in members}
     for old in pareto.glob("trial-*.yaml"):
-        if old.name not in wanted:
+        if re.fullmatch(r"trial-\d+\.yaml", old.name) and old.name not in wanted and not is_trained(old):
             old.unlink()  # an earlier export's member that has since been dominated
     for member in members:
         path = pareto / member_name(member)

@@ -25,7 +25,7 @@ from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
 from search import config_file
 from search.cli import construct, set_up_logging, target_of
-from search.deployment import FORMATS, measure_again, read_facts
+from search.deployment import FORMATS, check_runs_files, measure_again, read_facts
 from search.errors import SearchStopped, UserError, one_line
 from search.latency.base import Calibration, Latency
 from search.latency.target import Network, PairedTarget
@@ -103,7 +103,9 @@ def measure_deployed(folder: Path, latency: DictConfig, console: Console) -> Non
     table = Table(title=f"{folder}: with the calibration of its card", title_justify="left")
     for header in ("file", "card, ms [95 %]", "now", "ratio"):
         table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
-    for name, (said, found) in measure_again(folder, construct(make_target)).items():
+    target: PairedTarget = construct(make_target)
+    check_runs_files(target)
+    for name, (said, found) in measure_again(folder, target).items():
         texts = (escape(latency_text(one)) for one in (said, found))
         table.add_row(FORMATS[name].file, *texts, f"{found.latency_ms / said.latency_ms:.3f}")
     console.print(table)

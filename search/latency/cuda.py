@@ -22,6 +22,7 @@ class CudaTarget(PairedTarget):
 
     name = "cuda"
     dtypes = ("float32", "float16", "bfloat16")
+    runs_files = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -109,6 +109,7 @@ class SshTarget(PairedTarget):
     backend = "onnxruntime over ssh, CPUExecutionProvider"
     packages = ("torch", "torchvision", "timm", "onnx", "onnxscript")
     extra = "onnx"
+    runs_files = False
 
     def __post_init__(self) -> None:
         cores, self.cores = self.cores, None  # which the device knows, not this machine

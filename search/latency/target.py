@@ -107,6 +107,7 @@ class PairedTarget(ABC):
     extra: ClassVar[str] = ""
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     loads_copies: ClassVar[bool] = True
+    runs_files: ClassVar[bool] = True  # of search.export
 
     def __post_init__(self) -> None:
         for setting in ("batch_size", "num_threads"):

@@ -10,8 +10,11 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.struck_search import TINY
+from models.architecture import Architecture
+from models.litv2 import build
 from search import config_file
 from search.deployment import BATCHES, FORMATS, PARITY, network_with
 from search.export import export
@@ -91,11 +94,39 @@ def test_card_of_another_setting_is_refused(deployed: Path, capsys: pytest.Captu
         (["pick=latency<=0.001ms"], "the fastest of the front takes"),
         (["format=tflite"], "format=tflite is unknown; choose of yaml, safetensors, torch_export, onnx"),
         (["study.name=missing"], "there is no outputs/missing here"),
+        (["format=onnx", "latency=ssh", "latency.host=pi"], "latency=ssh: exported files run on this machine's CPU here"),
     ],
 )
 def test_mistakes_are_named(deployed: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(export, "export", [*EXPORT, *overrides]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_weights_for_other_images_are_named(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("outputs/first/pareto") / f"{deployed.name}.safetensors"
+    before = file.read_bytes()
+    architecture, _ = config_file.read(deployed / "architecture.yaml")
+    save_file(build(architecture, in_chans=3, num_classes=10).state_dict(), file)
+    assert call(export, "export", [*EXPORT, "pick=knee", "format=onnx"]) == 2
+    assert "is for images of 3 channel(s), the study's have 1" in capsys.readouterr().err
+    file.write_bytes(before)
+
+
+def test_network_without_a_head_is_read(architecture: Architecture) -> None:
+    state = build(architecture, in_chans=1, num_classes=0).state_dict()
+    assert network_with(architecture, state).num_classes == 0
+
+
+def test_architecture_of_a_trained_network_stays(deployed: Path) -> None:
+    pareto = Path("outputs/first/pareto")
+    trained, left, own = pareto / "trial-00090.yaml", pareto / "trial-00091.yaml", pareto / "trial-00090-strong.yaml"
+    for file in (trained, left, own):
+        file.write_text("of an earlier front\n", encoding="utf-8")
+    trained.with_suffix(".safetensors").touch()
+    assert call(export, "export", EXPORT) == 0
+    assert [file.exists() for file in (trained, left, own)] == [True, False, True]
+    for file in (trained, own, trained.with_suffix(".safetensors")):
+        file.unlink()
 
 
 def test_folder_without_a_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
