@@ -12,7 +12,7 @@ from search.errors import UserError
 from search.space import PATTERN
 from search.trials import Finished, accuracy_of, latest_of_each
 
-LIMIT = re.compile(r"(latency(?:\.[\w-]+)?|accuracy)\s*(<=|>=)\s*([0-9.]+(?:e-?[0-9]+)?)\s*(ms)?")
+LIMIT = re.compile(r"(latency(?:\.[\w-]+)?|accuracy)\s*(<=|>=)\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)\s*(ms)?")
 RULES = 'front (all of it), knee, "latency<=5ms" or "accuracy>=0.93"'
 
 

@@ -23,6 +23,7 @@ from search.picture import picture
 from search.study import SHARED_SECONDS
 from search.trials import (
     INTERRUPTED,
+    SAMPLED,
     SKIPPED,
     Finished,
     finished_trials,
@@ -94,7 +95,9 @@ def sections(found: Found) -> list[Section]:
 def setting(found: Found) -> Section:
     settings, device = found.attrs["settings"], found.attrs["device"]
     data, budget = settings["data"], settings["latency"]["budget_ms"]
-    images = f"{data['train_size']} training and {data['val_size']} validation images of {data['img_size']} pixels"
+    images = (
+        f"{data['train_size'] or 'all other'} training and {data['val_size']} validation images of {data['img_size']} pixels"
+    )
     evaluator = settings["accuracy"]["_target_"].rpartition(".")[2]
     run = f"{device['num_threads']} thread(s), batch {device['batch_size']}, input {device['input_size']}"
     rows = [
@@ -123,8 +126,8 @@ def front_section(found: Found) -> Section:
         return Section("Front", ["No network has both an accuracy and a latency within the budget yet."])
     probability = front_probability(found.trials)
     in_front = {one.architecture.key for one in found.members}
-    known = [one for one in found.judged if one.origin != "sampled"]
-    dominated = [one for one in found.judged if one.architecture.key not in in_front and one.origin == "sampled"]
+    known = [one for one in found.judged if one.origin != SAMPLED]
+    dominated = [one for one in found.judged if one.architecture.key not in in_front and one.origin == SAMPLED]
     budget = found.attrs["settings"]["latency"]["budget_ms"]
     drawn = figures.front_figure(found.members, dominated, known, budget)
     rows = []
@@ -165,7 +168,7 @@ def pictures(found: Found) -> Section | None:
 
 
 def baselines(found: Found) -> Section | None:
-    known = [one for one in found.judged if one.origin != "sampled"]
+    known = [one for one in found.judged if one.origin != SAMPLED]
     if not known or not found.members:
         return None
     rows = [(one.origin, accuracy_text(one), latency_text(one.outcome.latency), describe(one.architecture)) for one in known]

@@ -119,10 +119,11 @@ class Space:
         return self.suggest(_Drawn(seed, size))
 
     def dimensions(self) -> dict[str, tuple[Value, ...]]:
-        """Every parameter that has several choices, with them; alpha where some window is above 1."""
+        """Every parameter that has several choices, with them; alpha where some window is above 1, heads above 0."""
         choices: dict[str, tuple[Value, ...]] = {"embed_dim": self.embed_dim}
         for number, stage in enumerate(self.stages, start=1):
-            kinds = vars(stage) if max(stage.window_size) > 1 else {**vars(stage), "alpha": ()}
+            needs_window = {"alpha": 1, "num_heads": 0}  # above these
+            kinds = {kind: v for kind, v in vars(stage).items() if max(stage.window_size) > needs_window.get(kind, -1)}
             choices |= {f"stage{number}.{kind}": values for kind, values in kinds.items()}
         return {name: values for name, values in choices.items() if len(values) > 1}
 

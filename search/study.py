@@ -28,6 +28,7 @@ from search.space import Parameters, Space
 from search.storage import Patience, is_away, quiet_experimental
 from search.trials import (
     INTERRUPTED,
+    SAMPLED,
     SKIPPED,
     Finished,
     count_skipped,
@@ -228,7 +229,7 @@ class Coordinator:
             outcome = outcome.without_samples()
         said = {name: prediction.latency_ms for name, prediction in one.predictions.items()}
         predicted_ms = said.pop(self.objective.first, None)
-        origin = one.trial.user_attrs.get("origin", "sampled")
+        origin = one.trial.user_attrs.get("origin", SAMPLED)
         result = Finished(
             one.number, one.architecture, outcome, num_params, num_macs, origin, predicted_ms, one.trial.params, said
         )

@@ -6,7 +6,7 @@ A finished trial is one that is complete or that a latency budget ruled out; an 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -21,6 +21,7 @@ from search.space import Parameters
 
 METRICS = ["accuracy", "latency_ms"]
 INTERRUPTED = "interrupted"
+SAMPLED = "sampled"  # origin of trials that the sampler proposed
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
 
@@ -60,8 +61,13 @@ def count_skipped(study: optuna.Study) -> int:
 
 
 def latest_of_each(trials: Iterable[Finished]) -> list[Finished]:
-    """One trial for each network: the latest, whose latency all its measurements have gone into."""
-    return list({trial.architecture.key: trial for trial in trials}.values())
+    """One trial for each network: the latest, whose latency all its measurements have gone into, with its first origin."""
+    latest: dict[str, Finished] = {}
+    for trial in trials:
+        before = latest.get(trial.architecture.key, trial)
+        is_known = trial.origin == SAMPLED and before.origin != SAMPLED
+        latest[trial.architecture.key] = replace(trial, origin=before.origin) if is_known else trial
+    return list(latest.values())
 
 
 def judged(trials: Iterable[Finished]) -> list[Finished]:
@@ -134,7 +140,7 @@ def read(trial: FrozenTrial) -> Finished:
         outcome=outcome,
         num_params=attrs["parameters"],
         num_macs=attrs["multiply_accumulates"],
-        origin=attrs.get("origin", "sampled"),
+        origin=attrs.get("origin", SAMPLED),
         predicted_ms=attrs.get("predicted_latency_ms"),
         parameters=trial.params,
         predicted=attrs.get("predicted_latencies_ms", {}),

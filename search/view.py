@@ -17,7 +17,7 @@ from rich.table import Table
 from models.architecture import Architecture
 from search.latency.base import Latency
 from search.study import SearchProgress
-from search.trials import Finished, front, front_probability
+from search.trials import SAMPLED, Finished, front, front_probability
 
 log = logging.getLogger(__name__)
 LOG_WIDTH = 140  # characters
@@ -56,7 +56,7 @@ def note_text(trial: Finished) -> str:
         return "known network, measured again"
     if not trial.outcome.latency.measured:
         return "dominated, latency predicted"
-    return "" if trial.origin == "sampled" else trial.origin
+    return "" if trial.origin == SAMPLED else trial.origin
 
 
 def model_text(progress: SearchProgress) -> str:

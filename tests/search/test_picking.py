@@ -6,7 +6,7 @@ import pytest
 
 from search.errors import UserError
 from search.picking import compare, pick
-from search.trials import Finished
+from search.trials import Finished, latest_of_each
 from tests.known_engine import SPACE, finished
 
 
@@ -40,11 +40,20 @@ def test_rules(rule: str, numbers: list[int]) -> None:
         ("accuracy>=0.9ms", "is no rule"),
         ("elbow", "is no rule"),
         ("latency<=x", "is no rule"),
+        ("latency<=2..5ms", "is no rule"),
+        ("accuracy>=.", "is no rule"),
     ],
 )
 def test_rules_that_pick_nothing_are_named(rule: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         pick(front_of_four(), rule)
+
+
+def test_pattern_that_was_sampled_again_is_still_the_pattern() -> None:
+    first = finished(0, 0.7, 2.0, SPACE.anchor(), origin="LITv2 pattern, width 8")
+    again = finished(5, 0.7, 1.9, SPACE.anchor())
+    (latest,) = latest_of_each([first, again])
+    assert (latest.number, latest.origin) == (5, first.origin)
 
 
 def test_front_of_one_has_a_knee() -> None:
