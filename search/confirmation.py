@@ -32,7 +32,7 @@ from search.data import ImageData
 from search.devices import FIRST_DEVICE, make_engine
 from search.engine.base import Engine
 from search.errors import UserError
-from search.export import facts, member_name, write_shared_weights
+from search.export import facts, member_name, remove_left, write_shared_weights
 from search.latency.base import Calibration, Latency
 from search.pareto import front_indices, front_probabilities
 from search.session import REMEDY, alone, check_limits, study_settings
@@ -248,11 +248,10 @@ def export(study: Any, cases: Sequence[Case], folder: Path) -> None:
     """Write the confirmed front: architectures that no other dominates by confirmed values, with these."""
     compared = [case for case in cases if case.accuracies and case.latency is not None]
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("trial-*.yaml"):  # what was trained stays
-        old.unlink()
     noise, place = seed_noise(cases), trained(cases)
     latencies = [case.latency.latency_ms for case in compared if case.latency is not None]
     members = [compared[index] for index in front_indices([case.accuracy for case in compared], latencies)]
+    remove_left(folder, [member.trial for member in members])
     for member in members:
         path = folder / member_name(member.trial)
         comment = f"Confirmed: on the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"

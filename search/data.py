@@ -254,8 +254,8 @@ def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) 
 
 def converted(image: PillowImage.Image, in_chans: int) -> PillowImage.Image:
     """An image in grey or in colour, with 8 bits a channel."""
-    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
-        image = PillowImage.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow would cut them off at 255
+        image = PillowImage.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("L" if in_chans == 1 else "RGB")
 
 

@@ -68,6 +68,8 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
     """
     architecture, facts = config_file.read(file)
     trained = trained_network(file, architecture, facts)
+    if trained.network.num_classes == 0 and target.num_classes:
+        raise UserError(f"{file.with_suffix('.safetensors')} has no head; train again with search.train arch={file}")
     if trained.network.in_chans != target.in_chans:
         raise UserError(
             f"{file.with_suffix('.safetensors')} is for images of {trained.network.in_chans} channel(s), the study's have "

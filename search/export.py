@@ -8,7 +8,7 @@ import io
 import logging
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,14 @@ def is_trained(file: Path) -> bool:
     return file.with_suffix(".safetensors").exists() or any(file.parent.glob(f"{file.stem}.*.ckpt"))
 
 
+def remove_left(folder: Path, members: Sequence[Finished]) -> None:
+    """Remove files of networks that have left a front, but for what search.train worked on and what others put there."""
+    wanted = {member_name(member) for member in members}
+    for old in folder.glob("trial-*.yaml"):
+        if re.fullmatch(r"trial-\d+\.yaml", old.name) and old.name not in wanted and not is_trained(old):
+            old.unlink()
+
+
 def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
     """Write what a study has found so far below its folder. Returns the front."""
     trials = finished_trials(study)
@@ -101,10 +109,7 @@ def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
     probability = front_probability(trials)
     pareto = folder / "pareto"
     pareto.mkdir(exist_ok=True)
-    wanted = {member_name(member) for member in members}
-    for old in pareto.glob("trial-*.yaml"):
-        if re.fullmatch(r"trial-\d+\.yaml", old.name) and old.name not in wanted and not is_trained(old):
-            old.unlink()  # an earlier export's member that has since been dominated
+    remove_left(pareto, members)
     for member in members:
         path = pareto / member_name(member)
         comment = f"One network of the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
@@ -129,7 +134,8 @@ def write_shared_weights(study: optuna.Study, members: list[Finished], folder: P
         log.warning("no weights are exported: %s", error)
         return
     for old in folder.glob(f"trial-*{SHARED_WEIGHTS}"):
-        old.unlink()
+        if not old.with_name(old.name.replace(SHARED_WEIGHTS, ".yaml")).exists():
+            old.unlink()
     for member in members:
         save_file(elastic.extract(member.architecture).state_dict(), shared_weights_file(folder / member_name(member)))
 

@@ -73,6 +73,8 @@ def imagefolder(split: str, num_images: int | None, path: str) -> Dataset:
     names = ("train",) if split == "train" else ("test", "val", "validation")
     for name in names:
         if (folder / name).is_dir():
+            if not any(file.is_file() for file in (folder / name).rglob("*")):
+                raise UserError(f"data.source.path={path}: {name} has no images; put them into a folder for each class")
             files = f"{glob.escape(str(folder.resolve() / name))}/**"  # all of them, whatever splits their names suggest
             dataset = load_dataset("imagefolder", data_files={"train": files}, split="train", drop_labels=False)
             return _with_columns(dataset, "image", "label")

@@ -28,6 +28,7 @@ SIZE_PARAMETERS = ("embed_dim", "depth", "mlp_ratio")
 LITV2_DEPTHS = (2, 2, 6, 2)
 LITV2_WINDOW_SIZES = (0, 0, 2, 1)
 LITV2_ALPHA = 0.9
+NEEDS_WINDOW = {"alpha": 1, "num_heads": 0}  # parameters of a stage that matter with a window above these
 PATTERN = "LITv2 pattern"  # origin of the trials that try it
 
 
@@ -122,17 +123,17 @@ class Space:
         """Every parameter that has several choices, with them; alpha where some window is above 1, heads above 0."""
         choices: dict[str, tuple[Value, ...]] = {"embed_dim": self.embed_dim}
         for number, stage in enumerate(self.stages, start=1):
-            needs_window = {"alpha": 1, "num_heads": 0}  # above these
-            kinds = {kind: v for kind, v in vars(stage).items() if max(stage.window_size) > needs_window.get(kind, -1)}
-            choices |= {f"stage{number}.{kind}": values for kind, values in kinds.items()}
+            for kind, values in vars(stage).items():
+                if kind not in NEEDS_WINDOW or max(stage.window_size) > NEEDS_WINDOW[kind]:
+                    choices[f"stage{number}.{kind}"] = values
         return {name: values for name, values in choices.items() if len(values) > 1}
 
     def pair(self, dimension: str, seed: Sequence[int]) -> tuple[Architecture, Architecture]:
         """Two random architectures that differ in one dimension alone: its lowest and its highest value."""
         stage, _, kind = dimension.rpartition(".")
         needed: dict[str, Value] = {}
-        if kind in ("alpha", "num_heads"):  # which matter with a window only
-            windows = [w for w in self.stages[int(stage.removeprefix("stage")) - 1].window_size if w > (kind == "alpha")]
+        if kind in NEEDS_WINDOW:
+            windows = [w for w in self.stages[int(stage.removeprefix("stage")) - 1].window_size if w > NEEDS_WINDOW[kind]]
             needed[f"{stage}.window_size"] = _Drawn(seed).suggest_categorical(f"{stage}.window_size", windows)
         lowest, *_, highest = self.dimensions()[dimension]
         low, high = (self.suggest(_Drawn(seed, fixed={**needed, dimension: value})) for value in (lowest, highest))

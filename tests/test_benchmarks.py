@@ -1,4 +1,4 @@
-"""Every benchmark starts and shows its results, with less of everything; those that strike searches have other tests."""
+"""Benchmarks start and show their results, with less of everything. Faults have other tests; evaluators takes hours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ QUICK = ["latency.max_seconds=0.5", "latency.calibration_seconds=0.3"]
 
 def output(folder: Path, name: str, *arguments: str) -> str:
     process = start(folder, f"benchmarks.{name}", *arguments)
-    said, _ = process.communicate()
+    try:
+        said, _ = process.communicate(timeout=600)
+    finally:
+        process.kill()
     assert process.returncode == 0, said
     return said
 
@@ -42,11 +45,13 @@ def test_scaling_draws_all_its_cases(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_attention_compares_layers(tmp_path: Path) -> None:
     assert "HiLo" in output(tmp_path, "attention", "--batch", "1", "--seconds", "0.1")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_model_speed_compares_implementations(tmp_path: Path) -> None:
     arguments = ["hilo", "litv2", "--variants", "litv2_s", "--img-sizes", "224", "--parts", "forward", "--seconds", "0.1"]
     assert "litv2" in output(tmp_path, "model_speed", *arguments).lower()

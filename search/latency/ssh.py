@@ -30,7 +30,7 @@ from models.architecture import Architecture, check_int, check_number
 from models.onnx import export_onnx
 from search.errors import UserError
 from search.latency.base import Calibration, Latency, Round
-from search.latency.protocol import Run, Series, repeat_interval
+from search.latency.protocol import Series, repeat_interval
 from search.latency.runner import MARK
 from search.latency.target import (
     COPIES_BYTES,
@@ -197,9 +197,6 @@ class SshTarget(PairedTarget):
         assert self._facts is not None
         return int(self._facts["cores"])
 
-    def ready(self, load: Callable[[], Run], weights: int = 0) -> Ready:
-        raise ConversionError("files of search.export are not measured over ssh; copy them to the device")
-
     def _anchor_ready(self, anchor: Architecture) -> RemoteReady:
         if self._anchor is None or self._anchor[0] != anchor:
             self._anchor = (anchor, self.make_ready(self._network(anchor)))
@@ -225,9 +222,9 @@ class SshTarget(PairedTarget):
         answer = link.ask("load", arguments, given + ready.content)
         outputs = torch.tensor(numbers(answer.get("outputs"), 1e30, lowest=-1e30))
         with torch.inference_mode():
-            shape = ready.model(ready.x).shape
-        if outputs.numel() != shape.numel():
-            raise ProtocolError(f"the device gave {outputs.numel()} outputs instead of {shape.numel()}")
+            shape = (len(ready.x), *ready.model(ready.x[:1]).shape[1:])
+        if outputs.numel() != math.prod(shape):
+            raise ProtocolError(f"the device gave {outputs.numel()} outputs instead of {math.prod(shape)}")
         self._parity[name] = check_parity(self.name, ready.model, ready.x, outputs.reshape(shape), self.dtype)
         return name
 
@@ -249,6 +246,7 @@ class SshTarget(PairedTarget):
         """Do something with the device, again on a new connection if this one drops; then drop what it need not keep."""
         lost, pause = None, FIRST_PAUSE
         while True:
+            began = time.monotonic()
             try:
                 if self._link is None:
                     self._link = self._new_link()
@@ -262,6 +260,8 @@ class SshTarget(PairedTarget):
                     raise UserError(
                         f"latency.host={self.host} is not reached: {error}; see that ssh -o BatchMode=yes {self.host} works"
                     ) from error
+                if time.monotonic() - began > self.reconnect_seconds:  # it was there in between
+                    lost, pause = None, FIRST_PAUSE
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost + pause > self.reconnect_seconds:
                     raise DeviceError(f"{self.host} is not reached any more: {error}") from error

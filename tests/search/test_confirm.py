@@ -69,6 +69,7 @@ def test_again_nothing_is_trained_or_measured_twice(folder: Path) -> None:
     before = kept(folder)
     weights = folder / "outputs/first/confirmed/trial-00099.safetensors"
     weights.write_bytes(b"trained meanwhile")
+    weights.with_suffix(".yaml").touch()
     weights.with_suffix(".logs").mkdir()
     with pytest.MonkeyPatch.context() as patch:
 
@@ -80,6 +81,8 @@ def test_again_nothing_is_trained_or_measured_twice(folder: Path) -> None:
         assert call(confirm, "confirm", CONFIRM) == 0
     assert kept(folder) == before
     assert weights.exists()
+    assert weights.with_suffix(".yaml").exists()
+    weights.with_suffix(".yaml").unlink()
 
 
 @pytest.mark.parametrize(

@@ -210,8 +210,8 @@ def test_grey_images_of_16_bits_keep_their_range(tmp_path: Path, monkeypatch: py
     for label in ("dark", "bright"):
         (tmp_path / "train" / label).mkdir(parents=True)
         for i in range(8):
-            pixels = np.full((16, 16), 256 * (100 * (label == "bright") + i), np.uint16)
-            Image.fromarray(pixels).save(tmp_path / "train" / label / f"{i}.png")
+            pixels = np.full((16, 16), 256 * (100 * (label == "bright") + i), "<u2").tobytes()
+            Image.frombytes("I;16", (16, 16), pixels).save(tmp_path / "train" / label / f"{i}.png")
     for in_chans in (1, 3):
         data = make(partial(sources.imagefolder, path=str(tmp_path)), in_chans=in_chans, train_size=None, val_size=2)
         assert sorted(ids(data.train.images) + ids(data.val.images)) == [*range(8), *range(100, 108)]

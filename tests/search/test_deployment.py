@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.struck_search import TINY
 from models.architecture import Architecture
@@ -44,8 +44,6 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_every_file_computes_what_was_trained(deployed: Path) -> None:
     architecture, _ = config_file.read(deployed / "architecture.yaml")
-    from safetensors.torch import load_file
-
     trained = Path("outputs/first/pareto") / f"{deployed.name}.safetensors"
     network = network_with(architecture, load_file(trained))
     for name, kind in FORMATS.items():
@@ -107,9 +105,10 @@ def test_weights_for_other_images_are_named(deployed: Path, capsys: pytest.Captu
     before = file.read_bytes()
     architecture, _ = config_file.read(deployed / "architecture.yaml")
     save_file(build(architecture, in_chans=3, num_classes=10).state_dict(), file)
-    assert call(export, "export", [*EXPORT, "pick=knee", "format=onnx"]) == 2
-    assert "is for images of 3 channel(s), the study's have 1" in capsys.readouterr().err
+    code = call(export, "export", [*EXPORT, "pick=knee", "format=onnx"])
     file.write_bytes(before)
+    assert code == 2
+    assert "is for images of 3 channel(s), the study's have 1" in capsys.readouterr().err
 
 
 def test_network_without_a_head_is_read(architecture: Architecture) -> None:
