@@ -246,10 +246,11 @@ class SshTarget(PairedTarget):
         """Do something with the device, again on a new connection if this one drops; then drop what it need not keep."""
         lost, pause = None, FIRST_PAUSE
         while True:
-            began = time.monotonic()
+            connected = None
             try:
                 if self._link is None:
                     self._link = self._new_link()
+                connected = time.monotonic()
                 try:
                     return action(self._link)
                 finally:
@@ -260,7 +261,7 @@ class SshTarget(PairedTarget):
                     raise UserError(
                         f"latency.host={self.host} is not reached: {error}; see that ssh -o BatchMode=yes {self.host} works"
                     ) from error
-                if time.monotonic() - began > self.reconnect_seconds:  # it was there in between
+                if connected is not None and time.monotonic() - connected > self.reconnect_seconds + SILENCE_SECONDS:
                     lost, pause = None, FIRST_PAUSE
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost + pause > self.reconnect_seconds:

@@ -106,15 +106,11 @@ def connections(target: SshTarget) -> list[psutil.Process]:
 
 
 def test_dropped_connection_is_made_again(target: SshTarget, calibration: Calibration) -> None:
+    ready = target.make_ready(target._network(LARGE))  # which takes seconds that the connection is not used in
     (before,) = connections(target)
-
-    def drop() -> None:
-        time.sleep(0.7)
-        before.kill()
-
-    dropping = threading.Thread(target=drop)
+    dropping = threading.Timer(0.7, before.kill)
     dropping.start()
-    latency = target.measure(LARGE, calibration)
+    (latency,) = target.time([ready], calibration)
     dropping.join()
     assert latency.repetitions > 1
     (after,) = connections(target)
@@ -139,20 +135,48 @@ def test_device_that_drops_the_connection_each_time_is_given_up(access: dict[str
     target._disconnect()
 
 
-def test_device_is_measured_by_one_search_at_a_time(target: SshTarget, calibration: Calibration) -> None:
+def test_device_that_is_gone_is_given_up_however_long_a_try_takes(access: dict[str, Any]) -> None:
+    target = SshTarget(**SETTINGS, **access, connect_seconds=1.0, reconnect_seconds=0.5)
     target.fingerprint()
+    target._disconnect()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        target.port = silent.getsockname()[1]
+        with pytest.raises(DeviceError, match="is not reached any more"):
+            target.fingerprint()
+
+
+def test_device_is_measured_by_one_search_at_a_time(target: SshTarget, calibration: Calibration) -> None:
+    ready, released = target.make_ready(target._network(LARGE)), list[float]()
     lock = (Path(tempfile.gettempdir()) / f"hilo-nas-{os.getuid()}.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)  # as another search does that measures there
-    releasing = threading.Timer(3.0, lock.close)
-    start = time.monotonic()
+
+    def release() -> None:
+        released.append(time.monotonic())
+        lock.close()
+
+    releasing = threading.Timer(4.0, release)
     releasing.start()
-    assert target.measure(LARGE, calibration).repetitions > 1
-    assert time.monotonic() - start > 3.0
+    (latency,) = target.time([ready], calibration)
+    releasing.join()
+    assert time.monotonic() - latency.seconds >= released[0]
 
 
 def test_device_keeps_no_network_but_the_anchor(target: SshTarget, calibration: Calibration) -> None:
     target.measure(LARGE, calibration)
-    assert len(target._loaded) == 1
+
+    def there(link: Link) -> list[str]:
+        """Networks that it does not name as the one that it has not."""
+        found = []
+        for name in (f"network-{index}" for index in range(next(target._names))):
+            with pytest.raises(DeviceError) as said:
+                link.ask("ratios", {"names": [name], "anchor": "", "tolerance": 1.0, "max_seconds": 1.0})
+            if name not in str(said.value):
+                found.append(name)
+        return found
+
+    assert len(target._connected(there)) == 1
 
 
 def test_two_targets_share_a_device(target: SshTarget, access: dict[str, Any], calibration: Calibration) -> None:
