@@ -37,6 +37,27 @@ def test_search_commands_compose(line: str) -> None:
     assert compose(*map(quoted, overrides), name="config" if name == "run" else name)
 
 
+def settings() -> list[str]:
+    """Of the table of one's own search."""
+    table = README.partition("## Your own search")[2].partition("```")[0]
+    return [code for code in re.findall(r"`([^`]+)`", table) if "=" in code]
+
+
+@pytest.mark.parametrize("code", settings())
+def test_setting_of_the_table_composes(code: str) -> None:
+    words = code.removeprefix("search.train ... ").split()
+    needed = ["+latency@latency.devices.onnx=onnxruntime"] if "latency.devices.onnx." in code else []
+    assert compose(*needed, *map(quoted, words), name="train" if code.startswith("search.train") else "config")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_page_is_finished_and_what_it_links_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [one for one in linked if not (page.parent / one).exists()] == []
+    assert "TODO" not in text
+
+
 def test_code_map_names_what_exists() -> None:
     paths = re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE)
     assert len(paths) > 10

@@ -78,6 +78,15 @@ from tests.commands import call
             "postgresql://***@127.0.0.1:1/x cannot",
         ),
         (["storage.patience_seconds=-1"], "storage.patience_seconds=-1"),
+        (
+            [
+                "engine=ray",
+                "engine.address=auto",
+                "accuracy.num_threads=1",
+                "storage.url=postgresql://me:secret@localhost/x",
+            ],
+            "storage.url holds a password",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from datasets import Dataset
 from PIL import Image
 
 from search import sources
-from search.data import ImageData, Source, augment
+from search.data import ImageData, Source, augment, converted
 from search.errors import UserError
 from search.glyphs import CHARACTERS, render
 
@@ -215,6 +216,17 @@ def test_grey_images_of_16_bits_keep_their_range(tmp_path: Path, monkeypatch: py
     for in_chans in (1, 3):
         data = make(partial(sources.imagefolder, path=str(tmp_path)), in_chans=in_chans, train_size=None, val_size=2)
         assert sorted(ids(data.train.images) + ids(data.val.images)) == [*range(8), *range(100, 108)]
+
+
+def test_pgm_of_16_bits_keeps_its_range() -> None:
+    pgm = b"P5 2 1 65535\n" + np.array([256 * 7, 256 * 200], ">u2").tobytes()
+    assert np.asarray(converted(Image.open(io.BytesIO(pgm)), 1)).tolist() == [[7, 200]]
+
+
+def test_folder_without_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="train has no images"):
+        sources.imagefolder("train", None, str(tmp_path))
 
 
 def test_classes_that_differ_in_case_alone_stay_apart() -> None:

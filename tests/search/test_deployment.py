@@ -121,10 +121,15 @@ def test_architecture_of_a_trained_network_stays(deployed: Path) -> None:
     trained, left, own = pareto / "trial-00090.yaml", pareto / "trial-00091.yaml", pareto / "trial-00090-strong.yaml"
     for file in (trained, left, own):
         file.write_text("of an earlier front\n", encoding="utf-8")
-    trained.with_suffix(".safetensors").touch()
+    begun = pareto / "trial-00092.yaml"
+    begun.write_text("of an earlier front\n", encoding="utf-8")
+    of_training = [trained.with_suffix(".safetensors"), begun.with_suffix(".0123456789ab.ckpt")]
+    shared = [file.with_suffix(".supernet.safetensors") for file in (trained, left)]
+    for file in (*of_training, *shared):
+        file.touch()
     assert call(export, "export", EXPORT) == 0
-    assert [file.exists() for file in (trained, left, own)] == [True, False, True]
-    for file in (trained, own, trained.with_suffix(".safetensors")):
+    assert [file.exists() for file in (trained, begun, left, own, *shared)] == [True, True, False, True, True, False]
+    for file in (trained, begun, own, *of_training, shared[0]):
         file.unlink()
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -95,13 +95,36 @@ def test_uses_the_threads_it_names(cpu: CpuTarget) -> None:
     torch.set_num_threads(2)
     cpu.calibrate(LARGE)
     assert torch.get_num_threads() == 1
+    assert cpu.timer().scatter()
+    if hasattr(os, "sched_setaffinity"):
+        assert len(os.sched_getaffinity(0)) == 1
 
 
-def test_larger_batch_takes_longer(cpu: CpuTarget) -> None:
-    longer = dataclasses.replace(cpu, calibration_seconds=2.0)  # or on a busy machine the intervals are wide enough to meet
-    one = longer.calibrate(LARGE)
-    eight = dataclasses.replace(longer, batch_size=8).calibrate(LARGE)
-    assert eight.low_ms > one.high_ms
+def test_networks_are_measured_as_deployed_or_as_trained(cpu: CpuTarget) -> None:
+    for prepared in (True, False):
+        target = dataclasses.replace(cpu, prepared=prepared)
+        modules = target._model(target._network(SMALL)).modules()
+        assert any(isinstance(one, nn.BatchNorm2d) for one in modules) != prepared
+
+
+def test_bfloat16_is_measured(cpu: CpuTarget) -> None:
+    half = dataclasses.replace(cpu, dtype="bfloat16")
+    assert half.measure(SMALL, half.calibrate(SMALL)).repetitions > 1
+
+
+class Seeing(nn.Identity):
+    """Keeps the shapes of its inputs."""
+
+    shapes: ClassVar[set[torch.Size]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.add(x.shape)
+        return x
+
+
+def test_networks_get_batches_of_the_size_asked_for(cpu: CpuTarget) -> None:
+    dataclasses.replace(cpu, batch_size=8).make_ready(Network(Seeing, (1, 32, 32)))
+    assert Seeing.shapes == {(8, 1, 32, 32)}
 
 
 def test_peak_memory_holds_the_weights(cpu: CpuTarget) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -24,6 +26,7 @@ from search.latency.protocol import (
     time_alone,
     time_ratios,
     timed_by,
+    timer_on,
 )
 
 
@@ -72,6 +75,19 @@ def test_ratio_of_a_quiet_machine_is_exact() -> None:
     assert series.interval.median == pytest.approx(2.0)
     assert series.converged
     assert len(series.rounds) == MIN_ROUNDS
+
+
+def test_one_thread_is_timed_by_processor_time_and_more_by_wall_time() -> None:
+    wait = partial(time.sleep, 0.2)
+    assert timer_on(1, lambda: None).work(wait) < 0.1
+    assert timer_on(2, lambda: None).work(wait) >= 0.2
+
+
+def test_memory_is_scattered_anew_before_each_round() -> None:
+    machine, calls = FakeMachine(), list[int]()
+    timer = Timer(timed_by(machine.clock), machine.clock, lambda: calls.append(0))
+    (series,) = time_ratios([[machine.network(0.01)]], [machine.network(0.01)], 0.035, 10.0, timer)
+    assert len(calls) == len(series.rounds)
 
 
 def test_drift_cancels() -> None:

@@ -30,15 +30,24 @@ SETTINGS = TrainSettings(3, 16, 1e-3, 0.05, 0.1, 0.1, 1.0, 0.1, "cpu")
 
 
 def trained(
-    architecture: Architecture, folder: Path, recipe: Recipe = RECIPE, stop_after: int | None = None
+    architecture: Architecture,
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    stop_after: int | None = None,
+    begun: list[int] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The weights after a training of three epochs, or of what is left of it. stop_after: epochs until it is cut off."""
+    """The weights after a training of three epochs, or of what is left of it.
+
+    stop_after: epochs until it is cut off. begun: gets the epochs that were trained.
+    """
     lightning.seed_everything(0, verbose=False)
     model = build(architecture, in_chans=1, num_classes=100, drop_path_rate=0.1)
     task = FullTraining(model, SETTINGS, 100, recipe)
     data = streamed(recipe.augmentation or AUGMENTATION)
 
     def stop(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        if begun is not None:
+            begun.append(trainer.current_epoch)
         if trainer.current_epoch == stop_after:
             raise KeyboardInterrupt
 
@@ -57,7 +66,9 @@ def test_training_that_was_cut_off_goes_on_to_the_same_weights(
     expected = trained(architecture, whole, recipe)
     with pytest.raises(KeyboardInterrupt):
         trained(architecture, cut, recipe, stop_after=2)
-    found = trained(architecture, cut, recipe)
+    begun: list[int] = []
+    found = trained(architecture, cut, recipe, begun=begun)
+    assert begun == [2]
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.struck_search import TINY
@@ -36,7 +37,9 @@ def exported(folder: Path, architecture: Architecture) -> Path:
     return file
 
 
-def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path, architecture: Architecture) -> None:
+def test_killed_training_goes_on_to_the_same_weights(
+    tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]
+) -> None:
     killed, whole = (exported(tmp_path / name, architecture) for name in ("killed", "whole"))
     process = start(tmp_path, "search.train", *arguments(killed))
     end = time.monotonic() + SECONDS
@@ -47,8 +50,9 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path, architectur
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not killed.with_suffix(".safetensors").exists()
-    for file in (killed, whole):
-        assert call(train, "train", arguments(file)) == 0
+    assert call(train, "train", arguments(killed)) == 0
+    assert "going on with the training from" in capsys.readouterr().out
+    assert call(train, "train", arguments(whole)) == 0
     weights = [file.with_suffix(".safetensors").read_bytes() for file in (killed, whole)]
     assert weights[0] == weights[1]
     results = [json.loads(file.with_suffix(".result.json").read_text(encoding="utf-8")) for file in (killed, whole)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -20,10 +22,10 @@ from models.litv2 import build
 from search import config_file
 from search.export import export
 from search.run import run
-from search.storage import open_study
+from search.storage import held, locked, open_study
 from search.train import train
 from search.trials import finished_trials, front
-from tests.commands import call
+from tests.commands import ROOT, call
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,24 @@ def test_deployed_network_and_proxy_may_differ(folder: Path) -> None:
     assert study_of("proxy").user_attrs["device"]["input_size"] == "1x64x64"
 
 
+@pytest.mark.parametrize(
+    "hold", [lambda: locked(Path("outputs/first")), lambda: held("first", "sqlite:///outputs/first/study.db")]
+)
+def test_second_search_of_a_study_is_refused(folder: Path, hold: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with hold():
+        assert again("study.n_trials=20") == 2
+    assert "in use by another search" in capsys.readouterr().err
+
+
+def test_python_of_the_readme_runs(folder: Path, tmp_path: Path) -> None:
+    exported = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    path = tmp_path / exported.name
+    path.write_bytes(exported.read_bytes())
+    save_file(build(config_file.read(path)[0], in_chans=1, num_classes=100).state_dict(), path.with_suffix(".safetensors"))
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(block.replace("outputs/default/pareto/trial-00130", str(path.with_suffix(""))), {})
+
+
 def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "budget"
     code = call(
@@ -174,6 +194,8 @@ def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixtu
     assert front(trials) == []
     assert "all 2 networks are over latency.budget_ms=0.001" in capsys.readouterr().out
     assert (folder / "outputs/budget/pareto.csv").exists()
+    assert call(export, "export", [f"study.name={name}"]) == 2
+    assert "has no network yet" in capsys.readouterr().err
 
 
 def test_export_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,8 +211,6 @@ def test_export_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_export_of_nothing_names_the_remedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(export, "export", ["study.name=unheard"]) == 2
     assert "there is no outputs/unheard here; run a search with study.name=unheard first" in capsys.readouterr().err
-    assert call(export, "export", ["study.name=budget"]) == 2
-    assert "has no network yet" in capsys.readouterr().err
 
 
 def test_train_command(folder: Path) -> None:

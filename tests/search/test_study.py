@@ -7,13 +7,17 @@ test_run.py.
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from models.architecture import Architecture
 from search.errors import SearchStopped, UserError
@@ -22,7 +26,7 @@ from search.latency.block_model import BlockModel, Prediction
 from search.objective import Objective
 from search.storage import locked, open_study, public_url, remember
 from search.trials import INTERRUPTED, count_skipped, finished_trials, front
-from search.view import LogView, latency_text
+from search.view import LiveView, LogView, latency_text
 from tests.known_engine import SPACE, KnownEngine, coordinator, run, sampler
 
 
@@ -141,8 +145,21 @@ def test_several_failures_in_a_row_stop_the_search(storage: str) -> None:
 
 def test_time_limit_stops_between_trials(storage: str) -> None:
     study = open_study("test", storage, create=True)
-    assert not coordinator(study, KnownEngine()).run(1000, timeout_minutes=0.01)
+    assert not coordinator(study, KnownEngine(), clock=partial(next, itertools.count())).run(1000, timeout_minutes=1)
     assert 0 < len(finished_trials(study)) < 1000
+
+
+def test_terminal_shows_a_search_with_skips_and_failures(storage: str) -> None:
+    def fail(part: str, architecture: Architecture) -> None:
+        if part == "train" and architecture.stages[0].depth == 1:
+            raise RuntimeError("loss is nan")
+
+    out = io.StringIO()
+    with LiveView(Console(file=out, force_terminal=True, width=160), 40, []) as view:
+        run(storage, 40, KnownEngine(fail), budget_ms=2.2, view=view, max_consecutive_failures=100)
+    assert not view.underway
+    assert "40 of 40" in out.getvalue()
+    assert "block model off by" in out.getvalue()
 
 
 def test_raw_samples_and_progress_are_handed_on(storage: str) -> None:
