@@ -261,6 +261,7 @@ class SshTarget(PairedTarget):
                     raise UserError(
                         f"latency.host={self.host} is not reached: {error}; see that ssh -o BatchMode=yes {self.host} works"
                     ) from error
+                # It was there for longer than a device is waited for that has gone in silence.
                 if connected is not None and time.monotonic() - connected > self.reconnect_seconds + SILENCE_SECONDS:
                     lost, pause = None, FIRST_PAUSE
                 lost = lost or time.monotonic()

@@ -27,7 +27,7 @@ SECONDS = 120
 
 
 def arguments(file: Path) -> list[str]:
-    return [f"arch={file}", *TINY[:2], "train.max_epochs=4"]
+    return [f"arch={file}", *TINY[:2], "train.max_epochs=8"]
 
 
 def exported(folder: Path, architecture: Architecture) -> Path:

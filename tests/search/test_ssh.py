@@ -136,7 +136,7 @@ def test_device_that_drops_the_connection_each_time_is_given_up(access: dict[str
 
 
 def test_device_that_is_gone_is_given_up_however_long_a_try_takes(access: dict[str, Any]) -> None:
-    target = SshTarget(**SETTINGS, **access, connect_seconds=1.0, reconnect_seconds=0.5)
+    target = SshTarget(**SETTINGS, **access, connect_seconds=2.0, reconnect_seconds=1.5)
     target.fingerprint()
     target._disconnect()
     with socket.socket() as silent:

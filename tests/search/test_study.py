@@ -155,9 +155,12 @@ def test_terminal_shows_a_search_with_skips_and_failures(storage: str) -> None:
             raise RuntimeError("loss is nan")
 
     out = io.StringIO()
-    with LiveView(Console(file=out, force_terminal=True, width=160), 40, []) as view:
+    with LiveView(Console(file=out, force_terminal=True, width=160, height=50), 40, []) as view:
         run(storage, 40, KnownEngine(fail), budget_ms=2.2, view=view, max_consecutive_failures=100)
     assert not view.underway
+    study = open_study("test", storage, create=False)
+    assert count_skipped(study) > 0
+    assert any(trial.state == TrialState.FAIL for trial in study.trials)
     assert "40 of 40" in out.getvalue()
     assert "block model off by" in out.getvalue()
 
