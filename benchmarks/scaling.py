@@ -254,6 +254,7 @@ def run(case: Case, folder: Path) -> Result:
     engine.start_clock()
     assert started.run(case.num_trials, None)
     spent = np.diff([0.0, *view.busy])
+    spent = spent[: max(1, len(spent) - engine.num_trials)]  # after them others are begun
     windows = [float(spent[i : i + WINDOW].mean() * 1e3) for i in range(0, len(spent), WINDOW)]
     memory = Memory.now()
     lost = engine.idle / (case.num_parallel * engine.now)
