@@ -210,6 +210,7 @@ class PairedTarget(ABC):
             pin(self._allowed, self.num_threads)
 
     def _set_threads(self) -> None:
+        """And keep to the cores that were asked for; finding the least busy ones takes a tenth of a second."""
         if torch.get_num_threads() != self.num_threads:
             torch.set_num_threads(self.num_threads)
         if self.cores is not None:
