@@ -28,17 +28,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from search.accuracy.kept import KeptAccuracies
-from search.cli import build, conf_dir
-from search.data import ImageData
-from search.devices import FIRST_DEVICE, make_engine
+from search.accuracy.cache import KeptAccuracies
+from search.commands.cli import build, conf_dir
+from search.commands.run import alone
+from search.commands.targets import FIRST_DEVICE, make_engine
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
-from search.pareto import hypervolume
-from search.session import alone
-from search.space import Space
-from search.storage import open_study
-from search.trials import Finished, accuracy_of, finished_trials, front, latest_of_each
+from search.space.space import Space
+from search.study.pareto import hypervolume
+from search.study.storage import open_study
+from search.study.trial import Finished, accuracy_of, finished_trials, front, latest_of_each
+from search.training.data import ImageData
 
 METHODS = ("supernet", "scratch")
 GRACE_SECONDS = 60  # for a search that was told to stop

@@ -34,12 +34,12 @@ from scipy.stats import kendalltau
 
 from models.architecture import Architecture
 from models.litv2 import build as build_network
-from search.cli import build, conf_dir, target_of
+from search.commands.cli import build, conf_dir, target_of
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel
 from search.latency.machine import keep_to
 from search.latency.target import DTYPES, PairedTarget
-from search.space import Space
+from search.space.space import Space
 
 REPETITIONS = 40
 WARMUP_RUNS = 5

@@ -35,9 +35,9 @@ from benchmarks.plain import PlainHiLo, PlainLITv2
 from models.architecture import Architecture, StageSpec
 from models.complexity import count_macs
 from models.deploy import prepare
+from models.deploy.memory import keep_freed_memory
 from models.hilo import HiLo
 from models.litv2 import build
-from models.memory import keep_freed_memory
 from search.latency.cpu_compiled import compile_frozen
 from search.latency.machine import ResidentMemory, allowed_cores, cpu_name, pin
 from search.latency.protocol import Interval, Run, Timer, time_ratios
@@ -188,7 +188,7 @@ class Compared:
 def processes(case: Case, implementations: Sequence[str], part: str, threads: int) -> Iterator[dict[str, tuple[Run, int]]]:
     """One process for each implementation. Yields what runs it and returns the seconds of a run, and its peak in bytes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.plain", "models.deploy", "search.task"])  # slow to import
+    context.set_forkserver_preload(["benchmarks.plain", "models.deploy", "search.training.task"])  # slow to import
     started = []
     try:
         found: dict[str, tuple[Run, int]] = {}

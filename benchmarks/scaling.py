@@ -34,20 +34,20 @@ from rich.table import Table
 
 from models.complexity import cost
 from search.accuracy.base import Accuracy
-from search.board import Board
-from search.cli import build, conf_dir
-from search.devices import FIRST_DEVICE
+from search.commands.cli import build, conf_dir
+from search.commands.run import sampler_of, save_samples
+from search.commands.targets import FIRST_DEVICE
 from search.engine.base import Device, Engine, Job
 from search.engine.work import TRAINING, Measure, Train, Work
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel, features
-from search.objective import Budgeted, Objective
-from search.session import sampler_of, save_samples
-from search.space import Space
-from search.storage import Patience, Unheld, open_study
-from search.study import Coordinator, SearchProgress
-from search.trials import Finished
-from search.view import LogView
+from search.results.board import Board
+from search.results.view import LogView
+from search.space.space import Space
+from search.study.coordinator import Coordinator, SearchProgress
+from search.study.evaluate import Budgeted, Objective
+from search.study.storage import Patience, Unheld, open_study
+from search.study.trial import Finished
 
 MEASURE_SECONDS = 0.05
 IMG_SIZE = 32

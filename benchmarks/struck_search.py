@@ -19,8 +19,8 @@ from typing import Self
 import optuna
 from optuna.trial import TrialState
 
-from search.storage import open_study
-from search.trials import Finished, finished_trials
+from search.study.storage import open_study
+from search.study.trial import Finished, finished_trials
 
 ROOT = Path(__file__).parents[1]
 NAME = "faults"

@@ -22,7 +22,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 import models.litv2  # noqa: F401 - registers the variants
 from models.architecture import Architecture
-from search import config_file
+from search.results import architecture_file
 
 PYRAMID = (1, 2, 3)  # stages: strides 8, 16 and 32
 SIZES = tuple((size, round(size * 2 ** (1 / 3)), round(size * 2 ** (2 / 3))) for size in (16, 32, 64, 128, 256))
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     torch.manual_seed(0)
-    architecture, _ = config_file.read(options.arch)
+    architecture, _ = architecture_file.read(options.arch)
     model = detector(architecture, options.weights, len(COLORS), options.img_size)
     losses = train(model, options.steps, 4, options.img_size)
     print(f"loss of the first step {losses[0]:.3f}, of the last {losses[-1]:.3f}")

@@ -1,1 +1,27 @@
-"""Search LITv2 architectures for accuracy and for latency measured on the target (see objective.py first)."""
+"""Search LITv2 architectures for accuracy and measured latency. Here: the two errors that end a command on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class UserError(Exception):
+    """A mistake that the user can fix: printed as one line that names the value and the remedy, exit code 2."""
+
+
+class SearchStopped(Exception):
+    """The command cannot usefully continue, though its arguments are valid: printed as one line, exit code 1."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks, prefixed by its type unless the message was written for users."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError | SearchStopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first values that differ, by name; empty if none does."""
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    shown = "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in changed[:3])
+    return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

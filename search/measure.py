@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
-from search.cli import main
-
-
-def run(cfg: DictConfig) -> None:
-    from search.lab import measure  # torch and what builds on it take ten seconds: --help need not wait
-
-    measure(cfg)
-
+from search.commands.cli import main
 
 if __name__ == "__main__":
-    main(run, "measure")
+    main("measure")

@@ -1,51 +1,8 @@
-"""`python -m search.report study.name=NAME`: what a study found, as one page that explains itself and as Markdown."""
+"""`python -m search.report study.name=NAME`: what a study found, as one page and as Markdown."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
-import optuna
-from omegaconf import DictConfig
-
-from models.architecture import check_number
-from search.cli import construct, main
-from search.errors import UserError
-from search.storage import existing_folder, open_study
-from search.trials import finished_trials
-
-REFRESH_SECONDS = 10
-
-
-def report(cfg: DictConfig) -> None:
-    """Write outputs/NAME/report.html and report.md; with `watch`, again and again until the user stops it."""
-    folder = existing_folder(cfg.study.name)
-    if cfg.watch is not None:
-        construct(check_number, name="watch", value=cfg.watch, low=1)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    write(cfg, folder, refresh=cfg.watch is not None)
-    print(f"saved {folder / 'report.html'} and {folder / 'report.md'}")
-    while cfg.watch is not None:
-        time.sleep(cfg.watch)
-        write(cfg, folder, refresh=True)
-
-
-def write(cfg: DictConfig, folder: Path, refresh: bool) -> None:
-    """Raises: UserError if there is nothing to report yet."""
-    from search.page import html, markdown  # matplotlib takes a second that --help need not wait
-    from search.reporting import Found, sections
-
-    study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
-    if not finished_trials(study):
-        raise UserError(f"study {cfg.study.name} has no finished trial yet; search on")
-    made = sections(Found(study, folder))
-    title = f"Study {study.study_name}"
-    texts = {"report.html": html(title, made, REFRESH_SECONDS if refresh else None), "report.md": markdown(title, made)}
-    for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
-
+from search.commands.cli import main
 
 if __name__ == "__main__":
-    main(report, "report")
+    main("report")

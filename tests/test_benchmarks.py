@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import start
+from tests.support.commands import start
 
 QUICK = ["latency.max_seconds=0.5", "latency.calibration_seconds=0.3"]
 

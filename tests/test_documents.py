@@ -7,7 +7,6 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 
 from benchmarks.struck_search import TINY
 from examples.detection import main as detect
-from tests.commands import ROOT, call
+from tests.support.commands import ROOT, call
 
 pytestmark = pytest.mark.slow
 TUTORIAL = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
@@ -34,7 +33,6 @@ LESS = {
     ],
 }  # fmt: skip
 OF_IMAGENET = ["data.img_size=64", "train.batch_size=8", "recipe.augmentation.num_workers=0"]
-NAMES = {"measure": "run", "check": "run", "confirm": "run"}  # of what a module runs, where it is not the module's own
 
 
 def commands(text: str) -> list[list[str]]:
@@ -59,8 +57,7 @@ def run(words: list[str]) -> None:
     less = LESS[name] + (OF_IMAGENET if "recipe=imagenet" in words else [])
     keys = {extra.split("=")[0] for extra in less}
     arguments = [word for word in words[3:] if word.split("=")[0] not in keys] + less
-    task = getattr(import_module(f"search.{name}"), NAMES.get(name, name))
-    assert call(task, "config" if name == "run" else name, arguments) == 0, words
+    assert call(name, arguments) == 0, words
 
 
 @pytest.fixture

@@ -8,26 +8,33 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ENTRY_POINTS = {"search.cli", "search.run", "search.export", "search.train", "search.session", "search.retrain"}
+ENTRY_POINTS = {
+    "search.commands.cli",
+    "search.run",
+    "search.export",
+    "search.train",
+    "search.commands.run",
+    "search.commands.train",
+}
 ENTRY_POINTS |= {
     "search.measure",
-    "search.lab",
+    "search.commands.measure",
     "search.check",
-    "search.fidelity",
+    "search.commands.check",
     "search.confirm",
-    "search.confirmation",
+    "search.commands.confirm",
     "search.report",
     "search.dashboard",
-    "search.devices",
+    "search.commands.targets",
 }
 FORBIDDEN = {
     "models": {"search", "hydra", "omegaconf", "lightning", "optuna", "datasets"},
     "models.architecture": {"torch", "torchvision", "timm", "numpy"},
-    "search.latency": {"optuna", "lightning", "search.accuracy", "search.study", "search.objective"},
-    "search.accuracy": {"optuna", "search.latency", "search.study", "search.objective"},
-    "search.pareto": {"torch", "optuna"},
-    "search.space": {"torch", "optuna"},
-    "search.objective": {"optuna", "torch", "lightning"},
+    "search.latency": {"optuna", "lightning", "search.accuracy", "search.study.coordinator", "search.study.evaluate"},
+    "search.accuracy": {"optuna", "search.latency", "search.study.coordinator", "search.study.evaluate"},
+    "search.study.pareto": {"torch", "optuna"},
+    "search.space.space": {"torch", "optuna"},
+    "search.study.evaluate": {"optuna", "torch", "lightning"},
     "search": {"ray"},
 }
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from search.cli import conf_dir, quoted
-from tests.commands import ROOT
-from tests.search.test_config import compose
+from search.commands.cli import conf_dir, quoted
+from tests.search.commands.test_conf import compose
+from tests.support.commands import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))]

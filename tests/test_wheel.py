@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_installed_package_composes_its_configuration_from_any_folder(wheel: Pat
     )
     asked = yaml.safe_load((ROOT / "conf/base.yaml").read_text(encoding="utf-8"))["study"]["n_trials"]
     assert f"n_trials: {asked}" in shown.stdout
-    code = "import search.cli; print(search.cli.conf_dir())"
+    code = "import search.cli; print(search.commands.cli.conf_dir())"
     where = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )

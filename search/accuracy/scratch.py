@@ -9,8 +9,8 @@ from typing import ClassVar
 from models.architecture import Architecture
 from models.litv2 import build
 from search.accuracy.base import Accuracy, Progress
-from search.accuracy.training import Training
-from search.task import ImageClassification, fit, test_accuracy
+from search.accuracy.conditions import Training
+from search.training.task import ImageClassification, fit, test_accuracy
 
 
 @dataclass

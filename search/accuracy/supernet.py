@@ -28,12 +28,12 @@ from torch.nn import functional as F
 import models.deploy
 from models.architecture import Architecture, check_int
 from models.elastic import Bounds, ElasticLITv2, recalibrate
+from search import UserError, one_line
 from search.accuracy.base import Accuracy, Progress
-from search.accuracy.training import Training
-from search.data import Batches, Images
-from search.errors import UserError, one_line
-from search.space import Size, Space
-from search.task import Batch, ImageClassification, TrainSettings, finite, fit
+from search.accuracy.conditions import Training
+from search.space.space import Size, Space
+from search.training.data import Batches, Images
+from search.training.task import Batch, ImageClassification, TrainSettings, finite, fit
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"

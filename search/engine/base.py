@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.architecture import Architecture, check_int, check_number
+from search import SearchStopped, one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
 from search.engine.work import TRAINING, Calibrate, Fingerprint, Measure, OtherPlace, Prepare, Verified, Work
-from search.errors import SearchStopped, one_line
 from search.latency.base import Calibration, Latency, LatencyTarget
 
 log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from models.architecture import check_int
+from search import one_line
 from search.accuracy.base import AccuracyEvaluator
 from search.engine.base import HERE, Device, Engine
 from search.engine.work import TRAINING, Work, carried_out, made
-from search.errors import one_line
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)

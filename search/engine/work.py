@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.architecture import Architecture
+from search import SearchStopped, differences, one_line
 from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
-from search.errors import SearchStopped, changes, one_line
 from search.latency.base import Calibration, Latency, LatencyTarget
 
 TRAINING = "training"  # the place of all evaluators; other places are names of devices
@@ -53,7 +53,7 @@ class Verified:
         return self.work.place
 
     def do(self, held: LatencyTarget | AccuracyEvaluator, progress: Progress) -> Any:
-        if changed := changes(self.expected, held.fingerprint()):
+        if changed := differences(self.expected, held.fingerprint()):
             raise OtherPlace(f"what does {self.place} now is not what did before: {changed}; put that back and go on")
         return self.work.do(held, progress)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.onnx import export_onnx
+from models.deploy.onnx import export_onnx
 from search.latency.onnx_session import open_session
 from search.latency.protocol import Run
 from search.latency.target import ConversionError, PairedTarget, Prepared, check_parity

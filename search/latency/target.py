@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture, check_int, check_number
 from models.deploy import prepare as prepare_model
+from models.deploy.memory import keep_freed_memory
 from models.litv2 import build
-from models.memory import keep_freed_memory
 from search.latency.base import Calibration, Latency
 from search.latency.machine import ResidentMemory, Usage, allowed_cores, cpu_name, frequency_facts, keep_to, pin
 from search.latency.protocol import (

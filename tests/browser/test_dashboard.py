@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from search.trials import finished_trials, front
-from tests.commands import start
-from tests.known_engine import studied
+from search.study.trial import finished_trials, front
+from tests.support.commands import start
+from tests.support.known_engine import studied
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from search.page import html
-from search.reporting import Found, sections
+from search.results.page import html
+from search.results.sections import Found, sections
 from tests.browser.test_dashboard import CHROMIUM, FLAGS
-from tests.known_engine import studied
+from tests.support.known_engine import studied
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the system, such as Debian's package chromium")
 

@@ -9,7 +9,7 @@ import torch
 import models.litv2  # noqa: F401 - registers the variants
 from models.complexity import cost, count_macs, count_params
 from models.litv2 import build
-from search.space import Space
+from search.space.space import Space
 
 VARIANTS = {"litv2_s": (27.844, 3.734), "litv2_m": (48.830, 7.479), "litv2_b": (86.521, 13.194)}
 BY_ALPHA = {

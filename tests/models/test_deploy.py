@@ -13,10 +13,10 @@ from torch import nn
 
 from models.architecture import Architecture
 from models.deploy import prepare
+from models.deploy.onnx import export_onnx
 from models.hilo import HiLo
 from models.litv2 import LITv2, build
-from models.onnx import export_onnx
-from tests.networks import NETWORKS, enliven
+from tests.support.networks import NETWORKS, enliven
 
 
 @pytest.fixture(autouse=True)

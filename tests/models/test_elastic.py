@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from models.architecture import Architecture, StageSpec
 from models.elastic import Bounds, ElasticLITv2, recalibrate
 from models.litv2 import build
-from search.space import Space
-from tests.networks import enliven
+from search.space.space import Space
+from tests.support.networks import enliven
 
 STAGES = [
     {"depth": [1, 3], "window_size": [0, 2, 4], "alpha": [0.0, 0.5, 1.0], "num_heads": [1, 2], "mlp_ratio": [2, 4]},

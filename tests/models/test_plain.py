@@ -10,7 +10,7 @@ from benchmarks.plain import PlainHiLo, PlainLITv2
 from models.architecture import Architecture, StageSpec
 from models.hilo import HiLo
 from models.litv2 import build
-from tests.networks import NETWORKS, enliven
+from tests.support.networks import NETWORKS, enliven
 
 LAYERS = [  # side of the map, dim, heads, window size, alpha
     (14, 24, 12, 2, 0.9), (14, 24, 12, 2, 0.5), (9, 12, 3, 4, 0.34), (7, 16, 4, 1, 1.0), (4, 16, 4, 4, 0.5),

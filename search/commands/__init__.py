@@ -1,0 +1,1 @@
+"""One module for each command: from its configuration to what the user sees. Only these import Hydra."""

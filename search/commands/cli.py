@@ -1,0 +1,211 @@
+"""What every command has in common: Hydra, logging, and errors as one line with an exit code.
+
+`python -m search.NAME` and `hilo-nas NAME` both end here. A command's own module is imported after its configuration was
+composed: torch and what builds on it take ten seconds, which `--help` need not wait for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.logging import RichHandler
+
+from search import SearchStopped, UserError, one_line
+
+USER_MISTAKE = 2
+INTERRUPTED = 130
+TERMINATED = 143
+STORAGE_MODULES = ("sqlalchemy.", "sqlite3", "optuna.exceptions")
+
+CONTINUE = "stopped; run the same command again to continue"
+COMMANDS = {
+    "run": CONTINUE,
+    "check": CONTINUE,
+    "confirm": CONTINUE,
+    "train": CONTINUE,
+    "export": "stopped",
+    "measure": "stopped",
+    "report": "stopped",
+    "dashboard": "stopped",
+}
+"""What to print after Ctrl-C or SIGTERM, by command."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does."""
+
+
+def conf_dir() -> Path:
+    """The folder of configurations: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def hilo_nas() -> NoReturn:
+    """The console script: `hilo-nas run +search=cpu_latency` is `python -m search.run +search=cpu_latency`."""
+    program, *arguments = sys.argv
+    if not arguments or arguments[0] not in COMMANDS:
+        asked_for_help = arguments and arguments[0] in ("-h", "--help")
+        print(
+            f"usage: hilo-nas COMMAND [overrides]; commands: {', '.join(COMMANDS)}; "
+            "hilo-nas COMMAND --help lists the choices and keys of one",
+            file=sys.stdout if asked_for_help else sys.stderr,
+        )
+        sys.exit(0 if asked_for_help else USER_MISTAKE)
+    command, *rest = arguments
+    sys.argv = [program, *rest]
+    main(command)
+
+
+def main(command: str) -> NoReturn:
+    """Compose a command's configuration from the command line, run it, and exit with its code."""
+    sys.argv = [quoted(argument) for argument in sys.argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)  # asyncio would replace Python's own handler, and delay Ctrl-C
+    errors: list[BaseException] = []
+
+    def guarded(cfg: DictConfig) -> None:
+        try:
+            _start(command, cfg)
+        except BaseException as error:
+            errors.append(error)  # raised below: Hydra would print its own lines first
+
+    def composed() -> None:
+        config_name = "config" if command == "run" else command
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)()
+        if errors:
+            raise errors[0]
+
+    sys.exit(_exit_code(composed, COMMANDS[command]))
+
+
+def _start(command: str, cfg: DictConfig) -> None:
+    """Import a command's module and run it."""
+    if command == "run" and "address" not in cfg.engine:  # not a cluster
+        from search.engine.local import start_server
+
+        start_server()  # takes as long as the import below, on another core
+    import_module(f"search.commands.{command}").main(cfg)
+
+
+def quoted(argument: str) -> str:
+    """An override such as pick=latency<=5ms: Hydra's grammar accepts its signs only in quotes."""
+    key, _, value = argument.partition("=")
+    return f"{key}='{value}'" if set(value) & set("<>") and value[0] not in "'\"" else argument
+
+
+def build(node: Any, **kwargs: Any) -> Any:
+    """Instantiate a configuration node. Raises: UserError with the message of its constructor."""
+    try:
+        return hydra.utils.instantiate(node, **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        if error.__cause__ is None or isinstance(error.__cause__, TypeError | ValueError):
+            raise UserError(one_line(error.__cause__ or error).removeprefix("ValueError: ")) from error
+        raise error.__cause__ from error
+
+
+def construct(factory: Callable[..., Any], **kwargs: Any) -> Any:
+    """Call a constructor or a check. Raises: UserError with its message about the arguments."""
+    try:
+        return factory(**kwargs)
+    except (TypeError, ValueError) as error:
+        raise UserError(one_line(error).removeprefix("ValueError: ")) from error
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A configuration node as plain data, with every reference resolved."""
+    container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def target_of(latency: Any, **network: int) -> Callable[[], Any]:
+    """A factory of a configuration's latency target that can be sent to another process.
+
+    network: img_size, in_chans and num_classes of what is measured.
+    """
+    settings = plain(latency)
+    for key in ("budget_ms", "devices", "objectives", "input_size"):  # of the search, and of search.measure
+        settings.pop(key, None)
+    return partial(build(settings), **network)
+
+
+def set_up_logging(console: Console, log_file: Path | None) -> None:
+    """Log to the console, as plain lines if it is not a terminal, and to a file."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setLevel(logging.INFO)
+    handlers: list[logging.Handler] = [handler]
+    if log_file is not None:
+        to_file = logging.FileHandler(log_file, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(to_file)
+    logging.raiseExceptions = False  # a full disk is reported once, by what needs it
+    logging.basicConfig(handlers=handlers, force=True)
+    logging.getLogger("search").setLevel(logging.DEBUG)
+
+
+def _terminate(*args: object) -> NoReturn:
+    raise Terminated
+
+
+def _interrupt(*args: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _exit_code(command: Callable[[], object], after_stop: str) -> int:
+    try:
+        command()
+    except UserError as error:
+        return _print_error(error, USER_MISTAKE)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _print_error(error, USER_MISTAKE)
+    except SearchStopped as error:
+        return _print_error(error, 1)
+    except KeyboardInterrupt as error:
+        print(after_stop, file=sys.stderr)
+        return TERMINATED if _was_terminated(error) else INTERRUPTED
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.startswith(STORAGE_MODULES)):
+            raise  # a bug: its traceback is needed
+        from search.study.storage import driver_error
+
+        reason = one_line(driver_error(error))
+        return _print_error(SearchStopped(f"{reason}; finished trials are kept: fix this and run the command again"), 1)
+    return 0
+
+
+def _was_terminated(error: BaseException | None) -> bool:
+    """Lightning and asyncio raise a new interrupt: look through to the first cause."""
+    while error is not None:
+        if isinstance(error, Terminated):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _print_error(error: Exception, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""Latency on a device that is reached over ssh."""

@@ -1,0 +1,1 @@
+"""What a study found, for people and programs: tables, figures, reports, exported files."""

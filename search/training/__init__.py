@@ -1,0 +1,1 @@
+"""Training: images and where they come from, the LightningModule, recipes."""

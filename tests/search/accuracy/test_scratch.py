@@ -1,0 +1,131 @@
+"""Training from scratch keeps the contract of an accuracy evaluator, and its own promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from models.architecture import Architecture
+from models.litv2 import build
+from search.accuracy.cache import KeptAccuracies
+from search.accuracy.scratch import ScratchEvaluator
+from search.training import sources
+from search.training.data import ImageData
+from search.training.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, make_trainer, quiet_loader_advice
+from search.training.task import test_accuracy as evaluate  # pytest would collect it under its own name
+from tests.contracts.accuracy_evaluator import *  # noqa: F403
+
+SETTINGS = TrainSettings(
+    max_epochs=2, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=0.2, label_smoothing=0.1, clip_norm=1.0,
+    drop_path_rate=0.0, accelerator="cpu",
+)  # fmt: skip
+
+
+class _Probe(Callback):
+    """Records the learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 192, 100, 0, 2, False)
+
+
+@pytest.fixture(scope="module")
+def evaluator(data: ImageData) -> ScratchEvaluator:
+    return ScratchEvaluator(data, SETTINGS, width_multiplier=1.0, num_threads=1)
+
+
+def test_line_cut_short_costs_no_other(tmp_path: Path, evaluator: ScratchEvaluator, architecture: Architecture) -> None:
+    file = tmp_path / "alone.jsonl"
+    file.write_text('{"name": "torn', encoding="utf-8")
+    accuracy = KeptAccuracies(evaluator, {}, file).accuracy(architecture, seed=0)
+    assert KeptAccuracies(evaluator, {}, file).known(architecture, seed=0) == accuracy
+
+
+def test_proxy_is_narrower_than_what_is_deployed(
+    data: ImageData, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Architecture] = []
+
+    def record(network: Architecture, **kwargs: Any) -> nn.Module:
+        built.append(network)
+        return build(network, **kwargs)
+
+    monkeypatch.setattr("search.accuracy.scratch.build", record)
+    ScratchEvaluator(data, SETTINGS, width_multiplier=0.5, num_threads=1).evaluate(architecture, 0, lambda share: None)
+    assert built == [dataclasses.replace(architecture, embed_dim=4)]
+
+
+def test_norms_and_biases_are_not_decayed(architecture: Architecture, data: ImageData) -> None:
+    task = ImageClassification(build(architecture, in_chans=1, num_classes=100), SETTINGS, 100)
+    fit_probe = _Probe()
+    with quiet_loader_advice():
+        trainer = make_trainer(dataclasses.replace(SETTINGS, max_epochs=1), [fit_probe])
+        trainer.fit(task, train_dataloaders=data.train_dataloader(32))
+    for group in trainer.optimizers[0].param_groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+    rates = fit_probe.rates
+    peak = max(range(len(rates)), key=rates.__getitem__)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert max(rates) == pytest.approx(SETTINGS.lr, rel=0.1)
+    assert rates[-1] < SETTINGS.lr / 10
+
+
+def test_non_finite_loss_names_the_remedy(data: ImageData, architecture: Architecture) -> None:
+    model = build(architecture, in_chans=1, num_classes=100)
+    nn.init.constant_(model.head.bias, float("nan"))
+    with pytest.raises(NonFiniteLoss, match=r"loss is nan at step 0; lower train.lr=0.002"):
+        fit(ImageClassification(model, SETTINGS, 100), data, lambda share: None)
+
+
+def test_network_that_diverged_in_its_last_step_gets_no_accuracy(data: ImageData, architecture: Architecture) -> None:
+    model = build(architecture, in_chans=1, num_classes=100)
+    nn.init.constant_(model.head.bias, float("nan"))
+    with pytest.raises(NonFiniteLoss, match="outputs are not finite"):
+        evaluate(ImageClassification(model, SETTINGS, 100), data.val_dataloader(), SETTINGS)
+
+
+def test_interruption_is_not_taken_for_a_result(data: ImageData, architecture: Architecture) -> None:
+    settings = dataclasses.replace(SETTINGS, max_epochs=50)
+    task = ImageClassification(build(architecture, in_chans=1, num_classes=100), settings, 100)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(task, data, lambda share: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize("accelerator", ["abacus", "cuda"])
+def test_missing_accelerator_is_named(data: ImageData, accelerator: str) -> None:
+    if accelerator == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    settings = dataclasses.replace(SETTINGS, accelerator=accelerator)
+    with pytest.raises(ValueError, match=f"train.accelerator={accelerator} cannot be used"):
+        ScratchEvaluator(data, settings, width_multiplier=1.0, num_threads=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_epochs", 0), ("batch_size", 0), ("lr", -1.0), ("lr", float("nan")), ("warmup", 1.0), ("label_smoothing", 2.0)]
+    + [("weight_decay", -0.1), ("clip_norm", -1.0), ("max_epochs", 2.5)],
+)
+def test_impossible_settings_name_the_value(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"train\.{name}={value}"):
+        dataclasses.replace(SETTINGS, **{name: value})

@@ -1,0 +1,205 @@
+"""Scoring with shared weights keeps the contract of an accuracy evaluator, and its own promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.elastic import Bounds, ElasticLITv2
+from search.accuracy import supernet
+from search.accuracy.supernet import SupernetEvaluator, SupernetTraining
+from search.space.space import Space
+from search.training import sources
+from search.training.data import Batches, ImageData
+from search.training.task import NonFiniteLoss, TrainSettings, make_trainer, quiet_loader_advice
+from tests.contracts.accuracy_evaluator import *  # noqa: F403
+
+SETTINGS = TrainSettings(
+    max_epochs=2, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=0.2, label_smoothing=0.1, clip_norm=1.0,
+    drop_path_rate=0.0, accelerator="cpu",
+)  # fmt: skip
+SPACE = Space(
+    embed_dim=[8, 16],
+    stages=[
+        {"depth": [1, 2], "window_size": [0, 2], "alpha": [0.0, 0.5, 1.0], "num_heads": 2},
+        {"depth": 1, "window_size": [0, 2], "alpha": [0.5, 1.0], "num_heads": 2},
+        {"depth": [1, 2], "window_size": [0, 1, 2], "alpha": [0.0, 0.75], "num_heads": 4},
+        {"depth": 1, "window_size": [0, 1], "alpha": 0.0, "num_heads": 4},
+    ],
+    patch_size=2,
+    downsample="conv",
+)
+
+
+def make_data() -> ImageData:
+    return ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 192, 100, 0, 2, False)
+
+
+def make_evaluator(data: ImageData, cache: Path, **changes: Any) -> SupernetEvaluator:
+    arguments: dict[str, Any] = {
+        "train": SETTINGS,
+        "space": SPACE,
+        "num_random": 1,
+        "num_images": None,
+        "width_multiplier": 1.0,
+    }
+    arguments |= {"data": data, "num_threads": 1, "width_multiplier": 1.0, "cache": str(cache)}
+    return SupernetEvaluator(**{**arguments, **changes})
+
+
+def vars_of(evaluator: SupernetEvaluator) -> dict[str, Any]:
+    """What it was constructed with."""
+    return {field.name: getattr(evaluator, field.name) for field in dataclasses.fields(evaluator) if field.init}
+
+
+def train_until_killed(cache: Path) -> None:
+    """In a process of its own: progress is told first in the second epoch."""
+    make_evaluator(make_data(), cache).prepare(0, lambda share: os.kill(os.getpid(), signal.SIGKILL))
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def evaluator(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> SupernetEvaluator:
+    return make_evaluator(data, tmp_path_factory.mktemp("supernets"))
+
+
+@pytest.fixture
+def untrainable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(supernet, "fit", refuse)
+
+
+def test_networks_are_scored_without_training(evaluator: SupernetEvaluator, request: pytest.FixtureRequest) -> None:
+    evaluator.prepare(0, lambda share: None)
+    request.getfixturevalue("untrainable")
+    scores = [evaluator.evaluate(SPACE.sample([number]), 0, lambda share: None).accuracy for number in range(3)]
+    assert all(0 <= score <= 1 for score in scores)
+
+
+def test_further_study_takes_the_supernet_from_the_cache(
+    data: ImageData, evaluator: SupernetEvaluator, request: pytest.FixtureRequest
+) -> None:
+    expected = evaluator.evaluate(SPACE.sample([0]), 0, lambda share: None)
+    request.getfixturevalue("untrainable")
+    other = make_evaluator(data, Path(evaluator.cache))
+    assert other.evaluate(SPACE.sample([0]), 0, lambda share: None).accuracy == expected.accuracy
+
+
+def test_torn_weights_are_trained_again(
+    data: ImageData, evaluator: SupernetEvaluator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluator.prepare(0, lambda share: None)
+    other = make_evaluator(data, tmp_path)
+    folder = other.folder(0)
+    folder.mkdir(parents=True)
+    whole = evaluator.shared_weights(0).read_bytes()
+    (folder / "supernet.safetensors").write_bytes(whole[: len(whole) // 2])
+    other.prepare(0, lambda share: None)
+    assert "cannot be read" in caplog.text
+    assert (folder / "supernet.safetensors").read_bytes() == whole
+
+
+def test_torn_checkpoint_is_dropped(
+    data: ImageData, evaluator: SupernetEvaluator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluator.prepare(0, lambda share: None)
+    other = make_evaluator(data, tmp_path)
+    other.folder(0).mkdir(parents=True)
+    (other.folder(0) / "epoch.ckpt").write_bytes(b"PK\x03\x04 torn")
+    other.prepare(0, lambda share: None)
+    assert "cannot be read" in caplog.text
+    assert other.shared_weights(0).read_bytes() == evaluator.shared_weights(0).read_bytes()
+
+
+def test_killed_training_goes_on_to_the_same_weights(
+    evaluator: SupernetEvaluator, data: ImageData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluator.prepare(0, lambda share: None)
+    other = make_evaluator(data, tmp_path)
+    checkpoint = other.folder(0) / "epoch.ckpt"
+    process = multiprocessing.get_context("spawn").Process(target=train_until_killed, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert checkpoint.exists()
+    with caplog.at_level(logging.INFO, logger="search.training.task"):
+        other.prepare(0, lambda share: None)
+    assert "going on with the training from" in caplog.text
+    assert not checkpoint.exists()
+    resumed, whole = (load_file(e.shared_weights(0)) for e in (other, evaluator))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_random": 2}, {"train": dataclasses.replace(SETTINGS, lr=1e-3)}, {"num_threads": 2}, {"width_multiplier": 0.5}],
+)
+def test_other_settings_are_another_supernet(
+    evaluator: SupernetEvaluator, data: ImageData, change: dict[str, Any], tmp_path: Path
+) -> None:
+    other = SupernetEvaluator(**{**vars_of(evaluator), "data": data, **change})
+    assert other.folder(0) != evaluator.folder(0)
+
+
+def test_fewer_images_score_with_the_same_supernet(evaluator: SupernetEvaluator, data: ImageData) -> None:
+    evaluator.prepare(0, lambda share: None)
+    other = SupernetEvaluator(**{**vars_of(evaluator), "num_images": 40})
+    assert other.folder(0) == evaluator.folder(0)
+    accuracy = other.evaluate(SPACE.anchor(), 0, lambda share: None)
+    assert accuracy.num_images == 40
+    assert (accuracy.accuracy * 40) % 1 == 0
+
+
+def test_other_images_are_another_supernet(evaluator: SupernetEvaluator) -> None:
+    images = ImageData("glyphs", partial(sources.glyphs, seed=1), 32, 1, 192, 100, 0, 2, False)
+    assert make_evaluator(images, Path(evaluator.cache)).folder(0) != evaluator.folder(0)
+
+
+def test_divergence_names_the_remedy(data: ImageData, tmp_path: Path) -> None:
+    elastic = ElasticLITv2(Bounds.of(SPACE.covering()), in_chans=1, num_classes=100)
+    nn.init.constant_(elastic.weights.head.bias, float("nan"))  # type: ignore[arg-type]
+    task = SupernetTraining(elastic, SETTINGS, 100, lambda step: [SPACE.sample([step])])
+    with pytest.raises(NonFiniteLoss, match="loss is nan at step 0; lower train.lr"):
+        supernet.fit(task, data, lambda share: None)
+
+
+class _Reached(Callback):
+    """Records which weights have had a gradient."""
+
+    def __init__(self) -> None:
+        self.reached: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Any, task: Any, optimizer: Any) -> None:
+        for name, parameter in task.elastic.named_parameters():
+            if parameter.grad is not None:
+                self.reached[name] = self.reached.get(name, torch.tensor(False)) | (parameter.grad != 0)
+
+
+def test_every_weight_gets_a_gradient_within_an_epoch(data: ImageData, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, max_epochs=1)
+    evaluator = make_evaluator(data, tmp_path, num_random=5, train=settings)
+    task = evaluator.training(evaluator.untrained(0), 0)
+    probe = _Reached()
+    batches = Batches(data, data.train, batch_size=8, seed=0)
+    with quiet_loader_advice():
+        make_trainer(settings, [probe]).fit(task, train_dataloaders=batches)
+    assert set(probe.reached) == {name for name, _ in task.elastic.named_parameters()}
+    assert [name for name, reached in probe.reached.items() if not reached.all()] == []

@@ -1,0 +1,80 @@
+"""`python -m search.measure`: models by name and by file, as a table and as JSON; mistakes named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.architecture import Architecture, StageSpec
+from search.results import architecture_file
+from tests.support.commands import call
+
+QUICK = ["latency.max_seconds=0.5", "latency.calibration_seconds=0.3"]
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    path = tmp_path / "trial-00003.yaml"
+    architecture = Architecture(8, (StageSpec(1, 2, 0.5, 2),) * 4, downsample="conv")
+    architecture_file.write(path, "one", architecture, {"device": {"input_size": "1x32x32", "num_classes": 100}})
+    return path
+
+
+def test_measures_models_and_files_in_turn(tmp_path: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "latency.json"
+    arguments = [
+        *QUICK,
+        "model=[resnet18,litv2_s]",
+        f"arch={exported}",
+        "latency.input_size=64",
+        f"output={output}",
+    ]
+    assert call("measure", arguments) == 0
+    printed = capsys.readouterr().out
+    data: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    assert [one["name"] for one in data["models"]] == ["resnet18", "litv2_s", "trial-00003"]
+    assert [one["input_shape"] for one in data["models"]] == [[3, 64, 64], [3, 64, 64], [1, 64, 64]]
+    assert data["device"]["target"] == "cpu"
+    assert data["calibration"]["anchor_ms"] > 0
+    for one in data["models"]:
+        assert one["name"] in printed
+        assert one["parameters"] > 0
+        assert one["multiply_accumulates"] > 0
+        assert one["latency"]["low_ms"] < one["latency"]["latency_ms"] < one["latency"]["high_ms"]
+        assert sum(len(r["candidate_ms"]) for r in one["rounds"]) == one["latency"]["repetitions"]
+        assert one["images_per_second"] == pytest.approx(1e3 / one["latency"]["latency_ms"])
+
+
+def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path) -> None:
+    output = tmp_path / "latency.json"
+    assert call("measure", [*QUICK, f"arch={exported}", f"output={output}"]) == 0
+    (one,) = json.loads(output.read_text(encoding="utf-8"))["models"]
+    assert one["input_shape"] == [1, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a timm model"),
+        (["model=litv2_x"], "litv2_x is not registered with timm; did you mean litv2_"),
+        (["model=qqqqqq"], "timm.list_models"),
+        (["arch=missing.yaml"], "arch=missing.yaml cannot be read"),
+        (["model=litv2_s", "latency.input_size=0"], "latency.input_size=0 must be"),
+        (["model=litv2_s", "latency.dtype=int8"], "latency.dtype=int8 is not among float32, bfloat16"),
+        (["model=litv2_s", "output=nowhere/out.json"], "there is no folder nowhere"),
+        (["model=litv2_s", "latency=tpu"], "tpu"),
+        (["model=litv2_s", "latency.input_size=8"], "litv2_s does not take an input of 3x8x8"),
+        (["model=resnet18.typo"], "model=resnet18.typo"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("measure", arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_model_that_cannot_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("measure", [*QUICK, "model=resnet18", "latency.input_size=64", "latency.batch_size=1000000000"]) == 1
+    assert "choose another" in capsys.readouterr().err

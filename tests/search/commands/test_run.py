@@ -1,0 +1,283 @@
+"""The whole: search, resume, refuse, export, train, on real data with real training and measuring."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from benchmarks.struck_search import TINY
+from models.architecture import Architecture, StageSpec
+from models.litv2 import build
+from search.results import architecture_file
+from search.study.storage import held, locked, open_study
+from search.study.trial import finished_trials, front
+from tests.support.commands import ROOT, call
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a finished study `first` of six trials."""
+    before = Path.cwd()
+    folder = tmp_path_factory.mktemp("user")
+    os.chdir(folder)
+    assert call("run", ["+search=cpu_latency", "study.name=first", "study.n_trials=6", *TINY]) == 0
+    yield folder
+    os.chdir(before)
+
+
+def study_of(name: str) -> optuna.Study:
+    return open_study(name, f"sqlite:///outputs/{name}/study.db", create=False)
+
+
+def again(*arguments: str) -> int:
+    return call("run", ["+search=cpu_latency", "study.name=first", *TINY, *arguments])
+
+
+def test_front_is_saved_in_every_form(folder: Path) -> None:
+    trials = finished_trials(study_of("first"))
+    assert len(trials) == 6
+    out = folder / "outputs" / "first"
+    members = front(trials)
+    names = [f"trial-{t.number:05d}{suffix}" for t in members for suffix in (".yaml", ".supernet.safetensors")]
+    assert sorted(p.name for p in (out / "pareto").iterdir()) == sorted(names)
+    rows = list(csv.DictReader((out / "pareto.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 6
+    assert sum(row["in_front"] == "True" for row in rows) == len(members)
+    assert (out / "pareto.png").stat().st_size > 10_000
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["study"]["name"] == "first"
+    samples = json.loads((out / "latency" / "trial-00000.json").read_text(encoding="utf-8"))
+    assert sum(len(one["candidate_ms"]) for one in samples["rounds"]) == samples["repetitions"] > 1
+    assert samples["device"]["num_threads"] == 1
+
+
+def test_exported_file_says_what_was_found(folder: Path) -> None:
+    member = front(finished_trials(study_of("first")))[0]
+    architecture, facts = architecture_file.read(folder / "outputs" / "first" / "pareto" / f"trial-{member.number:05d}.yaml")
+    assert architecture == member.architecture
+    assert member.outcome.accuracy is not None
+    assert facts["accuracy"]["validation"] == member.outcome.accuracy.accuracy
+    assert facts["accuracy"]["seed"] == 0
+    assert 0 < facts["front_probability"] <= 1
+    assert facts["latency"]["low_ms"] <= facts["latency"]["latency_ms"] <= facts["latency"]["high_ms"]
+    assert facts["device"]["num_threads"] == 1
+    assert {"python", "torch", "timm", "optuna"} <= set(facts["versions"])
+    assert (facts["study"], facts["trial"]) == ("first", member.number)
+
+
+def test_complete_study_says_so_at_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.commands.run.search", lambda *args: pytest.fail("started an engine"))
+    assert again("study.n_trials=6") == 0
+    assert "study first is complete: 6 of 6 trials are finished" in capsys.readouterr().out
+
+
+def test_same_command_with_more_trials_goes_on(folder: Path) -> None:
+    before = [t.architecture.key for t in finished_trials(study_of("first"))]
+    assert again("study.n_trials=7") == 0
+    after = [t.architecture.key for t in finished_trials(study_of("first"))]
+    assert len(after) == 7
+    assert after[: len(before)] == before
+
+
+def test_same_seed_gives_the_same_trials_and_accuracies(folder: Path) -> None:
+    assert call("run", ["+search=cpu_latency", "study.name=second", "study.n_trials=6", *TINY]) == 0
+    first, second = (
+        [
+            (t.architecture.key, t.outcome.accuracy.accuracy)
+            for t in finished_trials(study_of(name))[:6]
+            if t.outcome.accuracy
+        ]
+        for name in ("first", "second")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_epochs=2", "train.max_epochs was 1 and is now 2"),
+        ("space.embed_dim=[8,16]", "space.embed_dim was [8] and is now [8, 16]"),
+        ("data.val_size=90", "data.val_size was 100 and is now 90"),
+        ("study.seed=1", "study.seed was 0 and is now 1"),
+        ("latency.num_threads=2", "latency.num_threads was 1 and is now 2"),
+    ],
+)
+def test_changed_study_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:
+    before = (folder / "outputs/first/config.yaml").read_text(encoding="utf-8")
+    assert again("study.n_trials=20", override) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert (folder / "outputs/first/config.yaml").read_text(encoding="utf-8") == before
+
+
+def test_other_device_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of("first")
+    device = study.user_attrs["device"]
+    study.set_user_attr("device", {**device, "device": "Another CPU"})
+    assert again("study.n_trials=20") == 2
+    assert "device was 'Another CPU'" in capsys.readouterr().err
+    study.set_user_attr("device", device)
+
+
+def test_other_number_of_training_threads_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of("first")
+    training = study.user_attrs["training"]
+    study.set_user_attr("training", {**training, "num_threads": training["num_threads"] + 1})
+    assert again("study.n_trials=20") == 2
+    assert "num_threads was" in capsys.readouterr().err
+    study.set_user_attr("training", training)
+
+
+def test_deployed_network_and_proxy_may_differ(folder: Path) -> None:
+    code = call(
+        "run",
+        [
+            "+search=cpu_latency",
+            "study.name=proxy",
+            "study.n_trials=1",
+            *TINY,
+            "proxy.img_size=32",
+            "proxy.width_multiplier=0.5",
+        ]
+        + ["deploy.img_size=64", "deploy.num_classes=7"],
+    )
+    assert code == 0
+    (trial,) = finished_trials(study_of("proxy"))
+    deployed = build(trial.architecture, in_chans=1, num_classes=7)
+    assert trial.num_params == sum(p.numel() for p in deployed.parameters())
+    assert study_of("proxy").user_attrs["device"]["input_size"] == "1x64x64"
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda: locked(Path("outputs/first")), lambda: held("first", "sqlite:///outputs/first/study.db")]
+)
+def test_second_search_of_a_study_is_refused(folder: Path, hold: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with hold():
+        assert again("study.n_trials=20") == 2
+    assert "in use by another search" in capsys.readouterr().err
+
+
+def test_python_of_the_readme_runs(folder: Path, tmp_path: Path) -> None:
+    exported = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    path = tmp_path / exported.name
+    path.write_bytes(exported.read_bytes())
+    save_file(
+        build(architecture_file.read(path)[0], in_chans=1, num_classes=100).state_dict(), path.with_suffix(".safetensors")
+    )
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(block.replace("outputs/default/pareto/trial-00130", str(path.with_suffix(""))), {})
+
+
+def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "budget"
+    code = call("run", ["+search=cpu_latency", f"study.name={name}", "study.n_trials=2", *TINY, "latency.budget_ms=0.001"])
+    assert code == 0
+    trials = finished_trials(study_of(name))
+    assert [t.outcome.feasible for t in trials] == [False, False]
+    assert front(trials) == []
+    assert "all 2 networks are over latency.budget_ms=0.001" in capsys.readouterr().out
+    assert (folder / "outputs/budget/pareto.csv").exists()
+    assert call("export", [f"study.name={name}"]) == 2
+    assert "has no network yet" in capsys.readouterr().err
+
+
+def test_export_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "outputs/first/pareto.csv").unlink()
+    stale = folder / "outputs/first/pareto/trial-99999.yaml"
+    stale.write_text("no longer in the front", encoding="utf-8")
+    assert call("export", ["study.name=first"]) == 0
+    assert (folder / "outputs/first/pareto.csv").exists()
+    assert not stale.exists()
+    assert "saved in outputs/first/pareto" in capsys.readouterr().out
+
+
+def test_export_of_nothing_names_the_remedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("export", ["study.name=unheard"]) == 2
+    assert "there is no outputs/unheard here; run a search with study.name=unheard first" in capsys.readouterr().err
+
+
+def test_train_command(folder: Path) -> None:
+    path = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    sizes = ["data.train_size=128", "data.val_size=100", "train.max_epochs=1"]
+    assert call("train", [f"arch={path}", *sizes]) == 0
+    result = json.loads(path.with_suffix(".result.json").read_text(encoding="utf-8"))
+    assert 0 <= result["test_accuracy"] <= 1
+    architecture, _ = architecture_file.read(path)
+    model = build(architecture, in_chans=1, num_classes=100)
+    model.load_state_dict(load_file(path.with_suffix(".safetensors")))
+    assert model.eval()(torch.zeros(1, 1, 32, 32)).isfinite().all()
+
+
+def test_training_starts_from_the_supernet_s_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    sizes = ["data.train_size=128", "data.val_size=100", "train.max_epochs=1"]
+    architecture, facts = architecture_file.read(path)
+    assert call("train", [f"arch={path}", *sizes, "init=supernet", "train.lr=1e-12", "train.weight_decay=0"]) == 0
+    trained, start = load_file(path.with_suffix(".safetensors")), load_file(path.with_suffix(".supernet.safetensors"))
+    parameters = dict(build(architecture, in_chans=1, num_classes=100).named_parameters())
+    assert all(torch.allclose(trained[name], start[name], atol=1e-6) for name in parameters)
+    result = json.loads(path.with_suffix(".result.json").read_text(encoding="utf-8"))
+    assert result["init"] == "supernet"
+    assert result["search_accuracy"] == facts["accuracy"]["validation"]
+    assert result["gap"] == result["validation_accuracy"] - result["search_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("supernet", "init=supernet needs a study with accuracy=supernet"),
+        ("other.safetensors", "does not hold weights of this"),
+    ],
+)
+def test_weights_to_start_from_are_checked(
+    folder: Path, tmp_path: Path, init: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    path = tmp_path / exported.name
+    path.write_bytes(exported.read_bytes())  # without the weights beside it
+    other = build(Architecture(8, (StageSpec(3),) * 4), in_chans=1, num_classes=100)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    chosen = init if init == "supernet" else tmp_path / init
+    assert call("train", [f"arch={path}", "data.train_size=128", "data.val_size=100", f"init={chosen}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("!!python/object/apply:os.system ['touch hacked']", "no YAML of plain data"),
+        ("format: 1\narchitecture: {_target_: os.system, embed_dim: 8, stages: []}", "unknown _target_"),
+        ("format: 2\narchitecture: {}", "no exported architecture"),
+        ("[1, 2", "no YAML of plain data"),
+        ("just text", "no exported architecture"),
+        ("format: 1\narchitecture: {embed_dim: 8, stages: [{depth: 1000000}]}", "4 stages, got 1"),
+        ("\0binary", "no YAML"),
+    ],
+)
+def test_hostile_file_is_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert call("train", [f"arch={path}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not Path("hacked").exists()
+
+
+def test_architecture_file_round_trip(tmp_path: Path, architecture: Architecture) -> None:
+    architecture_file.write(tmp_path / "a.yaml", "one\ntwo", architecture, {"trial": 3})
+    assert architecture_file.read(tmp_path / "a.yaml") == (architecture, {"trial": 3})
+    assert (tmp_path / "a.yaml").read_text(encoding="utf-8").startswith("# one\n# two\n")

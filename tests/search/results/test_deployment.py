@@ -1,0 +1,134 @@
+"""From a front to files that run elsewhere: every format computes what PyTorch does and is measured as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.struck_search import TINY
+from models.architecture import Architecture
+from models.litv2 import build
+from search.results import architecture_file
+from search.results.deployment import BATCHES, FORMATS, PARITY, network_with
+from tests.support.commands import call
+
+EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
+DEPLOY = [*EXPORT, "pick=knee", "format=[yaml,safetensors,torch_export,onnx]"]
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the deployed knee of a small study, after a short training."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("user"))
+    assert call("run", ["+search=cpu_latency", "study.name=first", "study.n_trials=3", *TINY]) == 0
+    assert call("export", [*EXPORT, "pick=knee"]) == 0
+    for file in Path("outputs/first/pareto").glob("*.yaml"):
+        assert call("train", [f"arch={file}", *TINY[:2], "train.max_epochs=1"]) == 0
+    assert call("export", DEPLOY) == 0
+    (folder,) = Path("outputs/first/deploy").iterdir()
+    yield folder
+    os.chdir(before)
+
+
+def test_every_file_computes_what_was_trained(deployed: Path) -> None:
+    architecture, _ = architecture_file.read(deployed / "architecture.yaml")
+    trained = Path("outputs/first/pareto") / f"{deployed.name}.safetensors"
+    network = network_with(architecture, load_file(trained))
+    for name, kind in FORMATS.items():
+        compute = kind.load(deployed / kind.file, 1)
+        for batch in (*BATCHES, 5):
+            x = torch.rand(batch, 1, 32, 32)
+            with torch.inference_mode():
+                expected = network(x)
+            torch.testing.assert_close(compute(x), expected, rtol=0, atol=PARITY * float(expected.abs().max()), msg=name)
+
+
+def test_onnx_file_runs_without_this_project(deployed: Path) -> None:
+    session = onnxruntime.InferenceSession(deployed / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"x": torch.rand(4, 1, 32, 32).numpy()})
+    assert logits.shape == (4, 100)
+
+
+def test_card_tells_what_was_measured(deployed: Path) -> None:
+    facts = json.loads((deployed / "card.json").read_text(encoding="utf-8"))
+    card = (deployed / "README.md").read_text(encoding="utf-8")
+    assert set(facts["files"]) == set(FORMATS)
+    for one in facts["files"].values():
+        assert one["parity"] <= PARITY
+        assert one["latency"]["repetitions"] > 1
+        assert f"{one['latency']['latency_ms']:.3f}" in card
+    assert f"{facts['trained']['test_accuracy']:.4f}" in card
+    assert "Apache-2.0" in card
+
+
+def test_files_are_measured_again_against_their_card(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
+    assert call("measure", [f"deployed={deployed}", *quick]) == 0
+    printed = capsys.readouterr().out
+    assert all(kind.file in printed for kind in FORMATS.values())
+
+
+def test_card_of_another_setting_is_refused(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("measure", [f"deployed={deployed}", "latency.batch_size=2"]) == 2
+    assert "batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pick=elbow"], "pick=elbow is no rule"),
+        (["pick=latency<=0.001ms"], "the fastest of the front takes"),
+        (["format=tflite"], "format=tflite is unknown; choose of yaml, safetensors, torch_export, onnx"),
+        (["study.name=missing"], "there is no outputs/missing here"),
+        (["format=onnx", "latency=ssh", "latency.host=pi"], "latency=ssh: exported files run on this machine's CPU here"),
+    ],
+)
+def test_mistakes_are_named(deployed: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("export", [*EXPORT, *overrides]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_weights_for_other_images_are_named(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("outputs/first/pareto") / f"{deployed.name}.safetensors"
+    before = file.read_bytes()
+    architecture, _ = architecture_file.read(deployed / "architecture.yaml")
+    save_file(build(architecture, in_chans=3, num_classes=10).state_dict(), file)
+    code = call("export", [*EXPORT, "pick=knee", "format=onnx"])
+    file.write_bytes(before)
+    assert code == 2
+    assert "is for images of 3 channel(s), the study's have 1" in capsys.readouterr().err
+
+
+def test_network_without_a_head_is_read(architecture: Architecture) -> None:
+    state = build(architecture, in_chans=1, num_classes=0).state_dict()
+    assert network_with(architecture, state).num_classes == 0
+
+
+def test_architecture_of_a_trained_network_stays(deployed: Path) -> None:
+    pareto = Path("outputs/first/pareto")
+    trained, left, own = pareto / "trial-00090.yaml", pareto / "trial-00091.yaml", pareto / "trial-00090-strong.yaml"
+    for file in (trained, left, own):
+        file.write_text("of an earlier front\n", encoding="utf-8")
+    begun = pareto / "trial-00092.yaml"
+    begun.write_text("of an earlier front\n", encoding="utf-8")
+    of_training = [trained.with_suffix(".safetensors"), begun.with_suffix(".0123456789ab.ckpt")]
+    shared = [file.with_suffix(".supernet.safetensors") for file in (trained, left)]
+    for file in (*of_training, *shared):
+        file.touch()
+    assert call("export", EXPORT) == 0
+    assert [file.exists() for file in (trained, begun, left, own, *shared)] == [True, True, False, True, True, False]
+    for file in (trained, begun, own, *of_training, shared[0]):
+        file.unlink()
+
+
+def test_folder_without_a_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("measure", [f"deployed={tmp_path}"]) == 2
+    assert "has no card.json" in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""Search spaces: what they propose, what they refuse, and the networks they know."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import optuna
+import pytest
+
+from models.architecture import Architecture
+from search import UserError
+from search.space.space import PATTERN, Space
+
+STAGES: list[dict[str, Any]] = [
+    {"depth": [1, 2], "window_size": [0, 2, 4], "alpha": [0.0, 0.5, 1.0], "num_heads": 2},
+    {"depth": [1, 2, 3], "window_size": [0, 1, 2], "alpha": [0.25, 0.75], "num_heads": [2, 4]},
+    {"depth": [2, 4, 6], "window_size": [0, 2], "alpha": 0.9, "num_heads": 4},
+    {"depth": 1, "window_size": 1, "alpha": 0.5, "num_heads": 8, "mlp_ratio": [2.0, 4.0]},
+]
+
+
+def make(stages: list[dict[str, Any]] | None = None, **kwargs: Any) -> Space:
+    return Space(**{"embed_dim": [8, 16], "stages": stages or STAGES, "patch_size": 2, "downsample": "conv", **kwargs})
+
+
+def ask(space: Space, num_trials: int) -> list[tuple[dict[str, Any], Architecture]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trials = [study.ask() for _ in range(num_trials)]
+    proposals = [space.suggest(trial) for trial in trials]
+    return [(trial.params, architecture) for trial, architecture in zip(trials, proposals, strict=True)]
+
+
+def test_proposals_stay_in_the_space() -> None:
+    space = make()
+    for _, architecture in ask(space, 200):
+        assert architecture.embed_dim in (8, 16)
+        assert all(spec in choices.distinct() for spec, choices in zip(architecture.stages, space.stages, strict=True))
+
+
+def test_parameters_give_back_their_architecture() -> None:
+    space = make()
+    for parameters, architecture in ask(space, 100):
+        assert space.architecture(parameters) == architecture
+
+
+def test_only_what_matters_is_asked() -> None:
+    for parameters, _ in ask(make(), 200):
+        for stage in (1, 2):
+            window = parameters[f"stage{stage}.window_size"]
+            assert (f"stage{stage}.alpha" in parameters) == (window > 1)
+        assert ("stage2.num_heads" in parameters) == (parameters["stage2.window_size"] > 0)
+        assert not {"stage1.num_heads", "stage3.alpha", "stage4.depth", "stage4.alpha"} & set(parameters)
+
+
+def test_number_of_architectures_counts_keys() -> None:
+    free = {"depth": [1, 2], "window_size": [0, 1, 2], "alpha": [0.0, 0.1, 0.5, 1.0], "num_heads": 2}
+    fixed = {"depth": 1, "window_size": 0, "alpha": 0.0, "num_heads": 1}
+    space = make([free, {**fixed, "depth": [1, 2]}, fixed, fixed])
+    keys = {architecture.key for _, architecture in ask(space, 1000)}
+    # 2 widths x 2 depths x (none, plain, and windows of 2 with 0, 1 or 2 Lo-Fi heads) x 2 depths
+    assert space.num_architectures() == len(keys) == 2 * (2 * 5) * 2
+
+
+def test_known_networks_follow_the_litv2_pattern_at_every_width() -> None:
+    space = make()
+    known = [space.architecture(parameters) for origin, parameters in space.known().items() if origin.startswith(PATTERN)]
+    assert [architecture.embed_dim for architecture in known] == [8, 16]
+    for architecture in known:
+        assert [s.window_size for s in architecture.stages] == [0, 0, 2, 1]
+        assert [s.depth for s in architecture.stages] == [2, 2, 6, 1]
+    assert space.anchor() in known
+
+
+def test_ends_of_a_space_are_known() -> None:
+    space = make()
+    least, most = (space.architecture(space.known()[name]) for name in ("smallest", "largest"))
+    assert most == space.largest()
+    assert least.embed_dim == 8
+    assert [s.depth for s in least.stages] == [1, 1, 2, 1]
+    assert [s.window_size for s in least.stages] == [0, 0, 0, 1]  # none where the space allows
+
+
+def test_network_that_is_known_twice_is_tried_once() -> None:
+    fixed = {"depth": 1, "window_size": 0, "alpha": 0.0, "num_heads": 1}
+    assert list(make([{**fixed, "depth": [1, 2]}, *[fixed] * 3], embed_dim=8).known()) == [f"{PATTERN}, width 8", "smallest"]
+
+
+def test_known_parameters_can_be_enqueued() -> None:
+    space = make()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for parameters in space.known().values():
+        study.enqueue_trial(dict(parameters))
+        trial = study.ask()
+        assert space.suggest(trial) == space.architecture(parameters)
+        assert trial.params == parameters
+
+
+def test_sample_is_a_network_of_the_space_and_repeats() -> None:
+    space = make()
+    drawn = [space.sample([0, number]) for number in range(50)]
+    assert drawn == [space.sample([0, number]) for number in range(50)]
+    assert len({architecture.key for architecture in drawn}) > 40
+    for architecture in drawn:
+        assert architecture.embed_dim in space.embed_dim
+        for stage, choices in zip(architecture.stages, space.stages, strict=True):
+            assert stage in choices.distinct()
+
+
+@pytest.mark.parametrize("size", ["largest", "smallest"])
+def test_sized_sample_draws_only_its_attention(size: Literal["largest", "smallest"]) -> None:
+    space = make()
+    drawn = [space.sample([0, number], size) for number in range(50)]
+    pick = max if size == "largest" else min
+    assert {architecture.embed_dim for architecture in drawn} == {pick(space.embed_dim)}
+    for index, choices in enumerate(space.stages):
+        assert {architecture.stages[index].depth for architecture in drawn} == {pick(choices.depth)}
+        assert {architecture.stages[index].window_size for architecture in drawn} == set(choices.window_size)
+
+
+def test_heads_of_a_stage_without_attention_are_no_dimension() -> None:
+    stages = [{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": [1, 2]}] * 4
+    space = Space(embed_dim=[8], stages=stages, patch_size=2, downsample="conv")
+    assert set(space.dimensions()) == {f"stage{number}.depth" for number in range(1, 5)}
+
+
+def test_pair_differs_in_its_dimension_alone() -> None:
+    space = make()
+    assert "embed_dim" in space.dimensions()
+    for dimension, choices in space.dimensions().items():
+        stage, _, kind = dimension.rpartition(".")
+        for number in range(20):
+            pair = space.pair(dimension, [number])
+            if not stage:
+                assert [a.embed_dim for a in pair] == [choices[0], choices[-1]]
+                assert pair[0].stages == pair[1].stages
+                continue
+            index = int(stage.removeprefix("stage")) - 1
+            low, high = (architecture.stages[index] for architecture in pair)
+            if kind == "alpha":
+                assert low.window_size == high.window_size > 1
+                assert low.lo_heads <= high.lo_heads
+            else:
+                assert (getattr(low, kind), getattr(high, kind)) == (choices[0], choices[-1])
+            rest = [architecture.stages[:index] + architecture.stages[index + 1 :] for architecture in pair]
+            assert rest[0] == rest[1]
+
+
+def test_largest_is_in_the_space() -> None:
+    largest = make().largest()
+    assert largest.embed_dim == 16
+    assert [s.depth for s in largest.stages] == [2, 3, 6, 1]
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (0, {"depth": []}, r"space.stages\[0\].depth is empty"),
+        (1, {"depth": [0, 1]}, "stage 2: depth=0"),
+        (2, {"window_size": [-1]}, "stage 3: window_size=-1"),
+        (0, {"alpha": [0.5, 1.2]}, r"stages\[0\].alpha=1.2"),
+        (0, {"num_heads": 3}, "stage 1: dim=8 is not divisible by num_heads=3"),
+        (0, {"alpha": ["half"]}, "'half' is not a number"),
+        (0, {"window": [1]}, "unknown window"),
+    ],
+)
+def test_impossible_spaces_name_the_value(index: int, change: dict[str, Any], message: str) -> None:
+    stages = [dict(stage) for stage in STAGES]
+    stages[index] |= change
+    with pytest.raises(UserError, match=message):
+        make(stages)
+
+
+def test_wrong_number_of_stages() -> None:
+    with pytest.raises(UserError, match="3 entries"):
+        make(STAGES[:3])
+    with pytest.raises(UserError, match=r"space.embed_dim is empty"):
+        make(embed_dim=[])

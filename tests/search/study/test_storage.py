@@ -1,0 +1,221 @@
+"""Where studies are kept: held by one search, waited for while a database is away. PostgreSQL is the real one."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
+
+from benchmarks.postgresql import PostgreSql, programs
+from benchmarks.struck_search import TINY
+from search import SearchStopped, UserError
+from search.study.storage import AdvisoryHold, Patience, Unheld, held, is_away, open_study, public_url
+from search.study.trial import finished_trials
+from tests.support.commands import start
+from tests.support.known_engine import KnownEngine, coordinator, run
+
+# Optuna leaves the connections of its pool to the garbage collector, which psycopg warns of.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected_here() -> Iterator[None]:
+    yield
+    gc.collect()  # or another module's test hears of it
+
+
+AWAY = OperationalError("select 1", {}, Exception("server closed the connection"))
+
+
+class Answers:
+    """Fails so many times before it answers."""
+
+    def __init__(self, num_failures: int, error: Exception = AWAY) -> None:
+        self.left = num_failures
+        self.error = error
+
+    def __call__(self) -> str:
+        self.left -= 1
+        if self.left >= 0:
+            raise self.error
+        return "here"
+
+
+def test_database_that_comes_back_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    assert Patience(10.0, Unheld())(Answers(3)) == "here"
+    assert [record.message for record in caplog.records] == [
+        "the database does not answer (Exception: server closed the connection); trying for up to 10 s"
+    ]
+
+
+def test_patience_ends() -> None:
+    with pytest.raises(OperationalError):
+        Patience(0.5, Unheld())(Answers(100))
+
+
+def test_what_waiting_does_not_mend_is_not_waited_for() -> None:
+    refused = ProgrammingError("select", {}, Exception("no such table"))
+    answers = Answers(1, refused)
+    with pytest.raises(ProgrammingError):
+        Patience(60.0, Unheld())(answers)
+    assert not is_away(refused)
+
+
+def test_what_optuna_makes_of_a_lost_connection_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """It asks once more, on the connection that was lost, and hides what the driver said of it."""
+    hidden = StorageInternalError("An exception is raised during the commit.")
+    hidden.__cause__ = PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
+    hidden.__cause__.__context__ = AWAY
+    assert Patience(10.0, Unheld())(Answers(1, hidden)) == "here"
+    assert "server closed the connection" in caplog.text
+
+
+def test_file_is_held_by_one_search(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with held("one", url), pytest.raises(UserError, match="study one in .* is in use by another search"), held("one", url):
+        pass
+    with held("one", url):
+        pass
+
+
+def test_study_in_memory_is_refused() -> None:
+    with pytest.raises(UserError, match="would be lost"), held("one", "sqlite://"):
+        pass
+
+
+def test_secrets_of_an_address_are_not_shown() -> None:
+    assert public_url("postgresql://me:secret@db/x?password=secret&sslkey=a") == "postgresql://***@db/x"
+    assert public_url("postgresql://db/x?password=secret") == "postgresql://db/x"
+    assert public_url("postgresql://me:sec?ret@db:5432/x") == "postgresql://***@db:5432/x"
+    assert public_url("postgresql://me:sec@ret@db:port/x") == "postgresql://***"
+
+
+def test_address_that_cannot_be_read_is_not_repeated() -> None:
+    with (
+        pytest.raises(UserError, match="that is no database URL") as caught,
+        held("one", "postgresql://me:sec:ret@db:word/x"),
+    ):
+        pass
+    assert "ret" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSql]:
+    if programs() is None:
+        pytest.skip("PostgreSQL's programs are not installed and cannot be")
+    pytest.importorskip("psycopg", reason="the extra postgresql is not installed")
+    folder = tmp_path_factory.mktemp("postgresql")
+    for parent in (folder, *folder.parents):
+        if parent.owner() == folder.owner() and os.getuid() == 0:
+            parent.chmod(parent.stat().st_mode | 0o011)  # the server runs as somebody else
+    with PostgreSql(folder) as server:
+        yield server
+
+
+def test_study_in_postgresql_goes_on_as_in_a_file(server: PostgreSql, tmp_path: Path) -> None:
+    def keys(url: str) -> list[str]:
+        for n_trials in (7, 15):
+            trials = run(url, n_trials)
+        return [trial.architecture.key for trial in trials]
+
+    assert keys(server.url) == keys(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+def test_study_in_postgresql_is_held_by_one_search(server: PostgreSql) -> None:
+    refused = pytest.raises(UserError, match=r"study mine in postgresql://\*\*\*@.* is in use")
+    with held("mine", server.url), held("another", server.url), refused, held("mine", server.url):
+        pass
+    with held("mine", server.url):
+        pass
+
+
+def test_hold_is_taken_again_after_a_restart(server: PostgreSql) -> None:
+    with held("mine", server.url) as hold:
+        server.stop()
+        server.start()
+        hold.renew()
+        with pytest.raises(UserError, match="is in use"), held("mine", server.url):
+            pass
+
+
+def test_own_connection_that_the_server_still_believes_in_is_ended(server: PostgreSql) -> None:
+    """As after a cut that the server has not noticed: it holds the study for a connection that nobody has any more."""
+    with held("mine", server.url) as hold:
+        assert isinstance(hold, AdvisoryHold)
+        lost = hold.connection
+        hold.connection = None
+        hold.renew()
+        assert hold.connection is not None
+        assert lost is not None
+        lost.invalidate()
+        lost.close()
+
+
+def test_study_that_another_search_took_meanwhile_is_left_to_it(server: PostgreSql) -> None:
+    with held("mine", server.url) as hold:
+        server.cut_connections()
+        with held("mine", server.url), pytest.raises(SearchStopped, match="another search has taken over study mine"):
+            hold.renew()
+
+
+@pytest.mark.parametrize("fault", ["restart", "cut"])
+def test_search_survives_its_database(server: PostgreSql, fault: str) -> None:
+    """The server is away in the middle of a search: nothing lost, nothing twice, exactly as many as asked for."""
+    name = f"survives-{fault}"
+    engine = KnownEngine()
+    study = open_study(name, server.url, create=True)
+    ended = threading.Event()
+
+    def strike() -> None:
+        while not ended.wait(0.2):
+            if fault == "restart":
+                server.stop()
+                time.sleep(0.5)
+                server.start()
+                ended.wait(1.0)
+            else:
+                server.cut_connections()
+
+    striking = threading.Thread(target=strike)
+    with held(name, server.url) as hold:
+        striking.start()
+        try:
+            coordinator(study, engine, patiently=Patience(60.0, hold)).run(25, None)
+        finally:
+            ended.set()
+            striking.join()
+    found = open_study(name, server.url, create=False)
+    assert len(finished_trials(found)) == 25
+    assert {trial.state for trial in found.trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert len(engine.trained) == len(set(engine.trained))
+
+
+def test_search_keeps_the_password_to_itself(server: PostgreSql, tmp_path: Path) -> None:
+    arguments = ["+search=cpu_latency", "study.name=secretive", "study.n_trials=2", "accuracy=scratch", *TINY]
+    search = start(tmp_path, "search.run", *arguments, "storage=postgresql", f"storage.url={server.url}")
+    output, _ = search.communicate(timeout=300)
+    assert search.returncode == 0, output
+    assert "secret@" not in output
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if re.search(rb"study:secret", path.read_bytes())]
+    study = open_study("secretive", server.url, create=False)
+    assert len(finished_trials(study)) == 2
+    assert "secret@" not in f"{study.user_attrs} {study._storage.get_study_system_attrs(study._study_id)}"
+
+
+def test_database_that_is_not_there_is_one_clear_line() -> None:
+    with pytest.raises(
+        UserError, match=r"postgresql://\*\*\*@127.0.0.1:1/x cannot be used .*see that the database runs"
+    ) as caught:
+        open_study("test", "postgresql://me:secret@127.0.0.1:1/x", create=True)
+    assert "secret" not in str(caught.value)

@@ -1,0 +1,107 @@
+"""Images that are decoded when they are used."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from search import UserError, sources
+from search.training.data import ImageData
+from search.training.streamed import Augmentation, StreamedData
+
+AUGMENTATION = Augmentation("rand-m7-mstd0.5-inc1", 0.0, 0.3, 0.5, 1.0, "bilinear", 0)
+GLYPHS = partial(sources.glyphs, seed=0)
+
+
+def streamed(augmentation: Augmentation = AUGMENTATION, **changes: Any) -> StreamedData:
+    settings: dict[str, Any] = {
+        "name": "glyphs", "source": GLYPHS, "img_size": 32, "in_chans": 1, "train_size": 48, "val_size": 16, "seed": 0,
+        "flip": False,
+    }  # fmt: skip
+    return StreamedData(**{**settings, **changes}, augmentation=augmentation)
+
+
+def epochs(data: StreamedData, *numbers: int) -> list[torch.Tensor]:
+    """All images of some epochs, as one training sees them."""
+    torch.manual_seed(3)
+    batches = data.train_dataloader(16)
+    found = []
+    for number in numbers:
+        batches.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        found.append(torch.cat([images for images, _ in batches]))
+    return found
+
+
+def test_splits_are_those_of_images_in_memory() -> None:
+    data = streamed()
+    memory = ImageData("glyphs", GLYPHS, 32, 1, 48, 16, 0, 0, False)
+    labels = torch.cat([labels for _, labels in data.val_dataloader()])
+    assert torch.equal(labels, memory.val.labels)
+    images = torch.cat([images for images, _ in data.val_dataloader()])
+    pixels = images * data.std[0] + data.mean[0]
+    torch.testing.assert_close(pixels, memory.val.images / 255, atol=1e-4, rtol=0)
+
+
+def test_an_epoch_is_the_same_whatever_came_before_and_whoever_decodes() -> None:
+    data = streamed()
+    first, second = epochs(data, 0, 1)
+    assert not torch.equal(first, second)
+    assert torch.equal(second, epochs(data, 1)[0])
+    workers = streamed(replace(AUGMENTATION, num_workers=2))
+    assert torch.equal(second, epochs(workers, 1)[0])
+    assert first.shape == (48, 1, 32, 32)
+
+
+def test_augmenting_leaves_the_generators_of_the_training_alone() -> None:
+    data = streamed()
+    batches = iter(data.train_dataloader(16))
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    next(batches)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+def test_every_image_is_used_once_in_an_epoch() -> None:
+    data = streamed()
+    order = list(data.train_dataloader(16).sampler)
+    assert sorted(order) == list(range(48))
+
+
+def test_colour_images_have_three_channels() -> None:
+    images, _ = next(iter(streamed(in_chans=3, flip=True).train_dataloader(16)))
+    assert images.shape == (16, 3, 32, 32)
+
+
+def test_a_broken_image_is_named_with_the_remedy() -> None:
+    def broken(split: str, num_images: int | None) -> Dataset:
+        rows = {"image": [{"bytes": b"no image", "path": None}] * 4, "label": [0, 1, 0, 1]}
+        features = sources.glyphs("train", 4, 0).features
+        return Dataset.from_dict(rows, features=features)
+
+    data = streamed(source=broken, train_size=2, val_size=1)
+    with pytest.raises(UserError, match="data=glyphs cannot be decoded .*mend or remove it"):
+        next(iter(data.train_dataloader(16)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"augmentation": replace(AUGMENTATION, auto_augment="no-such")}, "auto_augment=no-such"),
+        ({"in_chans": 2}, "data.in_chans=2"),
+        ({"val_size": 64, "train_size": None, "source": partial(sources.digits)}, None),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        assert streamed(**settings).num_train == 4000 - 64
+        return
+    with pytest.raises((UserError, ValueError), match=message):
+        streamed(**settings)
