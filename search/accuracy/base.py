@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from models.architecture import Architecture
 
@@ -35,29 +35,14 @@ class Accuracy:
 class AccuracyEvaluator(Protocol):
     """Gives an architecture its accuracy. The same architecture and seed give the same accuracy on one CPU.
 
-    quick: once prepared it takes no longer than measuring a latency does.
+    Attributes:
+        scores_before_measuring: whether, once prepared, it takes no longer than measuring a latency does.
     """
 
-    quick: ClassVar[bool]
-
-    def shared_weights(self, seed: int) -> Path | None:
-        """The file of weights that networks are scored with, if they share any."""
-        ...
+    scores_before_measuring: ClassVar[bool]
 
     def fingerprint(self) -> dict[str, str | int]:
         """What accuracies depend on beyond the configuration, such as threads. Studies refuse to mix different ones."""
-        ...
-
-    def prepare(self, seed: int, progress: Progress) -> None:
-        """Do once what all evaluations with a seed share; without it the first evaluation does."""
-        ...
-
-    def pack(self, seed: int) -> bytes | None:
-        """What all evaluations with a seed share, if it is there: for an evaluator elsewhere."""
-        ...
-
-    def unpack(self, seed: int, packed: bytes) -> None:
-        """Take over what another evaluator has prepared."""
         ...
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
@@ -65,8 +50,30 @@ class AccuracyEvaluator(Protocol):
         ...
 
 
-def unpacked(make: Callable[[], AccuracyEvaluator], seed: int, packed: bytes) -> AccuracyEvaluator:
-    """An evaluator that need not prepare what another one has."""
+@runtime_checkable
+class SharedWeights(Protocol):
+    """An evaluator whose networks share weights, which are trained once and handed to evaluators elsewhere."""
+
+    def weights_file(self, seed: int) -> Path:
+        """The file of the weights that networks are scored with."""
+        ...
+
+    def prepare(self, seed: int, progress: Progress) -> None:
+        """Train the weights that all evaluations with a seed share; without it the first evaluation does."""
+        ...
+
+    def pack(self, seed: int) -> bytes | None:
+        """The shared weights for an evaluator elsewhere, or None if they are not trained."""
+        ...
+
+    def unpack(self, seed: int, packed: bytes) -> None:
+        """Take over the weights that another evaluator has trained."""
+        ...
+
+
+def with_shared_weights(make: Callable[[], AccuracyEvaluator], seed: int, packed: bytes) -> AccuracyEvaluator:
+    """An evaluator that takes over the weights of another one."""
     evaluator = make()
+    assert isinstance(evaluator, SharedWeights)
     evaluator.unpack(seed, packed)
     return evaluator

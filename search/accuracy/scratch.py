@@ -17,19 +17,7 @@ from search.training.task import ImageClassification, fit, test_accuracy
 class ScratchEvaluator(Training):
     """Train every architecture alike: same images, same order, same schedule."""
 
-    quick: ClassVar[bool] = False
-
-    def shared_weights(self, seed: int) -> None:
-        return None
-
-    def prepare(self, seed: int, progress: Progress) -> None:
-        """Trainings share nothing."""
-
-    def pack(self, seed: int) -> None:
-        return None
-
-    def unpack(self, seed: int, packed: bytes) -> None:
-        raise AssertionError("trainings share nothing")
+    scores_before_measuring: ClassVar[bool] = False
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         start = time.perf_counter()

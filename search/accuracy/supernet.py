@@ -82,7 +82,7 @@ class SupernetEvaluator(Training):
     trained on, for further studies.
     """
 
-    quick: ClassVar[bool] = True
+    scores_before_measuring: ClassVar[bool] = True
 
     space: Space
     num_random: int
@@ -122,11 +122,11 @@ class SupernetEvaluator(Training):
         self._trained[seed] = elastic.eval()
 
     def pack(self, seed: int) -> bytes | None:
-        weights = self.shared_weights(seed)
+        weights = self.weights_file(seed)
         return weights.read_bytes() if kept(weights) is not None else None
 
     def unpack(self, seed: int, packed: bytes) -> None:
-        weights = self.shared_weights(seed)
+        weights = self.weights_file(seed)
         weights.parent.mkdir(parents=True, exist_ok=True)
         with locked(weights.parent / ".lock"):
             elastic = kept(weights)
@@ -147,7 +147,7 @@ class SupernetEvaluator(Training):
         progress(1.0)
         return Accuracy(accuracy, len(self.images.labels), seed, time.perf_counter() - start)
 
-    def shared_weights(self, seed: int) -> Path:
+    def weights_file(self, seed: int) -> Path:
         """The file that keeps this supernet."""
         return self.folder(seed) / WEIGHTS
 

@@ -1,7 +1,8 @@
-"""One run of a search: from a composed configuration to a saved front."""
+"""`python -m search.run`: one search, from a composed configuration to a saved front."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -21,134 +22,128 @@ from rich.console import Console
 from models.architecture import NUM_STAGES, check_int, check_number
 from models.complexity import cost
 from search import UserError, differences
-from search.accuracy.base import AccuracyEvaluator, unpacked
-from search.accuracy.cache import KeptAccuracies
-from search.accuracy.scratch import ScratchEvaluator
+from search.accuracy.base import AccuracyEvaluator, SharedWeights, with_shared_weights
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.targets import (
-    DEVICE_KEYS,
-    FIRST_DEVICE,
+    SEARCH_KEYS,
     SMALLEST,
-    budgets_of,
-    check_devices,
-    deployed,
-    fingerprints,
+    check_targets,
+    deployed_network,
+    limits_of,
     make_engine,
-    objective_devices,
-    prepare_measuring,
+    num_objectives,
+    prepare_targets,
 )
-from search.engine.base import Engine
-from search.engine.work import TRAINING
+from search.engine.base import TRAINING, Engine
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel
 from search.results.board import Board
-from search.results.export import export_front, member_name, versions
+from search.results.export import SHARED_SECONDS, SUPERNET, export_front, member_name, versions
 from search.results.view import LiveView, LogView, front_table, make_console, progress_of
-from search.space.space import Space
-from search.study.coordinator import SHARED_SECONDS, SUPERNET, Coordinator
-from search.study.evaluate import Objective, Outcome
+from search.space import Space
+from search.study.coordinator import Coordinator
+from search.study.evaluate import Rules
+from search.study.locks import RetryPolicy, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import (
-    Patience,
     has_password,
     has_trials,
-    held,
-    locked,
     open_study,
     public_url,
     quiet_experimental,
+    refuse_changes,
     remember,
     study_folder,
 )
-from search.study.trial import finished_trials
+from search.study.targets import Target
+from search.study.trial import TrialResult, finished_trials
+from search.study.writer import StudyWriter
 from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
 
 REMEDY = "restore that, or choose another study.name"
 SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
-"""What a study must not change: everything that its results depend on."""
+"""The groups that a study's results depend on, but for the keys that only say how work is done."""
 
 
 def main(cfg: DictConfig) -> None:
-    """Check what was asked for, then search until the study is complete.
+    """Check the configuration, then search until the study is complete.
 
-    Raises: UserError if what is asked for cannot be, SearchStopped if the search cannot go on, KeyboardInterrupt.
+    Raises:
+        UserError: if what is asked for cannot be done.
+        SearchStopped: if the search cannot continue.
     """
     folder = study_folder(cfg.study.name)
-    construct(check_limits, cfg=cfg)
+    construct(check_settings, cfg=cfg)
     space: Space = build(cfg.space)
     with quiet_experimental():
         build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
-    with locked(folder), held(folder.name, cfg.storage.url) as hold:
+    with folder_lock(folder), study_lock(folder.name, cfg.storage.url) as lock:
         console = make_console()
         set_up_logging(console, folder / "run.log")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = open_study(folder.name, cfg.storage.url, create=True, num_latencies=len(objective_devices(cfg)))
+        study = open_study(folder.name, cfg.storage.url, create=True, num_latencies=num_objectives(cfg))
         remember(study, "settings", study_settings(cfg), REMEDY)
         save_config(folder, cfg)
         num_finished = len(finished_trials(study))
         if num_finished < cfg.study.n_trials:
-            search(cfg, study, space, folder, console, Patience(cfg.storage.patience_seconds, hold))
+            retry = RetryPolicy(cfg.storage.patience_seconds, lock)
+            asyncio.run(search(cfg, study, space, folder, console, retry))
         else:
             log.info("study %s is complete: %d of %d trials are finished", folder.name, num_finished, cfg.study.n_trials)
         conclude(cfg, study, folder, console)
 
 
-def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, console: Console, patiently: Patience) -> None:
-    """Start the engine, make sure its devices are those the study was measured on, and run the coordinator."""
+async def search(
+    cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, console: Console, retry: RetryPolicy
+) -> None:
+    """Start the engine, check that its workers are those of the study, and run the coordinator."""
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
+    remember(study, "data", data.fingerprint(), REMEDY)
     make_evaluator = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
     evaluator: AccuracyEvaluator = construct(make_evaluator)  # a mistake in its settings shows here
     engine = make_engine(cfg, data, make_evaluator)
     torch.set_num_threads(1)  # what trains or measures has processes of its own
-    board = Board(study, folder)
-    budget_ms, network = cfg.latency.budget_ms, deployed(cfg, data)
     try:
-        prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console)
-        devices, references = prepare_measuring(cfg, study, engine, space)
+        await prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console)
+        targets = await prepare_targets(cfg, study, engine, space)
+        board = Board(study, folder)
         if not has_trials(study):
             study.set_user_attr("versions", versions())
-            board.write_note(public_url(cfg.storage.url), space, budget_ms)
-        terminal = console.is_terminal
-        view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if terminal else LogView()
+            board.write_note(public_url(cfg.storage.url), space)
+        view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if console.is_terminal else LogView()
         with view:
+            writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, board.annotate, retry)
             coordinator = Coordinator(
-                study=study,
-                space=space,
+                writer=writer,
                 engine=engine,
-                objective=Objective(devices, cfg.study.seed, evaluator.quick),
-                models={name: BlockModel(cfg.deploy.img_size) for name in devices},
-                make_sampler=sampler_of(cfg),
-                seed=cfg.study.seed,
-                cost=lambda architecture: cost(architecture, **network),
-                save_samples=partial(save_samples, folder / "latency", fingerprints(study)),
-                annotate=board.annotate,
-                publish=lambda trials: board.publish_front(trials, budget_ms),
+                targets=targets,
+                rules=Rules(cfg.study.seed, evaluator.scores_before_measuring),
+                models={name: BlockModel(cfg.deploy.img_size) for name in targets},
+                cost=partial(cost, **deployed_network(cfg, data)),
+                save_samples=partial(save_samples, folder / "latency", targets),
+                publish=board.publish_front,
                 view=view,
-                reference_ms=references,
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
-                patiently=patiently,
             )
-            if not coordinator.run(cfg.study.n_trials, cfg.study.timeout_minutes):
-                log.info("time is up after %g minutes; the same command goes on from here", cfg.study.timeout_minutes)
+            if not await coordinator.run(cfg.study.n_trials, cfg.study.timeout_minutes):
+                minutes = cfg.study.timeout_minutes
+                log.info("time is up after %g minutes; run the same command again to continue", minutes)
     finally:
         engine.close()
 
 
 def sampler_of(cfg: DictConfig) -> Callable[[int], BaseSampler]:
-    """Gives a sampler for a seed; one that remembers what it has read of the study is the same every time."""
+    """A factory of samplers by seed; one that remembers what it has read of the study is the same every time."""
     make = build(cfg.sampler, _partial_=True)
     with quiet_experimental():
         first = make(seed=cfg.study.seed)
-    if not isinstance(first, SurrogateSampler):
-        return lambda seed: make(seed=seed)
-    first.budgets = {name: latency.budget_ms for name, latency in cfg.latency.devices.items()}
-    return first.seeded
+    return first.seeded if isinstance(first, SurrogateSampler) else lambda seed: make(seed=seed)
 
 
-def prepare_training(
+async def prepare_training(
     study: optuna.Study,
     engine: Engine,
     evaluator: AccuracyEvaluator,
@@ -156,45 +151,60 @@ def prepare_training(
     seed: int,
     console: Console,
 ) -> None:
-    """Have done once what all evaluations share, and hand it to all that train.
+    """Check the training setup; train shared weights once, if the evaluator has any, and distribute them to the workers.
 
-    Raises: UserError if accuracies would depend on something else than before, NonFiniteLoss if training diverges.
+    Raises:
+        UserError: if accuracies would depend on something else than before.
+        NonFiniteLoss: if training diverges.
     """
     start = time.monotonic()
-    training = engine.fingerprint(TRAINING)
-    remember(study, "training", training, REMEDY)
+    training = await engine.fingerprint(TRAINING)
+    remember(study, "training", dict(training), REMEDY)
     engine.expect(TRAINING, training)
-    if (shared := evaluator.shared_weights(seed)) is None:
+    if not isinstance(evaluator, SharedWeights):
         return
     if changed := differences(evaluator.fingerprint(), training):
         raise UserError(
-            f"shared weights are kept here, and what trains them is other: {changed}; "
+            f"shared weights are stored here, and the workers train in another way: {changed}; "
             "search from a machine like those that train, or with accuracy=scratch"
         )
     packed = evaluator.pack(seed)
     if packed is None:
         with progress_of(console, "training shared weights") as progress:
-            packed = engine.prepare(seed, progress)
+            packed = await engine.train_shared_weights(seed, progress)
         evaluator.unpack(seed, packed)
         if not has_trials(study):
             study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
-    engine.train_with(partial(unpacked, make_evaluator, seed, packed))
-    study.set_user_attr(SUPERNET, str(shared))
+    engine.use_evaluator(partial(with_shared_weights, make_evaluator, seed, packed))
+    study.set_user_attr(SUPERNET, str(evaluator.weights_file(seed)))
 
 
-def alone(cfg: DictConfig, train: DictConfig, data: ImageData, file: Path) -> KeptAccuracies:
-    """Long trainings of single networks, kept in a file as they come. train: their schedule."""
-    evaluator = ScratchEvaluator(data, build(train), cfg.proxy.width_multiplier, cfg.accuracy.num_threads)
-    settings = {"train": plain(train), "proxy": plain(cfg.proxy), "data": data.fingerprint(), "images": data.num_val}
-    return KeptAccuracies(evaluator, settings, file)
+EXECUTION_KEYS = {
+    "data": {"source.path"},
+    "accuracy": {"cache"},
+    "latency": {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"},
+}
 
 
 def study_settings(cfg: DictConfig) -> dict[str, Any]:
-    """What a study must not change."""
-    settings = {name: plain(cfg[name]) for name in SECTIONS} | {"study": {"seed": cfg.study.seed}}
-    if not settings["latency"]["devices"]:
-        settings["latency"] = {key: value for key, value in settings["latency"].items() if key not in DEVICE_KEYS}
-    return settings
+    """What a study's results depend on; keys that only say how work is done, such as paths and hosts, are left out."""
+    settings = {name: without(plain(cfg[name]), EXECUTION_KEYS.get(name, set())) for name in SECTIONS}
+    latency, devices = settings["latency"], settings["latency"].pop("devices")
+    if devices:
+        latency["devices"] = {name: without(device, EXECUTION_KEYS["latency"]) for name, device in devices.items()}
+    else:
+        del latency["objectives"]
+    return settings | {"study": {"seed": cfg.study.seed}}
+
+
+def without(settings: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """Settings without some keys, dotted where they are nested."""
+    nested = {key.partition(".")[0]: key.partition(".")[2] for key in keys if "." in key}
+    return {
+        key: without(value, {nested[key]}) if key in nested and isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in keys
+    }
 
 
 def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console) -> None:
@@ -202,7 +212,7 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     trials = finished_trials(study)
     if not trials:
         return
-    Board(study, folder).publish(trials, cfg.latency.budget_ms)
+    Board(study, folder).publish(trials)
     members = export_front(study, folder)
     pareto = folder / "pareto"
     lines = [
@@ -212,47 +222,46 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     ]
     if members:
         console.print(front_table(f"Front of {len(trials)} finished trials", trials))
-        one = pareto / member_name(members[-1])
-        lines.append(f"train one:   python -m search.train arch={one} data={cfg.data.name}")
+        file = pareto / member_name(members[-1])
+        lines.append(f"train one:   python -m search.train arch={file} data={cfg.data.name}")
     else:
-        budgets = ", ".join(f"{key}={value:g}" for key, value in budgets_of(cfg).items())
-        lines.insert(0, f"all {len(trials)} networks are over {budgets}")
+        limits = ", ".join(f"{key}={value:g}" for key, value in limits_of(cfg).items())
+        lines.insert(0, f"all {len(trials)} networks are over {limits}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
-def save_samples(folder: Path, devices: Mapping[str, Any], number: int, outcome: Outcome) -> None:
-    """Keep every time of a trial's own measurements, and what they were made on."""
+def save_samples(folder: Path, targets: Mapping[str, Target], number: int, result: TrialResult) -> None:
+    """Store every time of a trial's own measurements, and the devices that they were made on."""
     folder.mkdir(exist_ok=True)
-    body = samples(outcome.latency, devices[FIRST_DEVICE])
-    if further := outcome.further:
-        body["further"] = {name: samples(latency, devices[name]) for name, latency in further.items()}
+    body = {name: samples(latency, targets[name].device) for name, latency in result.latencies.items()}
     (folder / f"trial-{number:05d}.json").write_text(json.dumps(body), encoding="utf-8")
 
 
 def samples(latency: Latency, device: Mapping[str, Any]) -> dict[str, Any]:
-    return {**latency.summary(), "device": device, "rounds": [asdict(one) for one in latency.rounds]}
+    """A measurement as plain data, raw times included."""
+    return {**latency.summary(), "device": dict(device), "rounds": [asdict(one) for one in latency.rounds]}
 
 
 def save_config(folder: Path, cfg: DictConfig) -> None:
-    """The resolved configuration, passwords left out."""
+    """Save the resolved configuration, without passwords."""
     config = plain(cfg)
     config["storage"]["url"] = public_url(config["storage"]["url"])
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
-def check_limits(cfg: DictConfig) -> None:
-    """Raises: ValueError naming the first number that makes no sense."""
+def check_settings(cfg: DictConfig) -> None:
+    """Raises: ValueError naming the first setting that makes no sense."""
     check_int("study.n_trials", cfg.study.n_trials, 1)
     check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
     check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
     check_number("storage.patience_seconds", cfg.storage.patience_seconds, 0)
     if cfg.engine.get("address") is not None and has_password(str(cfg.storage.url)):
         raise ValueError(
-            "storage.url holds a password, and Ray shows the command to all who see the cluster's jobs; keep it in ~/.pgpass"
+            "storage.url contains a password, and Ray shows the command to all who see the cluster's jobs; put it in ~/.pgpass"
         )
     if cfg.study.timeout_minutes is not None:
         check_number("study.timeout_minutes", cfg.study.timeout_minutes, SMALLEST)
-    check_devices(cfg)
+    check_targets(cfg)
     if cfg.deploy.num_classes is not None:
         check_int("deploy.num_classes", cfg.deploy.num_classes, 0)
     for key in ("deploy", "proxy"):

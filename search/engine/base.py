@@ -1,299 +1,91 @@
-"""An engine takes work, has it done somewhere, several pieces at once where it can, and hands back results or errors.
+"""The role of an engine, and the errors that it adds to those of the work itself.
 
-Work is done in lanes: worker processes, each with one thing that it holds, a device's latency target or an accuracy
-evaluator, and each doing one piece at a time. So a device is never measured twice at once. Engines differ in where their
-lanes are; what goes to which lane, what may go on beside what, time limits and repetitions are common to all and stand here.
+An engine measures and trains somewhere, several things at a time where it can. Whoever needs a result awaits it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future
-from concurrent.futures import wait as wait_for_futures
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from models.architecture import Architecture, check_int, check_number
-from search import SearchStopped, one_line
-from search.accuracy.base import AccuracyEvaluator, Progress
-from search.engine.work import TRAINING, Calibrate, Fingerprint, Measure, OtherPlace, Prepare, Verified, Work
+from models.architecture import Architecture
+from search import SearchStopped
+from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
 from search.latency.base import Calibration, Latency, LatencyTarget
 
-log = logging.getLogger(__name__)
+TRAINING = "training"  # the role of workers that train; that of the others is the name of a latency target
+HERE = "here"  # the host that a worker runs on
 
-HERE = "here"
-POLL_SECONDS = 0.25
+Fingerprint = Mapping[str, str | int]
 
 
 class EngineFailure(SearchStopped):
-    """A worker died or hung, as often as it may. In a trial that is its reason to fail."""
+    """A worker died or hung more often than work is retried. In a trial this is the reason of its failure."""
+
+
+class WorkerChanged(SearchStopped):
+    """A worker that replaced another one would give results that do not compare with those before."""
 
 
 @dataclass(frozen=True)
-class Device:
-    """A device that latencies are measured on. make_target: makes its target, in whichever process.
+class TargetSource:
+    """Where a latency target comes from.
 
-    sites: the machine that measures, as far as other work could disturb it, and those where the target computes something
-    beside that, as what prepares a network for another machine does. HERE is this one.
+    Attributes:
+        make: makes it, in whichever process.
+        hosts: the host that measures, which other work would disturb, then those where the target computes beside that,
+            such as the one that prepares networks for another machine. `HERE` is the host of the worker.
     """
 
-    make_target: Callable[[], LatencyTarget]
-    sites: tuple[str, ...] = (HERE,)
+    make: Callable[[], LatencyTarget]
+    hosts: tuple[str, ...] = (HERE,)
 
 
-class Lane(Protocol):
-    """A worker that does one thing at a time.
+class Engine(Protocol):
+    """Measures and trains. Every implementation passes tests/contracts/engine.py.
 
-    place: what work it takes. sites: the machine it is on, and others that it computes on, as in Device; none yet while it
-    waits for a machine. make: makes what it holds, when it starts. share: of the work in progress that is done, in [0, 1].
+    Workers that die or hang are replaced and their work is retried; then EngineFailure is raised. Errors of the work itself are
+    raised as they are. A target is never measured twice at a time, and no host measures beside other work unless it may.
     """
-
-    place: str
-    make: Callable[[], Any]
-    share: float
-
-    @property
-    def sites(self) -> tuple[str, ...]: ...
-
-    def start(self, work: Work) -> Future[Any]:
-        """The future's exception is a BrokenExecutor if the worker died, else what the work raised."""
-        ...
-
-    def restart(self) -> None:
-        """Replace a worker that died or hangs."""
-        ...
-
-    def seek(self) -> str | None:
-        """Go on looking for a machine while work waits. Returns why there is no hope if it has looked for too long."""
-        ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(eq=False)
-class Job:
-    """A piece of work on its way."""
-
-    work: Work
-    lane: Lane | None = None
-    future: Future[Any] | None = None
-    deadline: float = 0.0
-    num_started: int = 0
-    value: Any = None
-    error: BaseException | None = None
-    ended: bool = False
-
-    @property
-    def share(self) -> float:
-        return self.lane.share if self.lane is not None else 0.0
-
-    def result(self) -> Any:
-        """Raises: EngineFailure, or what the work raised."""
-        assert self.ended
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-class Engine:
-    """Lanes and the work that waits for them.
-
-    num_parallel: trainings at once. num_ahead: trials that are measured meanwhile. measure_timeout_seconds,
-    train_timeout_seconds: after so long without an answer work counts as hung and its worker is replaced. max_retries: how
-    often work is repeated whose worker died or hung. measure_beside_training: whether a machine may measure while it trains
-    or measures for another device too.
-    Raises: ValueError naming the setting that makes no sense.
-    """
-
-    def __init__(
-        self,
-        devices: Mapping[str, Device],
-        num_parallel: int,
-        num_ahead: int | None,
-        measure_timeout_seconds: float,
-        train_timeout_seconds: float,
-        max_retries: int,
-        measure_beside_training: bool,
-    ) -> None:
-        check_int("engine.num_parallel", num_parallel, 1)
-        if num_ahead is not None:
-            check_int("engine.num_ahead", num_ahead, 0)
-        check_number("engine.measure_timeout_seconds", measure_timeout_seconds, 1e-3)
-        check_number("engine.train_timeout_seconds", train_timeout_seconds, 1e-3)
-        check_int("engine.max_retries", max_retries, 0)
-        self.devices = devices
-        self.measure_timeout_seconds = measure_timeout_seconds
-        self.train_timeout_seconds = train_timeout_seconds
-        self.max_retries = max_retries
-        self.beside = measure_beside_training
-        self.num_parallel = num_parallel
-        self.num_ahead = (num_parallel if num_parallel > 1 else 0) if num_ahead is None else num_ahead
-        self._expected: dict[str, Mapping[str, str | int]] = {}
-        self._verified: list[Lane] = []
-        self._lanes: list[Lane] = []
-        self._waiting: list[Job] = []
-        self._running: list[Job] = []
-
-    def open(self, lanes: Sequence[Lane]) -> None:
-        """Take over lanes, of which there is one for each device, and as many for training as are used at once."""
-        self._lanes = list(lanes)
 
     @property
     def num_trials(self) -> int:
-        """How many are worth having under way."""
-        return self.num_parallel + self.num_ahead
+        """How many trials are worth running at a time."""
+        ...
 
-    def fingerprint(self, place: str) -> dict[str, str | int]:
-        """Of a device, or of what trains."""
-        found: dict[str, str | int] = self.run(Fingerprint(place))
-        return found
+    async def fingerprint(self, role: str) -> Fingerprint:
+        """What the results of a latency target, or of `TRAINING`, depend on."""
+        ...
 
-    def expect(self, place: str, fingerprint: Mapping[str, str | int]) -> None:
-        """From now on a worker of this place that has done nothing yet is used only if it has this fingerprint."""
-        self._expected[place] = fingerprint
+    def expect(self, role: str, fingerprint: Fingerprint) -> None:
+        """Raise WorkerChanged from now on if a worker of this role turns out to have another fingerprint."""
+        ...
 
-    def calibrate(self, device: str, anchor: Architecture) -> Calibration:
-        calibration: Calibration = self.run(Calibrate(device, anchor))
-        return calibration
+    async def calibrate(self, target: str, anchor: Architecture) -> Calibration:
+        """Measure the anchor's own latency on a target."""
+        ...
 
-    def measure(self, device: str, architecture: Architecture, calibration: Calibration) -> Latency:
-        """Raises: EngineFailure if the measuring process died or hung, else what went wrong in it."""
-        latency: Latency = self.run(Measure(device, architecture, calibration))
-        return latency
+    async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
+        """Measure a network on a target."""
+        ...
 
-    def prepare(self, seed: int, progress: Progress) -> bytes:
-        """What all evaluations with a seed share."""
-        packed: bytes = self.run(Prepare(seed), progress)
-        return packed
+    async def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        """Train a network, or score it with shared weights.
 
-    def train_with(self, make_evaluator: Callable[[], AccuracyEvaluator]) -> None:
-        """What trains, from the next worker on that starts."""
-        for lane in self._lanes:
-            if lane.place == TRAINING:
-                lane.make = make_evaluator
-
-    def run(self, work: Work, progress: Progress = lambda share: None) -> Any:
-        """Have one thing done while nothing else is under way. Raises: as `Job.result` does."""
-        assert not self._running
-        assert not self._waiting
-        job = self.submit(work)
-        while not job.ended:
-            self.wait(POLL_SECONDS)
-            progress(job.share)
-        return job.result()
-
-    def submit(self, work: Work) -> Job:
-        """Have something done as soon as a lane is free for it."""
-        job = Job(work)
-        self._waiting.append(job)
-        self._start_waiting()
-        return job
-
-    def wait(self, seconds: float) -> list[Job]:
-        """What has ended since the last call; waits so long for the first, and may come back with nothing.
-
-        Raises: SearchStopped if what does some of the work now is not what did before, or nothing does it any more.
+        Args:
+            progress: takes the share that is done, where the engine knows it.
         """
-        now = time.monotonic()
-        until = min([now + seconds, *(job.deadline for job in self._running)])
-        futures = [job.future for job in self._running if job.future is not None]
-        if not futures and self._waiting:  # for a machine
-            time.sleep(seconds)
-        wait_for_futures(futures, timeout=max(0.0, until - now), return_when=FIRST_COMPLETED)
-        ended = [job for job in self._running if self._has_ended(job)]
-        self._running = [job for job in self._running if not job.ended and job not in self._waiting]
-        self._start_waiting()
-        return ended
+        ...
+
+    async def train_shared_weights(self, seed: int, progress: Progress) -> bytes:
+        """Train the weights that all evaluations with a seed share. Returns them packed, for other evaluators."""
+        ...
+
+    def use_evaluator(self, make_evaluator: Callable[[], AccuracyEvaluator]) -> None:
+        """Train with this evaluator, from the next worker that starts."""
+        ...
 
     def close(self) -> None:
-        """All lanes, even if Ctrl-C comes while one of them is closed; trainings, which may be under way, first."""
-        with contextlib.ExitStack() as closing:
-            for lane in self._lanes:
-                closing.callback(lane.close)
-
-    def _start_waiting(self) -> None:
-        """First come, first served; what waits for a machine is overtaken by nothing that needs this machine."""
-        held_back: set[str] = set()
-        for job in list(self._waiting):
-            lanes = [lane for lane in self._lanes if lane.place == job.work.place]
-            assert lanes, f"nothing here does {job.work}"
-            lane = next((lane for lane in lanes if self._may_start(lane, held_back)), None)
-            if lane is None:
-                held_back |= {lane.sites[0] for lane in lanes if lane.sites}
-                reasons = [lane.seek() for lane in lanes]
-                if all(reasons):
-                    raise SearchStopped(f"{reasons[0]}; mend that and repeat the command")
-                continue
-            self._waiting.remove(job)
-            self._start(job, lane)
-
-    def _may_start(self, lane: Lane, held_back: set[str]) -> bool:
-        busy = [job.lane for job in self._running if job.lane is not None]
-        if lane in busy or not lane.sites:
-            return False
-        if self.beside:
-            return True
-        return held_back.isdisjoint(lane.sites) and not any(disturb(lane, other) for other in busy)
-
-    def _start(self, job: Job, lane: Lane) -> None:
-        job.lane, job.deadline = lane, time.monotonic() + self._timeout(lane)
-        job.num_started += 1
-        work = job.work
-        if lane not in self._verified and lane.place in self._expected:
-            work = Verified(work, self._expected[lane.place])
-        try:
-            job.future = lane.start(work)
-        except (BrokenExecutor, OSError, EOFError) as error:  # a worker that died since its last work, or cannot be started
-            job.future = Future()
-            job.future.set_exception(BrokenExecutor(one_line(error)))
-        self._running.append(job)
-
-    def _timeout(self, lane: Lane) -> float:
-        return self.train_timeout_seconds if lane.place == TRAINING else self.measure_timeout_seconds
-
-    def _has_ended(self, job: Job) -> bool:
-        """Take what has come of a job. One whose worker died or hung waits again, as often as it may."""
-        assert job.future is not None
-        assert job.lane is not None
-        what = "training" if job.lane.place == TRAINING else "measuring"
-        if job.future.done():
-            job.error = job.future.exception()
-            if isinstance(job.error, BrokenExecutor):
-                return self._replace(job, job.lane, f"the {what} process died (out of memory?)")
-            if isinstance(job.error, OtherPlace):
-                raise job.error
-            if job.error is None:
-                job.value = job.future.result()
-                if job.lane.place in self._expected and job.lane not in self._verified:
-                    self._verified.append(job.lane)
-            job.ended = True
-        elif time.monotonic() >= job.deadline:
-            return self._replace(job, job.lane, f"the {what} process gave no answer within {self._timeout(job.lane):g} s")
-        return job.ended
-
-    def _replace(self, job: Job, lane: Lane, reason: str) -> bool:
-        if lane in self._verified:
-            self._verified.remove(lane)
-        lane.restart()
-        job.ended = job.num_started > self.max_retries
-        if job.ended:
-            job.error = EngineFailure(f"{reason}, {job.num_started} times" if job.num_started > 1 else reason)
-            log.warning("%s", job.error)
-        else:
-            job.lane, job.future, job.error = None, None, None
-            log.warning(
-                "%s; it was replaced, and the work is repeated (%d of %d)", reason, job.num_started, self.max_retries
-            )
-            self._waiting.insert(0, job)
-        return job.ended
-
-
-def disturb(one: Lane, other: Lane) -> bool:
-    """Whether one of them measures where the other one computes."""
-    return any(
-        measuring.place != TRAINING and measuring.sites[0] in computing.sites
-        for measuring, computing in ((one, other), (other, one))
-    )
+        """End all workers."""
+        ...

@@ -1,7 +1,8 @@
-"""This machine: a process for each device that is measured, and one for each training that may go on at a time."""
+"""Workers on this machine: a process for each latency target, and one for each training that may run at a time."""
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import gc
 import logging
@@ -9,9 +10,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from logging.handlers import QueueHandler
 from multiprocessing import forkserver
@@ -20,9 +22,11 @@ from typing import Any
 
 from models.architecture import check_int
 from search import one_line
-from search.accuracy.base import AccuracyEvaluator
-from search.engine.base import HERE, Device, Engine
-from search.engine.work import TRAINING, Work, carried_out, made
+from search.accuracy.base import AccuracyEvaluator, Progress
+from search.engine import tasks
+from search.engine.base import HERE, TRAINING, TargetSource
+from search.engine.tasks import Resource, Task
+from search.engine.workers import WorkerEngine
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
@@ -33,42 +37,48 @@ PRELOADED = ["search.accuracy.supernet", "search.latency.cpu"]
 
 
 def start_server() -> None:
-    """Let the server of processes import what they need, while this one does so too."""
+    """Let the server of processes import what they need, while this process does so too."""
     if START_METHOD == "forkserver":
         multiprocessing.set_forkserver_preload(PRELOADED)
-        with _ignoring_ctrl_c():
+        with _ignoring_ctrl_c(), _importing_as_here():
             forkserver.ensure_running()
 
 
-class LocalEngine(Engine):
+class LocalEngine(WorkerEngine):
     """Measure and train on this machine, in turns unless told otherwise.
 
-    num_threads: what a training may use, to see that there are cores for all that go on at once; None for those that PyTorch
-    takes. The rest as in Engine. Raises: ValueError if there are more trainings than cores.
+    Args:
+        targets: latency targets by name.
+        make_evaluator: makes the accuracy evaluator, in another process.
+        num_threads: what a training may use, to check that there are cores for all that run at a time; None for PyTorch's
+            own choice.
+        settings: of `WorkerEngine`.
+
+    Raises:
+        ValueError: if there are more trainings than cores.
     """
 
     def __init__(
         self,
-        devices: Mapping[str, Device],
+        targets: Mapping[str, TargetSource],
         make_evaluator: Callable[[], AccuracyEvaluator],
         num_threads: int | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(devices, **settings)
+        super().__init__(**settings)
         check_cores(self.num_parallel, num_threads, len(allowed_cores()))
-        measuring = [ProcessLane(name, device.sites, device.make_target) for name, device in devices.items()]
-        training = [ProcessLane(TRAINING, (HERE,), make_evaluator) for _ in range(self.num_parallel)]
-        self.open([*measuring, *training])
+        self.workers = [ProcessWorker(name, source.hosts, source.make) for name, source in targets.items()]
+        self.workers += [ProcessWorker(TRAINING, (HERE,), make_evaluator) for _ in range(self.num_parallel)]
 
 
 def check_cores(num_parallel: int, num_threads: int | None, num_cores: int) -> None:
-    """Raises: ValueError if trainings at once would wait for each other."""
+    """Raises: ValueError if trainings at a time would wait for each other."""
     check_int("engine.num_parallel", num_parallel, 1)
     if num_parallel == 1:
         return
     if num_threads is None:
         raise ValueError(
-            f"engine.num_parallel={num_parallel} needs accuracy.num_threads: how many of the {num_cores} cores each"
+            f"engine.num_parallel={num_parallel} needs accuracy.num_threads: how many of the {num_cores} cores each takes"
         )
     if num_parallel * num_threads > num_cores:
         raise ValueError(
@@ -77,69 +87,88 @@ def check_cores(num_parallel: int, num_threads: int | None, num_cores: int) -> N
         )
 
 
-class ProcessLane:
-    """A process that is started when it is first needed, and does nothing but what the lane is for.
+class ProcessWorker:
+    """A process that starts when it is first needed and does nothing but the tasks of its role.
 
-    So no thread setting of one reaches another. make: makes what it holds, there. What it logs is logged here.
+    So no thread setting of one role reaches another. Its log records are handled here.
     """
 
-    def __init__(self, place: str, sites: tuple[str, ...], make: Callable[[], Any]) -> None:
-        self.place = place
-        self.sites = sites
+    def __init__(self, role: str, hosts: tuple[str, ...], make: Callable[[], Resource]) -> None:
+        self.role = role
+        self.hosts = hosts
         self.make = make
-        self.share = 0.0
         self._pool: ProcessPoolExecutor | None = None
-        self._work: Future[Any] | None = None
+        self._task: Future[Any] | None = None
+        self._report: Progress = lambda share: None
 
-    def start(self, work: Work) -> Future[Any]:
-        self.share = 0.0
-        if self._pool is None:
-            self._pool = self._started()
-        self._work = self._pool.submit(_do, work)
-        return self._work
+    async def run(self, task: Task, progress: Progress) -> Any:
+        loop, is_running = asyncio.get_running_loop(), True
 
-    def _started(self) -> ProcessPoolExecutor:
+        def report(share: float) -> None:
+            if is_running:
+                progress(share)
+
+        self._report = lambda share: loop.call_soon_threadsafe(report, share)
+        try:
+            return await asyncio.wrap_future(self._submit(task))
+        finally:
+            is_running = False
+
+    def _submit(self, task: Task) -> Future[Any]:
+        """Raises: BrokenExecutor if the process died since its last task, or cannot be started."""
+        try:
+            if self._pool is None:
+                self._pool = self._start()
+            self._task = self._pool.submit(_run, task)
+        except (OSError, EOFError) as error:
+            raise BrokenExecutor(one_line(error)) from error
+        return self._task
+
+    def _start(self) -> ProcessPoolExecutor:
         start_server()
         context = multiprocessing.get_context(START_METHOD)
-        held = pickle.dumps(self.make)  # here, where an error is seen; and copied, not moved to shared memory
-        heard, told = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(1, context, initializer=_prepare_process, initargs=(told,))
-        pool.submit(_hold, held)
-        log.debug("process %s is for %s", *(pool._processes or {}), self.place)
-        told.close()  # the process has its own, whose end is then the end of what is heard
-        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+        make = pickle.dumps(self.make)  # here, where an error is seen; and copied, not moved to shared memory
+        receiving, sending = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(1, context, initializer=_prepare_process, initargs=(sending,))
+        pool.submit(_make_resource, make)
+        log.debug("process %s is for %s", *(pool._processes or {}), self.role)
+        sending.close()  # the process has its own end: when it closes, nothing more is received
+        threading.Thread(target=self._listen, args=(receiving,), daemon=True).start()
         return pool
 
-    def _listen(self, heard: Connection) -> None:
+    def _listen(self, receiving: Connection) -> None:
         while True:
             try:
-                told = heard.recv()
-            except (EOFError, OSError):  # the process has ended, maybe in the middle of a word
+                message = receiving.recv()
+            except (EOFError, OSError):  # the process has ended, maybe in the middle of a message
                 return
             except Exception as error:
-                log.debug("a message of the process for %s cannot be read: %s", self.place, one_line(error))
+                log.debug("a message of the process for %s cannot be read: %s", self.role, one_line(error))
                 continue
-            if isinstance(told, logging.LogRecord):
-                logging.getLogger(told.name).handle(told)
-            else:
-                self.share = float(told)
+            if isinstance(message, logging.LogRecord):
+                logging.getLogger(message.name).handle(message)
+                continue
+            try:
+                self._report(float(message))
+            except RuntimeError:  # the event loop is closed: the command ends
+                return
 
     def restart(self) -> None:
-        self.close()  # the next work starts another
+        self.close()  # the next task starts another process
 
-    def seek(self) -> str | None:
+    def seek_host(self) -> str | None:
         return None
 
     def close(self) -> None:
         if self._pool is None:
             return
-        is_busy = self._work is not None and not self._work.done()
+        is_busy = self._task is not None and not self._task.done()
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = None
         for process in processes:
             try:
-                if not is_busy:  # what is in the middle of something would not hear of it
+                if not is_busy:  # one that is busy would not notice
                     process.join(GRACE_SECONDS)  # compilers have semaphores to give back
             finally:
                 process.kill()  # it holds nothing worth saving
@@ -148,7 +177,7 @@ class ProcessLane:
 
 @contextmanager
 def _ignoring_ctrl_c() -> Iterator[None]:
-    """A server of processes that is started meanwhile ignores Ctrl-C for good."""
+    """Make a server of processes that starts meanwhile ignore Ctrl-C for good."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -156,42 +185,60 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-class _Tell(QueueHandler):
-    """Sends what is logged to the coordinator."""
+@contextmanager
+def _importing_as_here() -> Iterator[None]:
+    """Keep a server of processes from importing from the current folder, unless this process does so.
+
+    Python puts the current folder first for `python -c`, which starts the server: there may be another `models` in it.
+    """
+    setting = "PYTHONSAFEPATH"
+    before = os.environ.get(setting)
+    if not {"", os.getcwd()} & set(sys.path):  # noqa: PTH109 - entries of the path are strings
+        os.environ[setting] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(setting, None)
+
+
+class _ToCoordinator(QueueHandler):
+    """Sends log records to the coordinator."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        _say(record)
+        _send(record)
 
 
-_held: Any
-_told: Connection
-_telling = threading.Lock()
+# Of a worker's process: its resource, and the connection to the coordinator.
+_resource: Resource
+_connection: Connection
+_sending = threading.Lock()
 
 
-def _say(message: logging.LogRecord | float) -> None:
-    with _telling:
-        _told.send(message)
+def _send(message: logging.LogRecord | float) -> None:
+    with _sending:
+        _connection.send(message)
 
 
-def _prepare_process(told: Connection) -> None:
-    global _told
-    _told = told
+def _prepare_process(connection: Connection) -> None:
+    global _connection
+    _connection = connection
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends this process
-    logging.getLogger().addHandler(_Tell(None))  # type: ignore[arg-type]  # it has a connection for a queue
+    logging.getLogger().addHandler(_ToCoordinator(None))  # type: ignore[arg-type]  # it has a connection instead of a queue
     logging.getLogger("search").setLevel(logging.DEBUG)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _hold(make: bytes) -> None:
-    global _held
-    _held = made(lambda: pickle.loads(make)())
+def _make_resource(make: bytes) -> None:
+    global _resource
+    _resource = tasks.make_resource(lambda: pickle.loads(make)())
     gc.collect()
-    gc.freeze()  # what was imported stays: going through it twice would take a fifth of a measurement
+    gc.freeze()  # imported modules stay: scanning them twice would take a fifth of a measurement
     atexit.register(gc.unfreeze)  # or extensions report what was frozen as leaks
 
 
-def _do(work: Work) -> Any:
-    return carried_out(work, _held, _say)
+def _run(task: Task) -> Any:
+    return tasks.run(task, _resource, _send)
 
 
 def _end_with_parent() -> None:

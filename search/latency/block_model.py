@@ -1,9 +1,9 @@
-"""What a network should take, block by block, from the networks measured so far.
+"""Predicted latency: a sum of costs over blocks, fitted to the networks that a study has measured.
 
-Latency is modelled as a sum over blocks: each costs something for being there, for each kind of attention it has, and for
-the work it does at its stage's width and map. The costs are fitted to a study's own measurements, so they are this device's.
-A prediction tells how regular the device is, and spares the search measuring networks that surely break the budget, or that
-are probably slower than one of no lower accuracy. Nothing predicted is ever on a front.
+Each block costs something for being there, for each kind of attention it has, and for the work it does at its stage's width and
+map: what multiplies the costs is declared with the dimensions of the space. A prediction shows how regular the device is, and
+spares the search measuring networks that surely exceed a limit, or that are probably slower than one of no lower accuracy.
+Predicted latencies never put a network on a front.
 """
 
 from __future__ import annotations
@@ -16,51 +16,60 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from models.architecture import Architecture, StageSpec, count_hidden
+from models.architecture import NUM_STAGES, Architecture, StageSpec
 from search.latency.base import Latency
 from search.latency.protocol import student
+from search.space import dimensions
+from search.space.dimensions import Costs, Dimension
 
 MIN_NETWORKS = 8  # measured before anything is predicted
-MIN_ERRORS = 8  # predictions put to the test before one may rule a network out
-RECENT = 30  # errors that count: the model gets better as it sees more
-CONFIDENCE = 0.99  # one-sided, of breaking a budget
-NUM_FEATURES = 9
-KEPT = 2**12  # networks whose features are kept: those that a search proposes come again and again
+MIN_ERRORS = 8  # predictions compared with measurements before one may rule a network out
+RECENT = 30  # latest errors that count: the model improves with every measurement
+CONFIDENCE = 0.99  # one-sided, of exceeding a limit
+CACHED = 2**12  # networks whose features are cached: those that a search proposes come again and again
 RIDGE = 1e-3
-MAX_STEPS = 1000  # far more than 9 costs need: SciPy raises an error beyond
+MAX_STEPS = 1000  # far more than a dozen costs need: SciPy raises an error beyond
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """latency_ms: expected. error: standard deviation of its logarithm, from num_errors predictions put to the test."""
+    """A predicted latency.
+
+    Attributes:
+        latency_ms: the expected latency.
+        error: standard deviation of its logarithm; None before enough predictions were compared with measurements.
+        num_errors: the number of predictions that `error` comes from.
+    """
 
     latency_ms: float
     error: float | None
     num_errors: int
 
     def above(self, limit_ms: float, confidence: float) -> bool:
-        """Whether the network is slower than a limit with such confidence, for all that is known."""
+        """Whether the network is slower than a limit with this one-sided confidence; False while the error is unknown."""
         return self.error is not None and self.latency_ms / self._factor(confidence) > limit_ms
 
     def latency(self) -> Latency:
-        """The prediction as a latency that was not measured; 98 % interval. Only where its error is known."""
+        """The prediction as a latency without repetitions, with its 98 % interval; only where the error is known."""
         factor = self._factor(CONFIDENCE)
         low_ms, high_ms = self.latency_ms / factor, self.latency_ms * factor
         return Latency(self.latency_ms, low_ms, high_ms, repetitions=0, warmup_runs=0, converged=False, seconds=0.0)
 
     def _factor(self, confidence: float) -> float:
-        """How far off a prediction is at most, one-sided."""
+        """The ratio by which the truth differs from the prediction at most, one-sided."""
         assert self.error is not None
         return math.exp(student(confidence, self.num_errors) * self.error)
 
 
 @dataclass
 class BlockModel:
-    """The model and its record. img_size: of the deployed network, in pixels.
+    """The block model of one target, and how far off its predictions were.
 
-    errors: logarithm of predicted over measured latency, each predicted before its network was measured.
+    Attributes:
+        img_size: side of the deployed network's input, in pixels.
+        errors: logarithms of predicted over measured latency, each predicted before its network was measured.
     """
 
     img_size: int
@@ -69,9 +78,11 @@ class BlockModel:
     _costs: Vector | None = None
 
     def observe(self, architecture: Architecture, latency_ms: float, predicted_ms: float | None = None) -> None:
-        """Learn a measured latency, after noting how far off the prediction was if the network is new.
+        """Learn from a measured latency, after recording the error of its prediction if the network is new.
 
-        predicted_ms: what was predicted when the network came up; None to predict it now.
+        Args:
+            latency_ms: as measured.
+            predicted_ms: what was predicted before the measurement; None predicts it now.
         """
         if architecture.key not in self._rows:
             if predicted_ms is None and (predicted := self.predict(architecture)) is not None:
@@ -82,7 +93,7 @@ class BlockModel:
         self._costs = None
 
     def predict(self, architecture: Architecture) -> Prediction | None:
-        """None until enough networks have been measured."""
+        """Predict a latency; None until enough networks have been measured."""
         if len(self._rows) < MIN_NETWORKS:
             return None
         if self._costs is None:
@@ -94,60 +105,73 @@ class BlockModel:
 
     @property
     def median_error(self) -> float | None:
-        """Median relative error of the predictions put to the test, or None without any."""
+        """Median relative error of the latest predictions that were compared with measurements, or None without any."""
         recent = self.errors[-RECENT:]
         return float(np.median(np.abs(np.expm1(recent)))) if recent else None
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHED)
 def features(architecture: Architecture, img_size: int) -> Vector:
-    """What the costs multiply: counts of blocks and of their work, summed over the network."""
-    total = np.zeros(NUM_FEATURES)
+    """What the costs multiply: counts of blocks and of their work, summed over the network, (features,)."""
+    total = np.zeros(len(columns()))
     total[0] = 1.0
-    return total + sum(by_stage(architecture, img_size))
+    for dimension in dimensions.NETWORK_DIMENSIONS:
+        if dimension.costs is not None:
+            _add(total, dimension.costs(architecture, architecture.embed_dim, img_size))
+    return total + sum(features_by_stage(architecture, img_size))
 
 
-def by_stage(architecture: Architecture, img_size: int) -> list[Vector]:
+def features_by_stage(architecture: Architecture, img_size: int) -> list[Vector]:
     """The same for each stage, with the patch merging before it; without what the network costs as a whole."""
-    found = []
+    stages = []
     for index, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True)):
         side = max(1, img_size // architecture.patch_size // 2**index)
-        own = stage.depth * _block(stage, dim, side)
+        block = np.zeros(len(columns()))
+        for dimension in dimensions.STAGE_DIMENSIONS:
+            if dimension.costs is not None:
+                _add(block, dimension.costs(stage, dim, side))
+        features = stage.depth * block
         if index:
-            own[1] += side**2 * dim * (dim // 2) * 4  # patch merging
-        found.append(own)
-    return found
+            features[1] += side**2 * dim * (dim // 2) * 4  # patch merging: a 2x2 convolution
+        stages.append(features)
+    return stages
 
 
-def _block(stage: StageSpec, dim: int, side: int) -> Vector:
-    tokens, hidden, window = side**2, count_hidden(dim, stage.mlp_ratio), stage.window_size
-    lo = stage.lo_heads / stage.num_heads if window else 0.0
-    hi = 1.0 - lo if window else 0.0
-    windows = math.ceil(side / window) ** 2 if window else 0
-    projections = dim * dim * (tokens * (3 * hi + hi + lo + lo) + 2 * windows * lo)
-    scores = stage.num_heads * tokens * (hi * window**2 + lo * windows)
-    return np.array(
-        [
-            0.0,
-            0.0,
-            1.0,  # norms, feed-forward
-            float(window == 1),
-            float(window > 1 and hi > 0),
-            float(window > 1 and lo > 0),
-            2.0 * tokens * dim * hidden + projections,
-            float(tokens * hidden),  # depthwise convolution, activation
-            scores,
-        ]
-    )
+def columns() -> tuple[str, ...]:
+    """Names of the costs: of a network, of patch merging, and those that the dimensions declare."""
+    return _columns(dimensions.STAGE_DIMENSIONS, dimensions.NETWORK_DIMENSIONS)
+
+
+@lru_cache
+def _columns(
+    of_stages: tuple[Dimension[StageSpec], ...], of_network: tuple[Dimension[Architecture], ...]
+) -> tuple[str, ...]:
+    stage = StageSpec(depth=1)
+    names = [name for one in of_stages if one.costs for name in one.costs(stage, 1, 1)]
+    names += [name for one in of_network if one.costs for name in one.costs(Architecture(1, (stage,) * NUM_STAGES), 1, 1)]
+    return ("network", "patch merging", *dict.fromkeys(names))
+
+
+def _add(total: Vector, costs: Costs) -> None:
+    for name, amount in costs.items():
+        total[columns().index(name)] += amount
 
 
 def fit(inputs: Vector, latencies_ms: Vector) -> Vector:
-    """Non-negative costs that fit relative latencies best, by ridge regression. inputs: `features`, (networks, features)."""
+    """Fit non-negative costs to relative latencies by ridge regression.
+
+    Args:
+        inputs: `features` of networks, (networks, features).
+        latencies_ms: as measured, (networks,).
+
+    Returns:
+        The costs in milliseconds, (features,).
+    """
     relative = inputs / latencies_ms[:, None]
     scale = np.maximum(relative.mean(axis=0), 1e-30)
     design = relative / scale
     root = np.linalg.cholesky(design.T @ design / len(design) + RIDGE * np.eye(design.shape[1]))
-    # Of the normal equations: 9 rows, not one for each network.
+    # The normal equations have one row per cost, not one per network.
     costs, _ = nnls(root.T, np.linalg.solve(root, design.mean(axis=0)), maxiter=MAX_STEPS)
     solution: Vector = costs / scale
     return solution

@@ -1,8 +1,8 @@
-"""The search space: Optuna trial -> Architecture, and known networks -> parameters to start a study from.
+"""The search space: Optuna trial -> Architecture, and baselines -> parameters to start a study from.
 
-Parameters are `stageN.depth`, `stageN.window_size` and `stageN.alpha`, N from 1, and where a space lists several values
-`embed_dim`, `stageN.num_heads` and `stageN.mlp_ratio`. A value that cannot matter is not asked: alpha where the window is 0
-(no attention) or 1 (plain attention), heads without attention.
+Parameters are the dimensions of dimensions.py that have several choices: `embed_dim` and others of the whole network, and
+`stageN.depth`, `stageN.window_size` and others of a stage, N from 1. A value that cannot matter is not asked: alpha where the
+window is 0 (no attention) or 1 (plain attention), heads without attention.
 """
 
 from __future__ import annotations
@@ -10,26 +10,20 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from search import UserError
+from search.space import dimensions
+from search.space.dimensions import Dimension, Value, in_order_of_asking
 
-Value = int | float
 Parameters = dict[str, Value]
+Choices = Mapping[str, tuple[Any, ...]]
 Size = Literal["any", "largest", "smallest"]
-SIZE_PARAMETERS = ("embed_dim", "depth", "mlp_ratio")
-
-# What the authors chose for LITv2-S: Sec. 5.1, arXiv 2205.13213.
-LITV2_DEPTHS = (2, 2, 6, 2)
-LITV2_WINDOW_SIZES = (0, 0, 2, 1)
-LITV2_ALPHA = 0.9
-NEEDS_WINDOW = {"alpha": 1, "num_heads": 0}  # parameters of a stage that matter with a window above these
-PATTERN = "LITv2 pattern"  # origin of the trials that try it
+PATTERN = "LITv2 pattern"  # origin of the trials that evaluate it
 
 
 class Asks(Protocol):
@@ -39,104 +33,102 @@ class Asks(Protocol):
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
 
-@dataclass(frozen=True)
-class StageChoices:
-    """The values that one stage may take."""
-
-    depth: tuple[int, ...]
-    window_size: tuple[int, ...]
-    alpha: tuple[float, ...]
-    num_heads: tuple[int, ...]
-    mlp_ratio: tuple[float, ...]
-
-    def distinct(self) -> set[StageSpec]:
-        """Every different stage, in canonical form."""
-        return {
-            StageSpec(depth, window, alpha, heads, ratio).canonical()
-            for depth in self.depth
-            for window in self.window_size
-            for alpha in (self.alpha if window > 1 else (0.0,))
-            for heads in (self.num_heads if window else (1,))
-            for ratio in self.mlp_ratio
-        }
-
-
 class Space:
     """All architectures that a search may propose.
 
-    embed_dim, and in each of the four stages depth, window_size, alpha, num_heads and mlp_ratio: a list of choices, or
-    one value to fix it.
-    Raises: UserError naming the stage and the value if a list is empty or a combination cannot be built.
+    Args:
+        stages: for each of the four stages the choices of its dimensions (depth, window_size, alpha, num_heads and others):
+            a list, or one value to fix it.
+        patch_size: side of the patches that become tokens, in pixels.
+        downsample: "dtm" or "conv", see `models.litv2.Downsample`.
+        **choices: the choices of the whole network's dimensions, such as embed_dim.
+
+    Raises:
+        UserError: naming the stage and the value if a list is empty or a combination cannot be built.
     """
 
     def __init__(
-        self,
-        embed_dim: int | Sequence[int],
-        stages: Sequence[Mapping[str, Any]],
-        patch_size: int,
-        downsample: str,
+        self, stages: Sequence[Mapping[str, Any]], patch_size: int, downsample: str, **choices: int | Sequence[int]
     ) -> None:
         if len(stages) != NUM_STAGES:
             raise UserError(f"space.stages has {len(stages)} entries; LITv2 has {NUM_STAGES} stages")
-        self.embed_dim: tuple[int, ...] = _choices("space.embed_dim", embed_dim)
         self.patch_size = patch_size
         self.downsample = downsample
-        self.stages = tuple(_stage_choices(f"space.stages[{i}]", stage) for i, stage in enumerate(stages))
+        self.network: Choices = _parse("space", dimensions.NETWORK_DIMENSIONS, choices)
+        self.stages: tuple[Choices, ...] = tuple(
+            _parse(f"space.stages[{index}]", dimensions.STAGE_DIMENSIONS, stage) for index, stage in enumerate(stages)
+        )
         try:
             list(self.covering())
         except ValueError as error:
             raise UserError(f"space: {error}") from error
 
     def suggest(self, trial: Asks) -> Architecture:
-        """The architecture that a trial's parameters stand for, in canonical form."""
-        embed_dim = _ask(trial, "embed_dim", self.embed_dim)
-        stages = tuple(_suggest_stage(trial, f"stage{n}", stage) for n, stage in enumerate(self.stages, start=1))
-        return Architecture(int(embed_dim), stages, self.patch_size, self.downsample).canonical()
+        """The architecture that a trial's parameters stand for, in canonical form.
+
+        Args:
+            trial: an Optuna trial, or anything that answers like one; it is asked for the dimensions that matter.
+        """
+        network = _suggest(trial, "", dimensions.NETWORK_DIMENSIONS, self.network)
+        stages = tuple(
+            StageSpec(**_suggest(trial, f"stage{number}.", dimensions.STAGE_DIMENSIONS, choices))
+            for number, choices in enumerate(self.stages, start=1)
+        )
+        return self._architecture(network, stages).canonical()
+
+    def architecture(self, parameters: Mapping[str, Value]) -> Architecture:
+        """The architecture of given parameters; those that are fixed may be left out."""
+        return self.suggest(_Given(parameters))
 
     def num_architectures(self) -> int:
         """Number of different networks."""
-        return len(self.embed_dim) * math.prod(len(stage.distinct()) for stage in self.stages)
+        widths = math.prod(map(len, self.network.values()))
+        return widths * math.prod(len(distinct_stages(stage)) for stage in self.stages)
 
-    def known(self) -> dict[str, Parameters]:
-        """Networks to try first: the LITv2 pattern at every width, as close as the space allows, and the space's ends."""
-        patterns = {f"{PATTERN}, width {width}": self._pattern(width) for width in self.embed_dim}
-        named = {**patterns, "smallest": self._smallest(), "largest": self._largest()}
-        first = {self.architecture(parameters).key: origin for origin, parameters in reversed(named.items())}
-        return {origin: named[origin] for origin in named if origin in first.values()}
+    def baselines(self) -> dict[str, Parameters]:
+        """Networks to evaluate first, by name: the LITv2 pattern at every width, as close as possible, and the extremes."""
+        patterns = {f"{PATTERN}, width {width}": self._pattern(width) for width in self.network["embed_dim"]}
+        named = {**patterns, "smallest": self._extreme("smallest"), "largest": self._extreme("largest")}
+        first = {self.architecture(parameters).key: name for name, parameters in reversed(named.items())}
+        return {name: named[name] for name in named if name in first.values()}
 
     def anchor(self) -> Architecture:
         """The network that latencies are measured against: the LITv2 pattern at the middle width."""
-        return self.architecture(self._pattern(self.embed_dim[len(self.embed_dim) // 2]))
+        widths = self.network["embed_dim"]
+        return self.architecture(self._pattern(widths[len(widths) // 2]))
 
     def largest(self) -> Architecture:
         """Every choice at its most expensive: bounds the latencies of a space for the hypervolume."""
-        return self.architecture(self._largest())
+        return self.architecture(self._extreme("largest"))
 
     def sample(self, seed: Sequence[int], size: Size = "any") -> Architecture:
         """A random architecture; the same seed gives the same one.
 
-        size: draw everything from its choices, or take the largest or smallest width, depths and MLP ratios.
+        Args:
+            seed: non-negative integers.
+            size: draw everything from its choices, or take the largest or smallest width, depths and MLP ratios.
         """
         return self.suggest(_Drawn(seed, size))
 
     def dimensions(self) -> dict[str, tuple[Value, ...]]:
-        """Every parameter that has several choices, with them; alpha where some window is above 1, heads above 0."""
-        choices: dict[str, tuple[Value, ...]] = {"embed_dim": self.embed_dim}
-        for number, stage in enumerate(self.stages, start=1):
-            for kind, values in vars(stage).items():
-                if kind not in NEEDS_WINDOW or max(stage.window_size) > NEEDS_WINDOW[kind]:
-                    choices[f"stage{number}.{kind}"] = values
-        return {name: values for name, values in choices.items() if len(values) > 1}
+        """Every parameter that has several choices, with them, where some choice of the others makes it matter."""
+        found: dict[str, tuple[Value, ...]] = dict(self.network)
+        for number, choices in enumerate(self.stages, start=1):
+            for dimension in dimensions.STAGE_DIMENSIONS:
+                if activating_choices(dimension, choices):
+                    found[f"stage{number}.{dimension.name}"] = choices[dimension.name]
+        return {name: values for name, values in found.items() if len(values) > 1}
 
-    def pair(self, dimension: str, seed: Sequence[int]) -> tuple[Architecture, Architecture]:
-        """Two random architectures that differ in one dimension alone: its lowest and its highest value."""
-        stage, _, kind = dimension.rpartition(".")
-        needed: dict[str, Value] = {}
-        if kind in NEEDS_WINDOW:
-            windows = [w for w in self.stages[int(stage.removeprefix("stage")) - 1].window_size if w > NEEDS_WINDOW[kind]]
-            needed[f"{stage}.window_size"] = _Drawn(seed).suggest_categorical(f"{stage}.window_size", windows)
-        lowest, *_, highest = self.dimensions()[dimension]
-        low, high = (self.suggest(_Drawn(seed, fixed={**needed, dimension: value})) for value in (lowest, highest))
+    def pair(self, name: str, seed: Sequence[int]) -> tuple[Architecture, Architecture]:
+        """Two random architectures that differ in one dimension alone: its lowest and its highest value.
+
+        Args:
+            name: one of `dimensions()`.
+            seed: non-negative integers.
+        """
+        fixed = self._activated(name, seed)
+        lowest, *_, highest = self.dimensions()[name]
+        low, high = (self.suggest(_Drawn(seed, fixed={**fixed, name: value})) for value in (lowest, highest))
         return low, high
 
     def child(self, parents: Sequence[Mapping[str, Value]], mutation: float, rng: np.random.Generator) -> Parameters:
@@ -150,55 +142,76 @@ class Space:
 
     def covering(self) -> Iterator[Architecture]:
         """Architectures in which each stage takes each of its values at each width, while the others are at their first."""
-        first = [min(stage.distinct(), key=lambda spec: spec.window_size) for stage in self.stages]
-        for width in self.embed_dim:
+        first = [min(distinct_stages(stage), key=lambda spec: spec.window_size) for stage in self.stages]
+        for values in itertools.product(*self.network.values()):
+            network = dict(zip(self.network, values, strict=True))
             for index, choices in enumerate(self.stages):
-                for spec in choices.distinct():
-                    stages = (*first[:index], spec, *first[index + 1 :])
-                    yield Architecture(width, stages, self.patch_size, self.downsample)
+                for spec in distinct_stages(choices):
+                    yield self._architecture(network, (*first[:index], spec, *first[index + 1 :]))
 
-    def architecture(self, parameters: Mapping[str, Value]) -> Architecture:
-        """The architecture of given parameters; those that are fixed may be left out."""
-        return self.suggest(_Given(parameters))
+    def _architecture(self, network: Mapping[str, Any], stages: tuple[StageSpec, ...]) -> Architecture:
+        return Architecture(**{"patch_size": self.patch_size, "downsample": self.downsample, **network}, stages=stages)
 
-    def _pattern(self, width: int) -> Parameters:
-        nearest = [
-            {
-                "depth": _nearest(stage.depth, depth),
-                "window_size": _nearest(stage.window_size, window),
-                "alpha": _nearest(stage.alpha, LITV2_ALPHA),
-                "mlp_ratio": _nearest(stage.mlp_ratio, 4.0),
-            }
-            for stage, depth, window in zip(self.stages, LITV2_DEPTHS, LITV2_WINDOW_SIZES, strict=True)
-        ]
-        return self._parameters(width, nearest)
+    def _activated(self, name: str, seed: Sequence[int]) -> Parameters:
+        """A random value of what a stage's dimension depends on that makes it matter, as parameters."""
+        stage, _, kind = name.rpartition(".")
+        if not stage:
+            return {}
+        dimension = next(d for d in dimensions.STAGE_DIMENSIONS if d.name == kind)
+        if dimension.depends_on is None:
+            return {}
+        needed = f"{stage}.{dimension.depends_on}"
+        choices = activating_choices(dimension, self.stages[int(stage.removeprefix("stage")) - 1])
+        return {needed: _Drawn(seed).suggest_categorical(needed, choices)}
 
-    def _largest(self) -> Parameters:
-        # Global attention is quadratic in the map and costs most; without any, the smallest window does.
-        windows = [min((w for w in stage.window_size if w), default=0) for stage in self.stages]
-        most = [
-            {"depth": max(s.depth), "window_size": window, "alpha": max(s.alpha), "mlp_ratio": max(s.mlp_ratio)}
-            for s, window in zip(self.stages, windows, strict=True)
-        ]
-        return self._parameters(max(self.embed_dim), most)
+    def _pattern(self, width: Value) -> Parameters:
+        def nearest(dimension: Dimension[Any], choices: Sequence[Any], index: int) -> Value:
+            pattern = dimension.pattern
+            return choices[0] if pattern is None else min(choices, key=lambda choice: abs(choice - pattern[index]))
 
-    def _smallest(self) -> Parameters:
-        windows = [0 if 0 in stage.window_size else max(stage.window_size) for stage in self.stages]
-        least = [
-            {"depth": min(s.depth), "window_size": window, "alpha": max(s.alpha), "mlp_ratio": min(s.mlp_ratio)}
-            for s, window in zip(self.stages, windows, strict=True)
-        ]
-        return self._parameters(min(self.embed_dim), least)
+        return self._parameters(nearest, {"embed_dim": width})
 
-    def _parameters(self, width: int, stages: Sequence[Mapping[str, Value]]) -> Parameters:
-        """What a trial of this network is asked; heads are each stage's first choice."""
-        given: Parameters = {"embed_dim": width}
-        for number, (choices, values) in enumerate(zip(self.stages, stages, strict=True), start=1):
-            given |= {f"stage{number}.{kind}": value for kind, value in values.items()}
-            given[f"stage{number}.num_heads"] = choices.num_heads[0]
-        recorder = _Given(given)
+    def _extreme(self, size: Literal["largest", "smallest"]) -> Parameters:
+        def extreme(dimension: Dimension[Any], choices: Sequence[Any], index: int) -> Value:
+            value: Value = getattr(dimension, size)(choices)
+            return value
+
+        return self._parameters(extreme, {})
+
+    def _parameters(
+        self, choose: Callable[[Dimension[Any], Sequence[Any], int], Value], fixed: Mapping[str, Value]
+    ) -> Parameters:
+        """What a trial of a network is asked.
+
+        choose: gives a dimension's value from its choices, and the index of the stage. fixed: values that are given.
+        """
+        given = {d.name: choose(d, self.network[d.name], 0) for d in dimensions.NETWORK_DIMENSIONS}
+        for number, choices in enumerate(self.stages, start=1):
+            for dimension in dimensions.STAGE_DIMENSIONS:
+                given[f"stage{number}.{dimension.name}"] = choose(dimension, choices[dimension.name], number - 1)
+        recorder = _Given({**given, **fixed})
         self.suggest(recorder)
         return recorder.asked
+
+
+def distinct_stages(choices: Choices) -> set[StageSpec]:
+    """Every different stage of some choices, in canonical form."""
+    ordered = in_order_of_asking(dimensions.STAGE_DIMENSIONS)
+    stages: list[dict[str, Any]] = [{}]
+    for dimension in ordered:
+        stages = [
+            {**stage, dimension.name: value}
+            for stage in stages
+            for value in (choices[dimension.name] if dimension.is_active(stage) else (dimension.inactive,))
+        ]
+    return {StageSpec(**stage).canonical() for stage in stages}
+
+
+def activating_choices(dimension: Dimension[Any], choices: Choices) -> list[Value]:
+    """Choices of the dimension that this one depends on which make it matter; any single one if it depends on none."""
+    if dimension.depends_on is None:
+        return [0]
+    return [value for value in choices[dimension.depends_on] if dimension.is_active({dimension.depends_on: value})]
 
 
 class _Given:
@@ -226,6 +239,8 @@ class _Drawn:
         self.seed = seed
         self.size = size
         self.fixed = fixed or {}
+        every = (*dimensions.NETWORK_DIMENSIONS, *dimensions.STAGE_DIMENSIONS)
+        self.sizes = {dimension.name for dimension in every if dimension.is_size}
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         return int(self.suggest_categorical(name, range(low, high + 1, step)))
@@ -233,7 +248,7 @@ class _Drawn:
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         if name in self.fixed:
             return self.fixed[name]
-        if self.size != "any" and name.rpartition(".")[2] in SIZE_PARAMETERS:
+        if self.size != "any" and name.rpartition(".")[2] in self.sizes:
             return max(choices) if self.size == "largest" else min(choices)
         rng = np.random.default_rng([*self.seed, zlib.crc32(name.encode())])
         return choices[int(rng.integers(len(choices)))]
@@ -258,55 +273,39 @@ class _Bred:
         return self.asked[name]
 
 
-def _suggest_stage(trial: Asks, name: str, choices: StageChoices) -> StageSpec:
-    # Categorical whatever its spacing: no attention, plain attention and HiLo are three kinds, not three sizes.
-    window = int(_ask(trial, f"{name}.window_size", choices.window_size, ordered=False))
-    return StageSpec(
-        depth=int(_ask(trial, f"{name}.depth", choices.depth)),
-        window_size=window,
-        alpha=float(_ask(trial, f"{name}.alpha", choices.alpha)) if window > 1 else 0.0,
-        num_heads=int(_ask(trial, f"{name}.num_heads", choices.num_heads)) if window else 1,
-        mlp_ratio=float(_ask(trial, f"{name}.mlp_ratio", choices.mlp_ratio)),
-    )
+def _suggest(trial: Asks, prefix: str, known: Sequence[Dimension[Any]], choices: Choices) -> dict[str, Any]:
+    """A stage's or the network's values, by dimension."""
+    values: dict[str, Any] = {}
+    for dimension in in_order_of_asking(known):
+        if dimension.is_active(values):
+            answer = _ask(trial, prefix + dimension.name, choices[dimension.name], dimension.is_ordered)
+            values[dimension.name] = dimension.kind(answer)
+        else:
+            values[dimension.name] = dimension.inactive
+    return values
 
 
-def _ask(trial: Asks, name: str, choices: Sequence[Value], ordered: bool = True) -> Value:
+def _ask(trial: Asks, name: str, choices: Sequence[Value], is_ordered: bool) -> Value:
     """A single choice is not asked. Evenly spaced whole numbers keep their order for the sampler if they have one."""
     if len(choices) == 1:
         return choices[0]
     steps = {b - a for a, b in itertools.pairwise(choices)}
-    if ordered and len(steps) == 1 and all(isinstance(c, int) for c in choices) and choices[1] > choices[0]:
+    are_ints = all(isinstance(choice, int) and not isinstance(choice, bool) for choice in choices)
+    if is_ordered and are_ints and len(steps) == 1 and choices[1] > choices[0]:
         return trial.suggest_int(name, int(choices[0]), int(choices[-1]), step=int(choices[1] - choices[0]))
-    return trial.suggest_categorical(name, list(choices))  # type: ignore[no-any-return]
+    answer: Value = trial.suggest_categorical(name, list(choices))
+    return answer
 
 
-def _choices(name: str, value: Any) -> tuple[Any, ...]:
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if not values:
-        raise UserError(f"{name} is empty; list at least one value")
-    for item in values:
-        if isinstance(item, bool) or not isinstance(item, int | float):
-            raise UserError(f"{name}: {item!r} is not a number")
-    return tuple(sorted(set(values)))
-
-
-def _stage_choices(name: str, stage: Mapping[str, Any]) -> StageChoices:
-    defaults: dict[str, Any] = {"mlp_ratio": 4.0}
-    keys = ("depth", "window_size", "alpha", "num_heads", "mlp_ratio")
-    if unknown := set(stage) - set(keys):
-        raise UserError(f"{name}: unknown {', '.join(map(str, unknown))}; known are {', '.join(keys)}")
-    given = {**defaults, **stage}
-    if missing := set(keys) - set(given):
-        raise UserError(f"{name}: {', '.join(sorted(missing))} missing")
-    choices = {key: _choices(f"{name}.{key}", given[key]) for key in keys}
-    for heads in choices["num_heads"]:
-        if not isinstance(heads, int) or heads < 1:
-            raise UserError(f"{name}.num_heads={heads} must be a whole number of at least 1")
-    for alpha in choices["alpha"]:
-        if not 0 <= alpha <= 1:
-            raise UserError(f"{name}.alpha={alpha} must be in [0, 1]")
-    return StageChoices(**choices)
-
-
-def _nearest(choices: Sequence[Value], wanted: Value) -> Value:
-    return min(choices, key=lambda choice: abs(choice - wanted))
+def _parse(key: str, known: Sequence[Dimension[Any]], given: Mapping[str, Any]) -> Choices:
+    """The choices of every dimension. Raises: UserError naming the key and the value."""
+    names = [dimension.name for dimension in known]
+    if unknown := set(given) - set(names):
+        raise UserError(f"{key}: unknown {', '.join(map(str, unknown))}; known are {', '.join(names)}")
+    values = {dimension.name: dimension.default for dimension in known if dimension.default is not None} | {**given}
+    if missing := set(names) - set(values):
+        raise UserError(f"{key}: {', '.join(sorted(missing))} missing")
+    try:
+        return {dimension.name: dimension.choices(f"{key}.{dimension.name}", values[dimension.name]) for dimension in known}
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Where studies are kept: opened and checked, held by one coordinator at a time, and waited for if a database is away.
+"""Where studies are stored: opened and checked, written by one process, with the settings that they depend on.
 
 Any database that Optuna takes will do. In SQLite a study is one file beside its results; PostgreSQL is for studies that are
 watched from elsewhere, or whose machine may go away.
@@ -6,30 +6,27 @@ watched from elsewhere, or whose machine may go away.
 
 from __future__ import annotations
 
-import hashlib
-import logging
+import copy
 import re
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import optuna
 import sqlalchemy
-from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
-from search import SearchStopped, UserError, differences, one_line
-from search.study.sole_writer import SoleWriter
+from search import UserError, differences, one_line
 
-log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-# A connection that is cut without a word is noticed within half a minute rather than after the system's quarter of an hour.
+# A connection that is cut silently is noticed within half a minute rather than after the system's quarter of an hour.
 POSTGRESQL = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -37,98 +34,112 @@ POSTGRESQL = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,  # ms
 }
-RETAKE_SECONDS = 5.0  # for a server to notice that the connection which held a study has ended
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between two tries
 UNUSABLE = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, RuntimeError)
+FORMAT_KEY, FORMAT = "format", 2  # attribute of a study: raise the number with every change of what is stored
+VERSION_KEY = "hilo_nas"  # attribute of a study: the version that created it
+FIRST_VERSION = "0.1"  # the one that stored neither
 
 
 @contextmanager
 def quiet_experimental() -> Iterator[None]:
-    """Optuna calls multivariate TPE and metric names experimental; they have been stable for years."""
+    """Silence Optuna, which calls multivariate TPE and metric names experimental though they have been stable for years."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
 def study_folder(name: object) -> Path:
-    """Of a study of this machine. Raises: UserError if its name cannot be a folder's."""
+    """The folder of a study on this machine. Raises: UserError if its name cannot be a folder's."""
     if name is None or not re.fullmatch(r"[\w-][\w.-]*", str(name)):
-        raise UserError(f"study.name={name} may hold letters, digits, '_', '.' and '-' alone, and not start with '.'")
+        raise UserError(f"study.name={name} may hold only letters, digits, '_', '.' and '-', and not start with '.'")
     return Path("outputs") / str(name)
 
 
 def existing_folder(name: object) -> Path:
-    """The folder of a study of this machine. Raises: UserError if there is none."""
+    """The folder of a study on this machine. Raises: UserError if there is none."""
     folder = study_folder(name)
     if not folder.is_dir():
         raise UserError(f"there is no {folder} here; run a search with study.name={name} first, or change folder")
     return folder
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a study's folder for one coordinator; freed by the system even if the process is killed.
-
-    Raises: UserError if another process holds it, or the folder cannot be written.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"{folder} is in use by another search; wait for it or choose another study.name") from error
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); make room or change study.name") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def directions(num_latencies: int) -> list[StudyDirection]:
-    """Of a study's objectives: accuracy, then latency on each device that counts."""
-    return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * num_latencies]
+def directions(num_objectives: int) -> list[StudyDirection]:
+    """Of a study's objectives: accuracy, then latency on each target that is an objective."""
+    return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * num_objectives]
 
 
 def open_study(name: str, storage: str, create: bool, num_latencies: int = 1) -> optuna.Study:
-    """Open a study by its Optuna name and storage URL, or create it.
+    """Open a study, or create it.
 
-    create: to write it, as its only writer. num_latencies: how many a search has for objectives; an existing study that is
-    only read may have others.
-    Raises: UserError if the storage cannot be read, the study is missing, or its objectives are not ours.
+    Args:
+        name: its Optuna name.
+        storage: a database URL.
+        create: open it to write, as its only writer, and create it if it is missing.
+        num_latencies: how many latencies are objectives of a search; a study that is only read may have any number.
+
+    Raises:
+        UserError: if the storage cannot be read, the study is missing, its objectives are others, or another version of
+            this project wrote it.
     """
     wanted = directions(num_latencies)
     try:
-        backend = _connected(storage, write=create)
+        backend = _connect(storage, write=create)
         if create:
             study = optuna.create_study(study_name=name, storage=backend, directions=wanted, load_if_exists=True)
         else:
             study = optuna.load_study(study_name=name, storage=backend)
             wanted = directions(max(1, len(study.directions) - 1))
+        attributes = study.user_attrs
     except KeyError as error:
         raise UserError(
             f"there is no study {name} in {public_url(storage)}; run a search with study.name={name} first"
         ) from error
     except UNUSABLE as error:
-        raise UserError(_unusable(storage, error)) from error
+        raise UserError(cannot_be_used(storage, error)) from error
     if study.directions != wanted:
         found, ours = (", ".join(one.name.lower() for one in listed) for listed in (study.directions, wanted))
         raise UserError(f"study {name} optimises {found}; this search needs {ours}; use another study.name")
+    _check_format(study, attributes, create)
     return study
 
 
-def _unusable(storage: str, error: BaseException) -> str:
+def _check_format(study: optuna.Study, attributes: Mapping[str, Any], create: bool) -> None:
+    """Mark a new study; refuse one that another version wrote in another format."""
+    if attributes.get(FORMAT_KEY) == FORMAT:
+        return
+    if not attributes and not has_trials(study):
+        if create:
+            study.set_user_attr(VERSION_KEY, package_version())
+            study.set_user_attr(FORMAT_KEY, FORMAT)
+        return
+    raise UserError(
+        f"study {study.study_name} was written by hilo-nas {attributes.get(VERSION_KEY, FIRST_VERSION)}, and version "
+        f"{package_version()} stores trials in another way: choose another study.name; its exported networks "
+        f"(outputs/{study.study_name}/pareto/*.yaml) still load"
+    )
+
+
+def package_version() -> str:
+    """The version of this project."""
+    try:
+        return version("hilo-nas")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"
+
+
+def cannot_be_used(storage: str, error: BaseException) -> str:
+    """Why a storage cannot be used and what to do, without passwords."""
     reason = one_line(driver_error(error))
     if parsed(storage) is None:
-        reason = "that is no database URL"  # what the parser says may hold a password
+        reason = "this is not a database URL"  # the parser's message may hold a password
     remedy = "put back a copy, move it away to start anew, or change storage.url"
     if not storage.startswith("sqlite"):
-        remedy = "see that the database runs and takes this user, or change storage.url"
+        remedy = "check that the database runs and accepts this user, or change storage.url"
     return f"the study storage {public_url(storage)} cannot be used ({reason}); {remedy}"
 
 
-def _connected(url: str, write: bool) -> BaseStorage:
-    """Connections are tried before they are used: one that a restart of the database cut is replaced."""
+def _connect(url: str, write: bool) -> BaseStorage:
+    """Connections are tested before use: one that a restart of the database cut is replaced."""
     settings: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("postgresql"):
         settings["connect_args"] = dict(POSTGRESQL)
@@ -139,7 +150,7 @@ def _connected(url: str, write: bool) -> BaseStorage:
 
 
 def _write_ahead(engine: sqlalchemy.Engine) -> None:
-    """Have SQLite append what is written to a log: a trial's two dozen writes then take half the time, just as safely.
+    """Make SQLite append writes to a log: a trial's two dozen writes then take half the time, just as safely.
 
     https://www.sqlite.org/wal.html: with synchronous=NORMAL a power cut may lose the last of them, but breaks nothing.
     """
@@ -149,11 +160,11 @@ def _write_ahead(engine: sqlalchemy.Engine) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
 
     sqlalchemy.event.listen(engine, "connect", prepare)
-    engine.dispose()  # those from now on
+    engine.dispose()  # for connections from now on
 
 
 def parsed(url: str) -> sqlalchemy.URL | None:
-    """None if it is no database URL."""
+    """A database URL in its parts, or None if it is not one."""
     try:
         return sqlalchemy.make_url(url)
     except (SQLAlchemyError, ValueError):
@@ -173,169 +184,15 @@ def public_url(url: str) -> str:
 
 
 def has_password(url: str) -> bool:
+    """Whether a storage URL contains a password."""
     parts = parsed(url)
     return parts is not None and (parts.password is not None or "password" in parts.query)
 
 
-class Hold(Protocol):
-    """A study in a database, held for this coordinator."""
-
-    def renew(self) -> None:
-        """If the database was away, take the study again. Raises: SearchStopped if another search has it now."""
-        ...
-
-
-class FileHold:
-    """Of a SQLite file, which may be elsewhere than the study's folder. The system frees it when the process ends."""
-
-    def __init__(self, file: Path) -> None:
-        self.lock = FileLock(f"{file}.lock")
-
-    def take(self) -> bool:
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        return True
-
-    def renew(self) -> None:
-        """A file stays held."""
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-class AdvisoryHold:
-    """A PostgreSQL advisory lock of the study's name, which the server frees when its connection ends.
-
-    https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
-    """
-
-    def __init__(self, url: str, name: str) -> None:
-        digest = hashlib.sha256(f"hilo-nas {name}".encode()).digest()
-        self.key = int.from_bytes(digest[:8], signed=True)
-        self.name = name
-        self.engine = sqlalchemy.create_engine(
-            url, poolclass=sqlalchemy.NullPool, connect_args=dict(POSTGRESQL), isolation_level="AUTOCOMMIT"
-        )
-        self.connection: sqlalchemy.Connection | None = None
-        self.backend = 0  # process of the server that holds it
-
-    def take(self) -> bool:
-        self.connection = self.engine.connect()
-        taken = bool(self._ask("SELECT pg_try_advisory_lock(:key)", key=self.key))
-        if taken:
-            self.backend = int(self._ask("SELECT pg_backend_pid()"))
-        else:
-            self._end_own_ghost()
-            self.release()
-        return taken
-
-    def renew(self) -> None:
-        try:
-            if self.connection is not None:
-                self._ask("SELECT 1")
-                return
-        except SQLAlchemyError:
-            self.release()
-        end = time.monotonic() + RETAKE_SECONDS
-        while not self.take():
-            if time.monotonic() > end:
-                raise SearchStopped(
-                    f"another search has taken over study {self.name} while the database was away; let that one finish"
-                )
-            time.sleep(FIRST_PAUSE)
-        log.warning("the database was away; study %s is held again", self.name)
-
-    def release(self) -> None:
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.invalidate()
-            connection.close()
-
-    def _ask(self, query: str, **values: int) -> Any:
-        assert self.connection is not None
-        return self.connection.execute(sqlalchemy.text(query), values).scalar()
-
-    def _end_own_ghost(self) -> None:
-        """The server may take a connection that was cut for alive for hours: the one that held this study for us."""
-        high, low = (self.key >> 32) & 0xFFFFFFFF, self.key & 0xFFFFFFFF
-        self._ask(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid = :backend "
-            "AND classid = :high AND objid = :low AND objsubid = 1",
-            backend=self.backend, high=high, low=low,
-        )  # fmt: skip
-
-
-@contextmanager
-def held(name: str, url: str) -> Iterator[Hold]:
-    """Hold a study for one coordinator wherever it is kept, so that two on different machines cannot both work on it.
-
-    In databases other than SQLite and PostgreSQL nothing holds it but the lock on the study's folder.
-    Raises: UserError if another search holds it.
-    """
-    try:
-        parts = sqlalchemy.make_url(url)
-        hold: FileHold | AdvisoryHold | None = None
-        if parts.get_backend_name() == "sqlite":
-            if not parts.database:
-                raise ValueError("a study in memory would be lost")
-            hold = FileHold(Path(str(parts.database)))
-        elif parts.get_backend_name() == "postgresql":
-            hold = AdvisoryHold(url, name)
-        taken = hold is None or hold.take()
-    except (*UNUSABLE, OSError) as error:
-        raise UserError(_unusable(url, error)) from error
-    if not taken:
-        raise UserError(
-            f"study {name} in {public_url(url)} is in use by another search; wait for it or choose another study.name"
-        )
-    try:
-        yield hold or Unheld()
-    finally:
-        if hold is not None:
-            hold.release()
-
-
-class Unheld:
-    """Of a database that has no such thing, or one that nobody else can reach."""
-
-    def renew(self) -> None:
-        """There is nothing to take again."""
-
-
-class Patience:
-    """Sees that the study is still held, and repeats what its database did not answer to, for so many seconds in a row.
-
-    What is repeated must bear it.
-    """
-
-    def __init__(self, seconds: float, hold: Hold) -> None:
-        self.seconds = seconds
-        self.hold = hold
-
-    def __call__(self, action: Callable[[], Result]) -> Result:
-        since, pause = None, FIRST_PAUSE
-        while True:
-            try:
-                self.hold.renew()
-                return action()
-            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-                now = time.monotonic()
-                if not is_away(error) or now - (since or now) + pause > self.seconds:
-                    raise
-                if since is None:
-                    since = now
-                    reason = one_line(driver_error(error))
-                    log.warning("the database does not answer (%s); trying for up to %g s", reason, self.seconds)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-
 def is_away(error: BaseException | None) -> bool:
-    """Whether an error says that a database cannot be reached, rather than that it refuses.
+    """Whether an error means that a database cannot be reached, rather than that it refuses.
 
-    PendingRollbackError: Optuna asks once more, on the connection that was lost.
+    PendingRollbackError: Optuna retries once by itself, on the connection that was lost.
     """
     while error is not None:
         if isinstance(error, OperationalError | InterfaceError | PendingRollbackError) or (
@@ -344,23 +201,6 @@ def is_away(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def has_trials(study: optuna.Study) -> bool:
-    """Whether a study has begun; until then nothing that is kept with it binds."""
-    return bool(study.get_trials(deepcopy=False))
-
-
-def remember(study: optuna.Study, key: str, value: Any, remedy: str) -> None:
-    """Keep a study's setting until it has trials; from then on refuse another one.
-
-    Raises: UserError naming the first values that differ and the remedy.
-    """
-    if not has_trials(study):
-        study.set_user_attr(key, value)
-        return
-    if changed := differences(_flatten(study.user_attrs[key]), _flatten(value)):
-        raise UserError(f"study {study.study_name} was made otherwise: {changed}; {remedy}")
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -374,7 +214,102 @@ def driver_error(error: BaseException) -> BaseException:
     return error
 
 
+def has_trials(study: optuna.Study) -> bool:
+    """Whether a study has begun; until then its settings may change."""
+    return bool(study.get_trials(deepcopy=False))
+
+
+def remember(study: optuna.Study, key: str, value: Any, remedy: str) -> None:
+    """Store a setting with a study until it has trials; from then on refuse another value.
+
+    Raises:
+        UserError: naming the first values that differ, and the remedy.
+    """
+    if has_trials(study):
+        refuse_changes(study, study.user_attrs[key], value, remedy)
+    else:
+        study.set_user_attr(key, value)
+
+
+def refuse_changes(study: optuna.Study, before: Any, now: Any, remedy: str) -> None:
+    """Raises: UserError naming the first values that differ, and the remedy."""
+    if changed := differences(_flatten(before), _flatten(now)):
+        raise UserError(f"study {study.study_name} was started with other settings: {changed}; {remedy}")
+
+
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {k: v for key, item in value.items() for k, v in _flatten(item, f"{path}.{key}" if path else key).items()}
     return {path: value}
+
+
+class SoleWriter(_CachedStorage):
+    """Optuna's storage for the one process that writes a study: what it wrote is not read again and again.
+
+    Optuna's own cache trusts finished trials only. Whenever anything asks for all trials it reads all that are open, since
+    another process might have changed them: with 128 of them 80 ms, twice per trial. Here a trial is read again only if this
+    process has written it since. Trials that something else adds are found when the next one is created.
+
+    A write marks its trial first: one that failed, or whose answer was lost, is read again too. Optuna's `Trial` holds the
+    objects that it gets here and changes them as it writes, after such marks.
+    """
+
+    def __init__(self, backend: RDBStorage) -> None:
+        super().__init__(backend)
+        self._cached: dict[int, FrozenTrial] | None = None  # by id, rising; None to read all again
+        self._study_id: int | None = None  # of those
+        self._written: set[int] = set()
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        cached, self._cached = self._cached, None
+        trial_id = super().create_new_trial(study_id, template_trial)
+        trial = self._backend.get_trial(trial_id)
+        # Optuna retries by itself if an answer is lost, and then may have created two.
+        if cached is not None and trial.number == len(cached):
+            cached[trial_id] = trial
+            self._cached = cached
+        return trial_id
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        self._written.add(trial_id)
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        self._written.add(trial_id)
+        return super().set_trial_state_values(trial_id, state, values)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._written.add(trial_id)
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._written.add(trial_id)
+        super().set_trial_user_attr(trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._written.add(trial_id)
+        super().set_trial_system_attr(trial_id, key, value)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        if self._cached is None or trial_id not in self._cached:
+            return super().get_trial(trial_id)
+        if trial_id in self._written:
+            self._cached[trial_id] = self._backend.get_trial(trial_id)
+            self._written.remove(trial_id)
+        return self._cached[trial_id]
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """By number."""
+        if self._cached is None:
+            self._cached = {trial._trial_id: trial for trial in super().get_all_trials(study_id, deepcopy=False)}
+            self._study_id = study_id
+            self._written.clear()
+        assert study_id == self._study_id
+        for trial_id in list(self._written):
+            self.get_trial(trial_id)
+        trials = [trial for trial in self._cached.values() if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials

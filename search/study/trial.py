@@ -1,11 +1,11 @@
-"""The trials of a study as what they found: read from Optuna's, compared, and written to them.
+"""Trials: what one found (`TrialResult`), with what it is known by (`TrialRecord`), read from and written to Optuna.
 
-A finished trial is one that is complete or that a latency budget ruled out; an interrupted or failed one does not count.
+A finished trial is one that is complete or that a latency limit ruled out; an interrupted, failed or skipped one does not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,169 +16,170 @@ from models.architecture import Architecture
 from search.accuracy.base import Accuracy
 from search.latency.base import Latency
 from search.space.space import Parameters
-from search.study.evaluate import Budgeted, Outcome
-from search.study.pareto import front_indices, front_probabilities, hypervolume
+from search.study.targets import Role, Target
 
-METRICS = ["accuracy", "latency_ms"]
-INTERRUPTED = "interrupted"
-SAMPLED = "sampled"  # origin of trials that the sampler proposed
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+SAMPLED = "sampled"  # origin of trials that the sampler proposed
+INTERRUPTED = "interrupted"  # status of trials that a stopped search left open
+STATUS, ORIGIN, LATENCIES = "status", "origin", "latencies"  # attributes of a trial
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished trial and what it found.
+class TrialResult:
+    """What a trial found.
 
-    predicted_ms: what the block model said of the first device before it was measured; predicted: of further devices.
-    parameters: what the trial was asked.
+    Attributes:
+        latencies: by target; targets after one whose limit is exceeded are left out.
+        accuracy: None if a limit ruled the network out before training.
+        feasible: whether every latency keeps its limit.
+        roles: of the targets that are not objectives.
+        reused_accuracy: whether the accuracy is that of an earlier trial of the same network.
+    """
+
+    latencies: Mapping[str, Latency]
+    accuracy: Accuracy | None
+    feasible: bool
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    reused_accuracy: bool = False
+
+    @property
+    def objectives(self) -> dict[str, Latency]:
+        """The latencies that are minimised, by target."""
+        return {name: one for name, one in self.latencies.items() if self.roles.get(name) is not Role.CONSTRAINT}
+
+    @property
+    def latencies_ms(self) -> list[float]:
+        """The latencies that are minimised."""
+        return [latency.latency_ms for latency in self.objectives.values()]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the latencies were measured, not predicted."""
+        return all(latency.measured for latency in self.latencies.values())
+
+    def without_samples(self) -> TrialResult:
+        """The same with summaries alone: what a long search holds of thousands of trials."""
+        return replace(self, latencies={name: latency.without_samples() for name, latency in self.latencies.items()})
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A finished trial.
+
+    Attributes:
+        origin: name of the baseline that it evaluates, or `SAMPLED`.
+        parameters: what the trial was asked.
+        predicted_ms: what the block models predicted before anything was measured, by target.
     """
 
     number: int
     architecture: Architecture
-    outcome: Outcome
+    result: TrialResult
     num_params: int
     num_macs: int
     origin: str
-    predicted_ms: float | None = None
     parameters: Parameters = field(default_factory=dict)
-    predicted: Mapping[str, float] = field(default_factory=dict)
+    predicted_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy of a trial that has one, in [0, 1]."""
+        assert self.result.accuracy is not None
+        return self.result.accuracy.accuracy
 
 
-def finished_trials(study: optuna.Study) -> list[Finished]:
+def finished_trials(study: optuna.Study) -> list[TrialRecord]:
     """All finished trials of a study, by number."""
-    return [read(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_judged(trial)]
+    return [read(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
 
 
-def is_judged(trial: FrozenTrial) -> bool:
-    """Whether a trial is a finished one, rather than skipped, failed or under way."""
-    return trial.state in FINISHED and "latency" in trial.user_attrs
+def is_finished(trial: FrozenTrial) -> bool:
+    """Whether a trial is finished, rather than skipped, failed or running."""
+    return trial.state in FINISHED and LATENCIES in trial.user_attrs
+
+
+def is_unmeasured(trial: FrozenTrial) -> bool:
+    """Whether a trial was skipped, or finished with predicted latencies."""
+    latencies = trial.user_attrs.get(LATENCIES)
+    if latencies is None:
+        return SKIPPED in trial.user_attrs
+    return all(latency["repetitions"] == 0 for latency in latencies.values())
 
 
 def count_skipped(study: optuna.Study) -> int:
-    """Trials that the block model ended before they were measured."""
+    """The number of trials that the block model ended before anything was measured."""
     return sum(SKIPPED in trial.user_attrs for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
 
 
-def latest_of_each(trials: Iterable[Finished]) -> list[Finished]:
-    """One trial for each network: the latest, whose latency all its measurements have gone into, with its first origin."""
-    latest: dict[str, Finished] = {}
-    for trial in trials:
-        before = latest.get(trial.architecture.key, trial)
-        is_known = trial.origin == SAMPLED and before.origin != SAMPLED
-        latest[trial.architecture.key] = replace(trial, origin=before.origin) if is_known else trial
-    return list(latest.values())
-
-
-def judged(trials: Iterable[Finished]) -> list[Finished]:
-    """Different networks that have an accuracy and keep the budgets, measured or predicted."""
-    return [t for t in latest_of_each(trials) if t.outcome.feasible and t.outcome.accuracy is not None]
-
-
-def candidates(trials: Iterable[Finished]) -> list[Finished]:
-    """What a front is made of: feasible networks, measured and with an accuracy."""
-    return [t for t in judged(trials) if t.outcome.latency.measured]
-
-
-def front(trials: Iterable[Finished]) -> list[Finished]:
-    """Candidates that no other one dominates, by rising latency."""
-    return not_dominated(candidates(trials))
-
-
-def not_dominated(trials: Sequence[Finished]) -> list[Finished]:
-    """Those of given trials, all with an accuracy, that no other of them dominates, by rising latency."""
-    indices = front_indices([accuracy_of(t) for t in trials], [t.outcome.latencies_ms for t in trials])
-    return [trials[i] for i in indices]
-
-
-def front_probability(trials: list[Finished]) -> dict[str, float]:
-    """Of each candidate, by its key: how probable it is that no other one dominates it, given the errors of all values."""
-    compared = candidates(trials)
-    shares = front_probabilities(
-        [accuracy_of(t) for t in compared],
-        [t.outcome.accuracy.standard_error for t in compared if t.outcome.accuracy is not None],
-        [t.outcome.latencies_ms for t in compared],
-        [[latency.standard_error for latency in t.outcome.objectives] for t in compared],
-    )
-    return {trial.architecture.key: share for trial, share in zip(compared, shares, strict=True)}
-
-
-def accuracy_of(trial: Finished) -> float:
-    assert trial.outcome.accuracy is not None
-    return trial.outcome.accuracy.accuracy
-
-
-def front_hypervolume(members: Sequence[Finished], reference_ms: float | Sequence[float]) -> float:
-    """Share of the box up to the reference latencies that a front dominates."""
-    return hypervolume([accuracy_of(t) for t in members], [t.outcome.latencies_ms for t in members], reference_ms)
-
-
-def reference_latencies(study: optuna.Study) -> list[float]:
-    """Up to which the hypervolume counts, in milliseconds, for each latency that is an objective."""
-    return [study.user_attrs["reference_latency_ms"], *study.user_attrs.get("further_reference_latencies_ms", {}).values()]
-
-
-def further_objectives(study: optuna.Study) -> list[str]:
-    """Names of the devices beside the first one on which latency is to be low."""
-    return list(study.user_attrs.get("further_reference_latencies_ms", {}))
-
-
-def read(trial: FrozenTrial) -> Finished:
-    """What a finished trial found."""
+def read(trial: FrozenTrial) -> TrialRecord:
+    """A finished trial of Optuna's as a record: the inverse of `attributes`."""
     attrs = trial.user_attrs
-    outcome = Outcome(
-        latency=Latency(**attrs["latency"]),
+    stored = {name: dict(latency) for name, latency in attrs[LATENCIES].items()}
+    roles = {name: Role(latency.pop("role")) for name, latency in stored.items()}
+    result = TrialResult(
+        latencies={name: Latency(**latency) for name, latency in stored.items()},
         accuracy=Accuracy(**attrs["accuracy"]) if "accuracy" in attrs else None,
         feasible=all(value <= 0 for value in trial.system_attrs.get("constraints", [0.0])),
+        roles={name: role for name, role in roles.items() if role is not Role.OBJECTIVE},
         reused_accuracy=bool(attrs.get("reused_accuracy", False)),
-        others={name: Latency(**latency) for name, latency in attrs.get("latencies", {}).items()},
-        limited={name: Latency(**latency) for name, latency in attrs.get("limited_latencies", {}).items()},
     )
-    return Finished(
+    return TrialRecord(
         number=trial.number,
         architecture=Architecture.from_dict(attrs["architecture"]),
-        outcome=outcome,
+        result=result,
         num_params=attrs["parameters"],
         num_macs=attrs["multiply_accumulates"],
-        origin=attrs.get("origin", SAMPLED),
-        predicted_ms=attrs.get("predicted_latency_ms"),
+        origin=attrs.get(ORIGIN, SAMPLED),
         parameters=trial.params,
-        predicted=attrs.get("predicted_latencies_ms", {}),
+        predicted_ms=attrs["predicted_latencies_ms"],
     )
 
 
-def describe(result: Finished, devices: Mapping[str, Budgeted]) -> dict[str, Any]:
-    """A trial's attributes: what the dashboard shows and `read` reads."""
-    outcome = result.outcome
-    described = {
-        "status": status(outcome, devices),
-        "architecture": result.architecture.to_dict(),
-        "parameters": result.num_params,
-        "multiply_accumulates": result.num_macs,
-        "latency": outcome.latency.summary(),
-        "predicted_latency_ms": result.predicted_ms,
+def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, Any]:
+    """A finished trial's attributes: what the dashboard shows and `read` reads."""
+    result = record.result
+    described: dict[str, Any] = {
+        STATUS: status(result, targets),
+        "architecture": record.architecture.to_dict(),
+        "parameters": record.num_params,
+        "multiply_accumulates": record.num_macs,
+        LATENCIES: {
+            name: {**latency.summary(), "role": str(result.roles.get(name, Role.OBJECTIVE))}
+            for name, latency in result.latencies.items()
+        },
+        "predicted_latencies_ms": dict(record.predicted_ms),
     }
-    further = {
-        "latencies": {name: latency.summary() for name, latency in outcome.others.items()},
-        "limited_latencies": {name: latency.summary() for name, latency in outcome.limited.items()},
-        "predicted_latencies_ms": dict(result.predicted),
-    }
-    described |= {key: value for key, value in further.items() if value}
-    if outcome.accuracy is not None:
-        described["accuracy"] = outcome.accuracy.to_dict()
-        described["accuracy_standard_error"] = outcome.accuracy.standard_error
-        described["reused_accuracy"] = outcome.reused_accuracy
+    if result.accuracy is not None:
+        described["accuracy"] = result.accuracy.to_dict()
+        described["accuracy_standard_error"] = result.accuracy.standard_error
+        described["reused_accuracy"] = result.reused_accuracy
     return described
 
 
-def status(outcome: Outcome, devices: Mapping[str, Budgeted]) -> str:
-    """In words, how a trial ended."""
-    first = next(iter(devices))
-    for name, latency in {first: outcome.latency, **outcome.further}.items():
-        if not devices[name].is_kept_by(latency):
-            where = "" if name == first else f" on {name}"
-            budget = devices[name].budget_ms
-            return f"infeasible: latency {latency.latency_ms:.3g} ms{where} is over the budget of {budget:g} ms"
-    if not outcome.latency.measured:
+def constraint_values(latencies_ms: Mapping[str, float], targets: Mapping[str, Target]) -> list[float]:
+    """Latency minus limit of each target with a limit, in ms. Optuna's convention: feasible if none is above 0.
+
+    0 for a target that was not measured, because an earlier one exceeds its limit: samplers compare lists of equal length.
+    """
+    return [
+        latencies_ms[name] - target.limit_ms if name in latencies_ms else 0.0
+        for name, target in targets.items()
+        if target.limit_ms is not None
+    ]
+
+
+def status(result: TrialResult, targets: Mapping[str, Target]) -> str:
+    """How a trial ended, in words."""
+    for name, latency in result.latencies.items():
+        if not targets[name].keeps_limit(latency):
+            limit = targets[name].limit_ms
+            return f"infeasible: latency {latency.latency_ms:.3g} ms{on(name, targets)} is over the budget of {limit:g} ms"
+    if not result.measured:
         return "dominated: not measured, its latency is the block model's prediction"
-    return "same network as an earlier trial: its accuracy, latency refined" if outcome.reused_accuracy else "judged"
+    return "same network as an earlier trial: its accuracy, latency refined" if result.reused_accuracy else "evaluated"
+
+
+def on(name: str, targets: Mapping[str, Any]) -> str:
+    """Which target a message is about, where there are several."""
+    return f" on {name}" if len(targets) > 1 else ""

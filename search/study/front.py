@@ -1,0 +1,53 @@
+"""The front of a study: the networks that no other one dominates in accuracy and latency, and how sure their place is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from search.study.pareto import front_indices, front_probabilities, hypervolume
+from search.study.trial import SAMPLED, TrialRecord
+
+
+def latest_of_each(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """One trial per network: the latest, which all its measurements have gone into, with the origin of the first."""
+    latest: dict[str, TrialRecord] = {}
+    for trial in trials:
+        before = latest.get(trial.architecture.key, trial)
+        is_baseline = trial.origin == SAMPLED and before.origin != SAMPLED
+        latest[trial.architecture.key] = replace(trial, origin=before.origin) if is_baseline else trial
+    return list(latest.values())
+
+
+def evaluated(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Different networks that have an accuracy and keep the limits, measured or predicted."""
+    return [trial for trial in latest_of_each(trials) if trial.result.feasible and trial.result.accuracy is not None]
+
+
+def candidates(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """What a front is made of: feasible networks, measured and with an accuracy."""
+    return [trial for trial in evaluated(trials) if trial.result.measured]
+
+
+def front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Candidates that no other one dominates, by rising latency on the first target that is an objective."""
+    compared = candidates(trials)
+    indices = front_indices([trial.accuracy for trial in compared], [trial.result.latencies_ms for trial in compared])
+    return [compared[index] for index in indices]
+
+
+def front_probability(trials: list[TrialRecord]) -> dict[str, float]:
+    """How probable it is that no other candidate dominates each one, given the errors of all values; by network key."""
+    compared = candidates(trials)
+    shares = front_probabilities(
+        [trial.accuracy for trial in compared],
+        [trial.result.accuracy.standard_error for trial in compared if trial.result.accuracy is not None],
+        [trial.result.latencies_ms for trial in compared],
+        [[latency.standard_error for latency in trial.result.objectives.values()] for trial in compared],
+    )
+    return {trial.architecture.key: share for trial, share in zip(compared, shares, strict=True)}
+
+
+def front_hypervolume(members: Sequence[TrialRecord], references_ms: float | Sequence[float]) -> float:
+    """Share of the box up to the reference latencies that a front dominates."""
+    return hypervolume([one.accuracy for one in members], [one.result.latencies_ms for one in members], references_ms)

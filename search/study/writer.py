@@ -1,0 +1,217 @@
+"""The only writer of a study: asks Optuna for trials, and tells it what became of them.
+
+Everything that it does may be retried: an answer of the database that was lost may have been a success.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.trial import Trial, TrialState
+
+from models.architecture import Architecture
+from search import SearchStopped, one_line
+from search.latency.block_model import CONFIDENCE
+from search.space.space import Parameters, Space
+from search.study.known import RuledOut
+from search.study.locks import RetryPolicy
+from search.study.storage import is_away, quiet_experimental
+from search.study.targets import Target, objectives
+from search.study.trial import (
+    INTERRUPTED,
+    ORIGIN,
+    SKIPPED,
+    STATUS,
+    TrialRecord,
+    attributes,
+    constraint_values,
+    finished_trials,
+    is_unmeasured,
+    on,
+)
+
+log = logging.getLogger(__name__)
+SEED = "seed_index"  # attribute of a trial: what it draws from follows from this and the study's seed
+
+
+@dataclass
+class StudyWriter:
+    """Writes a study.
+
+    Attributes:
+        targets: latency targets by name.
+        make_sampler: gives a sampler for a seed. It is called for each trial, with a seed that follows from the study's and
+            from the number of trials so far (interrupted ones left out), so a resumed study continues as an uninterrupted
+            one would.
+        seed: of the study.
+        annotate: adds what people want to see of a finished trial, before it is told and so closed.
+        retry: retries what the database did not answer to.
+    """
+
+    study: optuna.Study
+    space: Space
+    targets: Mapping[str, Target]
+    make_sampler: Callable[[int], BaseSampler]
+    seed: int
+    annotate: Callable[[Trial, TrialRecord], None]
+    retry: RetryPolicy
+    _running: dict[int, Trial] = field(default_factory=dict)  # by number
+    _baselines: dict[str, Parameters] = field(default_factory=dict)  # that no trial has evaluated yet
+    _used_seeds: set[int] = field(default_factory=set)  # of all trials that were not interrupted
+    _first_unused: int = 0
+    _may_be_waiting: bool = False
+
+    def recover(self) -> tuple[list[TrialRecord], int]:
+        """Close what a killed search left open, and find out where it stopped.
+
+        Returns:
+            The finished trials, and how many trials in a row were not measured at the end.
+        """
+        return self.retry(self._recover)
+
+    def ask(self) -> tuple[Trial, Architecture]:
+        """Begin the next trial. Those that an interrupted search did not come to have their turn again."""
+        index = next(number for number in itertools.count(self._first_unused) if number not in self._used_seeds)
+        self._first_unused = index
+        seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+        origin = next(iter(self._baselines), None)
+        is_retry = False
+
+        def ask() -> tuple[Trial, Architecture]:
+            nonlocal is_retry
+            if is_retry:
+                self._close_strays()
+            is_enqueued = (is_retry or self._may_be_waiting) and self._is_one_waiting()
+            is_retry = True
+            with quiet_experimental():
+                self.study.sampler = self.make_sampler(seed)
+            if origin is not None and not is_enqueued:
+                self.study.enqueue_trial(dict(self._baselines[origin]), user_attrs={ORIGIN: origin})
+            trial = self.study.ask()
+            trial.set_user_attr(SEED, index)
+            return trial, self.space.suggest(trial)
+
+        trial, architecture = self.retry(ask)
+        self._may_be_waiting = False
+        self._used_seeds.add(index)
+        self._baselines.pop(trial.user_attrs.get(ORIGIN, ""), None)
+        self._running[trial.number] = trial
+        return trial, architecture
+
+    def finish(self, record: TrialRecord) -> None:
+        """Write a finished trial."""
+        trial, result = self._running[record.number], record.result
+        is_complete = result.accuracy is not None and len(result.objectives) == len(objectives(self.targets))
+        latencies_ms = {name: latency.latency_ms for name, latency in result.latencies.items()}
+
+        def tell() -> None:
+            with self._closing(trial, TrialState.COMPLETE if is_complete else TrialState.PRUNED):
+                for key, value in attributes(record, self.targets).items():
+                    trial.set_user_attr(key, value)
+                self.annotate(trial, record)
+                if values := constraint_values(latencies_ms, self.targets):
+                    set_constraints(self.study, trial._trial_id, values)
+                if is_complete:
+                    self.study.tell(trial, [record.accuracy, *result.latencies_ms])
+                else:
+                    self.study.tell(trial, state=TrialState.PRUNED)
+
+        self.retry(tell)
+        del self._running[record.number]
+
+    def skip(self, number: int, architecture: Architecture, ruled_out: RuledOut) -> str:
+        """Write a trial whose network is neither measured nor trained. Returns the reason, in words."""
+        trial, prediction = self._running[number], ruled_out.prediction
+        limit = self.targets[ruled_out.target].limit_ms
+        assert limit is not None
+        reason = (
+            f"skipped: the block model expects {prediction.latency_ms:.3g} ms{on(ruled_out.target, self.targets)} and is "
+            f"{CONFIDENCE:.0%} sure that this is over the budget of {limit:g} ms; not measured"
+        )
+        described = {STATUS: reason, "architecture": architecture.to_dict(), SKIPPED: prediction.latency_ms}
+
+        def tell() -> None:
+            with self._closing(trial, TrialState.PRUNED):
+                for key, value in described.items():
+                    trial.set_user_attr(key, value)
+                over = constraint_values({ruled_out.target: prediction.latency_ms}, self.targets)
+                set_constraints(self.study, trial._trial_id, over)
+                self.study.tell(trial, state=TrialState.PRUNED)
+
+        self.retry(tell)
+        del self._running[number]
+        return reason
+
+    def fail(self, number: int, reason: str) -> None:
+        """Write a failed trial with its reason."""
+        trial = self._running[number]
+        self.retry(lambda: self._fail(trial._trial_id, number, reason))
+        del self._running[number]
+
+    def close_strays(self) -> None:
+        """Close open trials that do not run here: of a search that was killed, or begun when the database went away."""
+        self.retry(self._close_strays)
+
+    def interrupt(self) -> None:
+        """Close what runs here; what cannot be closed, because the database is away, the next search closes."""
+        for number, trial in self._running.items():
+            try:
+                self._fail(trial._trial_id, number, INTERRUPTED)
+            except Exception as error:
+                log.debug("trial %d stays open: %s", number, one_line(error))
+                if is_away(error):
+                    return
+
+    def _recover(self) -> tuple[list[TrialRecord], int]:
+        self._close_strays()
+        trials = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get(STATUS) != INTERRUPTED]
+        begun = [trial for trial in trials if trial.state != TrialState.WAITING]
+        self._used_seeds = {trial.user_attrs.get(SEED, rank) for rank, trial in enumerate(begun)}
+        self._may_be_waiting = len(begun) < len(trials)
+        origins = {trial.user_attrs.get(ORIGIN) for trial in trials}
+        self._baselines = {name: values for name, values in self.space.baselines().items() if name not in origins}
+        num_unmeasured = sum(1 for _ in itertools.takewhile(is_unmeasured, reversed(trials)))
+        return finished_trials(self.study), num_unmeasured
+
+    def _is_one_waiting(self) -> bool:
+        """Whether a baseline is enqueued that no trial has taken up: a search ended just then."""
+        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def _close_strays(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.number not in self._running:
+                self._fail(trial._trial_id, trial.number, INTERRUPTED)
+
+    @contextmanager
+    def _closing(self, trial: Trial, state: TrialState) -> Iterator[None]:
+        """Accept that an earlier try has closed the trial. Raises: SearchStopped if something else has."""
+        try:
+            yield
+        except optuna.exceptions.UpdateFinishedTrialError as error:
+            stored = self.study._storage.get_trial(trial._trial_id).state
+            if stored != state:
+                raise SearchStopped(
+                    f"trial {trial.number} was closed as {stored.name} by something else; let one search write the study"
+                ) from error
+
+    def _fail(self, trial_id: int, number: int, reason: str) -> None:
+        try:
+            self.study._storage.set_trial_user_attr(trial_id, STATUS, reason)
+            self.study.tell(number, state=TrialState.FAIL)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            log.debug("trial %d was closed before", number)
+
+
+def set_constraints(study: optuna.Study, trial_id: int, values: list[float]) -> None:
+    """Mark a trial as violating (above 0) or keeping constraints, as samplers and the dashboard read them.
+
+    The dashboard knows only this list, not the newer `Trial.set_constraint`; samplers know both. Call it once per trial.
+    """
+    study._storage.set_trial_system_attr(trial_id, "constraints", values)
