@@ -38,7 +38,7 @@ from search.engine.base import TRAINING, Engine
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel
 from search.results.board import Board
-from search.results.export import SHARED_SECONDS, SUPERNET, export_front, member_name, versions
+from search.results.export import export_front, member_name, versions
 from search.results.view import LiveView, LogView, front_table, make_console, progress_of
 from search.space import Space
 from search.study.coordinator import Coordinator
@@ -46,6 +46,8 @@ from search.study.evaluate import Rules
 from search.study.locks import RetryPolicy, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import (
+    SHARED_SECONDS,
+    SUPERNET,
     has_password,
     has_trials,
     open_study,

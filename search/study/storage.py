@@ -38,6 +38,8 @@ UNUSABLE = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError
 FORMAT_KEY, FORMAT = "format", 2  # attribute of a study: raise the number with every change of what is stored
 VERSION_KEY = "hilo_nas"  # attribute of a study: the version that created it
 FIRST_VERSION = "0.1"  # the one that stored neither
+SUPERNET = "supernet"  # attribute of a study: the file of the weights that its networks are scored with
+SHARED_SECONDS = "shared_weights_seconds"  # attribute of a study: what training them took, where it trained them itself
 
 
 @contextmanager
