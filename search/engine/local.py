@@ -108,7 +108,10 @@ class ProcessWorker:
             if is_running:
                 progress(share)
 
-        self._report = lambda share: loop.call_soon_threadsafe(report, share)
+        def report_here(share: float) -> None:
+            loop.call_soon_threadsafe(report, share)
+
+        self._report = report_here
         try:
             return await asyncio.wrap_future(self._submit(task))
         finally:

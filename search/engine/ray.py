@@ -1,7 +1,7 @@
 """Workers on a Ray cluster, or of Ray on this machine: an actor per latency target and per training at a time (https://ray.io).
 
-A target is measured where a node offers the resource latency_NAME, by one actor that holds this resource, so never twice at a
-time. Nodes that measure should not train: start them with --num-cpus=0. A node that does both does so in turns.
+A target is measured where a node offers the resource latency_NAME, by one actor that holds this resource, so never twice
+at a time. Nodes that measure should not train: start them with --num-cpus=0. A node that does both does so in turns.
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise ValueError(f"engine.address={address} is not reached ({one_line(error)}); check that Ray runs there") from error
+        raise ValueError(
+            f"engine.address={address} is not reached ({one_line(error)}); check that Ray runs there"
+        ) from error
 
 
 def check_resources(nodes: Sequence[Mapping[str, float]], targets: list[str], num_cpus: float, num_gpus: float) -> None:

@@ -1,6 +1,7 @@
 """What workers do with the resource that each of them holds, a latency target or an accuracy evaluator.
 
-A task is a function of this module with its arguments bound by `functools.partial`: it can be sent to another process or machine.
+A task is a function of this module with its arguments bound by `functools.partial`: it can be sent to another process or
+machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """An engine of workers: who does which task, what may run beside what, time limits and retries.
 
-Each worker is a process with one resource, a latency target or an accuracy evaluator, and does one task at a time; so a target is
-never measured twice at a time. Engines differ in where their workers are (local.py, ray.py); all else is common and stands here.
+Each worker is a process with one resource, a latency target or an accuracy evaluator, and does one task at a time; so a
+target is never measured twice at a time. Engines differ in where their workers are (local.py, ray.py); all else is common
+and stands here.
 """
 
 from __future__ import annotations
@@ -275,4 +276,3 @@ class WorkerEngine:
         assert state.outcome is not None
         reason, attempt = state.outcome.exception(), state.attempt_number
         log.warning("%s; it was replaced, and its work is retried (%d of %d)", reason, attempt, self.max_retries)
-

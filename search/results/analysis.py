@@ -10,7 +10,9 @@ import numpy as np
 
 from search.latency import block_model
 from search.latency.block_model import MIN_NETWORKS
-from search.study.trial import Finished, accuracy_of, front, front_hypervolume, latest_of_each
+from search.study.front import front, front_hypervolume, latest_of_each
+from search.study.targets import FIRST
+from search.study.trial import TrialRecord
 
 LEAST_JUDGED = 8  # networks before anything is said of what mattered
 PARTS = ("stem and head", "stage 1", "stage 2", "stage 3", "stage 4")
@@ -30,9 +32,9 @@ class Influence:
     latency_gain: float
 
 
-def hypervolumes(trials: Sequence[Finished], reference_ms: float | Sequence[float]) -> list[float]:
+def hypervolumes(trials: Sequence[TrialRecord], reference_ms: float | Sequence[float]) -> list[float]:
     """Of the front after each trial."""
-    members: list[Finished] = []
+    members: list[TrialRecord] = []
     seen: set[str] = set()
     volumes = []
     for count, trial in enumerate(trials, start=1):
@@ -43,11 +45,11 @@ def hypervolumes(trials: Sequence[Finished], reference_ms: float | Sequence[floa
     return volumes
 
 
-def influences(scored: Sequence[Finished]) -> list[Influence]:
+def influences(scored: Sequence[TrialRecord]) -> list[Influence]:
     """Of every dimension that took several values, the greatest share of accuracy first."""
     names = sorted({name for one in scored for name in one.parameters})
-    accuracies = np.array([accuracy_of(one) for one in scored])
-    latencies = np.log([one.outcome.latency.latency_ms for one in scored])
+    accuracies = np.array([one.accuracy for one in scored])
+    latencies = np.log([one.result.latencies[FIRST].latency_ms for one in scored])
     found = []
     for name in names:
         values = [one.parameters.get(name) for one in scored]
@@ -75,14 +77,14 @@ def explained(values: Sequence[object], outcome: np.ndarray) -> float:
     return float(between / total) if total else 0.0
 
 
-def latency_by_stage(networks: Sequence[Finished], trials: list[Finished], img_size: int) -> list[list[float]]:
+def latency_by_stage(networks: Sequence[TrialRecord], trials: list[TrialRecord], img_size: int) -> list[list[float]]:
     """Milliseconds of each network in each of PARTS, by the block model of what was measured; none if that is too little."""
-    measured = [one for one in latest_of_each(trials) if one.outcome.latency.measured]
+    measured = [one for one in latest_of_each(trials) if one.result.latencies[FIRST].measured]
     if len(measured) < MIN_NETWORKS:
         return []
     features = np.stack([block_model.features(one.architecture, img_size) for one in measured])
-    costs = block_model.fit(features, np.array([one.outcome.latency.latency_ms for one in measured]))
+    costs = block_model.fit(features, np.array([one.result.latencies[FIRST].latency_ms for one in measured]))
     return [
-        [float(costs[0]), *(float(stage @ costs) for stage in block_model.by_stage(one.architecture, img_size))]
+        [float(costs[0]), *(float(stage @ costs) for stage in block_model.features_by_stage(one.architecture, img_size))]
         for one in networks
     ]

@@ -17,20 +17,16 @@ from optuna.trial import Trial
 from search.results import architecture_file
 from search.results.analysis import LEAST_JUDGED, PARTS, Influence, hypervolumes, influences, latency_by_stage
 from search.results.card import stages
-from search.results.view import accuracy_text, describe, latency_text
-from search.space.picture import picture
+from search.results.picture import picture
+from search.results.view import accuracy_text, latency_text
+from search.space.dimensions import describe
 from search.space.space import Space
+from search.study.front import evaluated, front, latest_of_each
 from search.study.storage import quiet_experimental
-from search.study.trial import (
-    METRICS,
-    Finished,
-    accuracy_of,
-    front,
-    further_objectives,
-    judged,
-    latest_of_each,
-    reference_latencies,
-)
+from search.study.targets import FIRST, objectives, references_ms, targets_of
+from search.study.trial import TrialRecord
+
+METRICS = ["accuracy", "latency_ms"]
 
 TEAL, AMBER, RED, GREY, BLUE = "#1f9aaf", "#e08e0b", "#e0566b", "#8a94a3", "#5b7fd6"
 CLEAR, LINES = "rgba(0,0,0,0)", {"gridcolor": "rgba(138,148,163,0.3)", "zerolinecolor": GREY}
@@ -52,7 +48,7 @@ class Board:
 
     @cached_property
     def device(self) -> dict[str, Any]:
-        device: dict[str, Any] = self.study.user_attrs["device"]
+        device: dict[str, Any] = dict(targets_of(self.study)["first"].device)
         return device
 
     @property
@@ -60,7 +56,8 @@ class Board:
         """Of the deployed network's input, in pixels."""
         return int(self.device["input_size"].split("x")[-1])
 
-    def write_note(self, storage: str, space: Space, budget_ms: float | None) -> None:
+    def write_note(self, storage: str, space: Space) -> None:
+        budget_ms = None
         """Explain the study to whoever opens it."""
         from optuna_dashboard import save_note  # imports scikit-learn: three seconds that --help need not wait
 
@@ -77,7 +74,9 @@ class Board:
         )
         name = self.study.study_name
         with quiet_experimental():
-            self.study.set_metric_names([*METRICS, *(f"latency_ms.{name}" for name in further_objectives(self.study))])
+            self.study.set_metric_names(
+                [*METRICS, *(f"latency_ms.{name}" for name in objectives(targets_of(self.study))[1:])]
+            )
         save_note(
             self.study,
             f"""# {name}
@@ -99,11 +98,11 @@ Export the front: `python -m search.export study.name={name}`; one network of it
 """,
         )
 
-    def annotate(self, trial: Trial, result: Finished) -> None:
+    def annotate(self, trial: Trial, result: TrialRecord) -> None:
         """Give a trial its network as YAML and as a picture, and a note that shows both, before it is told and so closed."""
         comment = f"Trial {trial.number} of study {self.study.study_name}.\nTrain it: python -m search.train arch=FILE"
-        accuracy = result.outcome.accuracy
-        facts = {"latency": result.outcome.latency.summary()} | (
+        accuracy = result.result.accuracy
+        facts = {"latency": result.result.latencies[FIRST].summary()} | (
             {} if accuracy is None else {"accuracy": accuracy.to_dict()}
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -117,18 +116,19 @@ Export the front: `python -m search.export study.name={name}`; one network of it
             ]
         table = "\n".join(stages(result.architecture))
         shown = f"![the network](/artifacts/{self.study._study_id}/{trial._trial_id}/{ids[0]})"
-        values = f"{accuracy_text(result)}, {latency_text(result.outcome.latency)} ms"
+        values = f"{accuracy_text(result)}, {latency_text(result.result.latencies[FIRST])} ms"
         write_trial_note(trial, f"# {values}\n\n{shown}\n\n{table}\n\n```yaml\n{text}```\n")
 
-    def publish_front(self, trials: list[Finished], budget_ms: float | None) -> None:
+    def publish_front(self, trials: list[TrialRecord]) -> None:
+        budget_ms = None
         """The front, with intervals, budget and infeasible networks."""
         self._publish("front", front_figure(trials, budget_ms))
 
-    def publish(self, trials: list[Finished], budget_ms: float | None) -> None:
+    def publish(self, trials: list[TrialRecord]) -> None:
         """All plots."""
-        self.publish_front(trials, budget_ms)
-        self._publish("hypervolume", hypervolume_figure(hypervolumes(trials, reference_latencies(self.study))))
-        if len(scored := judged(trials)) >= LEAST_JUDGED:
+        self.publish_front(trials)
+        self._publish("hypervolume", hypervolume_figure(hypervolumes(trials, references_ms(targets_of(self.study)))))
+        if len(scored := evaluated(trials)) >= LEAST_JUDGED:
             self._publish("influence", influence_figure(influences(scored)))
         members = front(trials)
         if rows := latency_by_stage(members, trials, self.img_size):
@@ -151,14 +151,14 @@ def write_trial_note(trial: Trial, body: str) -> None:
         trial.storage.set_study_system_attr(trial.study._study_id, key, value)
 
 
-def front_figure(trials: list[Finished], budget_ms: float | None) -> go.Figure:
+def front_figure(trials: list[TrialRecord], budget_ms: float | None) -> go.Figure:
     """Accuracy over latency: the front, what it dominates, and along the bottom what the budget ruled out untrained."""
     known = latest_of_each(trials)
     members = front(trials)
     in_front = {trial.architecture.key for trial in members}
     groups = {
-        "Dominated": [t for t in known if t.outcome.feasible and t.outcome.accuracy and t.architecture.key not in in_front],
-        "Infeasible": [t for t in known if not t.outcome.feasible],
+        "Dominated": [t for t in known if t.result.feasible and t.result.accuracy and t.architecture.key not in in_front],
+        "Infeasible": [t for t in known if not t.result.feasible],
         "Front": members,
     }
     styles = {
@@ -166,25 +166,25 @@ def front_figure(trials: list[Finished], budget_ms: float | None) -> go.Figure:
         "Infeasible": {"color": RED, "symbol": "x"},
         "Front": {"color": TEAL, "symbol": "circle"},
     }
-    accuracies = [accuracy_of(t) for t in known if t.outcome.accuracy]
+    accuracies = [t.accuracy for t in known if t.result.accuracy]
     lowest, highest = min(accuracies, default=0.0), max(accuracies, default=1.0)
     bottom = lowest - 0.1 * (highest - lowest)  # where networks without an accuracy are drawn
     figure = go.Figure()
     for name, group in groups.items():
-        latencies = [t.outcome.latency for t in group]
+        latencies = [t.result.latencies[FIRST] for t in group]
         figure.add_scatter(
             x=[latency.latency_ms for latency in latencies],
-            y=[accuracy_of(t) if t.outcome.accuracy else bottom for t in group],
+            y=[t.accuracy if t.result.accuracy else bottom for t in group],
             error_x={
                 "type": "data",
                 "array": [latency.high_ms - latency.latency_ms for latency in latencies],
                 "arrayminus": [latency.latency_ms - latency.low_ms for latency in latencies],
             },
             text=[
-                f"trial {t.number}: {describe(t.architecture)}" + ("" if t.outcome.accuracy else " (not trained)")
+                f"trial {t.number}: {describe(t.architecture)}" + ("" if t.result.accuracy else " (not trained)")
                 for t in group
             ],
-            mode="lines+markers" if name == "Front" and not any(t.outcome.others for t in members) else "markers",
+            mode="lines+markers" if name == "Front" and not any(t.result.latencies for t in members) else "markers",
             marker={"size": 8, **styles[name]},
             line={"shape": "hv", "color": styles[name]["color"]},
             name=name,

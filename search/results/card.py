@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture import Architecture
-from search.results.view import describe
+from search.space.dimensions import describe
 
 
 def card(

@@ -17,8 +17,10 @@ import optuna
 
 from search import UserError
 from search.results import architecture_file
-from search.study.coordinator import SUPERNET
-from search.study.trial import Finished, accuracy_of, finished_trials, front, front_probability, latest_of_each
+from search.study.front import front, front_probability, latest_of_each
+from search.study.storage import SUPERNET
+from search.study.targets import FIRST, targets_of
+from search.study.trial import TrialRecord, finished_trials
 
 log = logging.getLogger(__name__)
 SHARED_WEIGHTS = ".supernet.safetensors"
@@ -30,7 +32,7 @@ def is_trained(file: Path) -> bool:
     return file.with_suffix(".safetensors").exists() or any(file.parent.glob(f"{file.stem}.*.ckpt"))
 
 
-def remove_left(folder: Path, members: Sequence[Finished]) -> None:
+def remove_left(folder: Path, members: Sequence[TrialRecord]) -> None:
     """Remove files of networks that have left a front, but for what search.train worked on and what others put there."""
     wanted = {member_name(member) for member in members}
     for old in folder.glob("trial-*.yaml"):
@@ -38,7 +40,7 @@ def remove_left(folder: Path, members: Sequence[Finished]) -> None:
             old.unlink()
 
 
-def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
+def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
     """Write what a study has found so far below its folder. Returns the front."""
     trials = finished_trials(study)
     members = front(trials)
@@ -58,7 +60,7 @@ def export_front(study: optuna.Study, folder: Path) -> list[Finished]:
     return members
 
 
-def write_shared_weights(study: optuna.Study, members: list[Finished], folder: Path) -> None:
+def write_shared_weights(study: optuna.Study, members: list[TrialRecord], folder: Path) -> None:
     """Beside each member its share of the supernet's weights, for search.train init=supernet."""
     if SUPERNET not in study.user_attrs or study.user_attrs["settings"]["proxy"]["width_multiplier"] != 1:
         return  # weights of narrower proxies start no training of what is deployed
@@ -88,13 +90,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def member_name(member: Finished) -> str:
+def member_name(member: TrialRecord) -> str:
     return f"trial-{member.number:05d}.yaml"
 
 
-def facts(study: optuna.Study, member: Finished, front_probability: float) -> dict[str, Any]:
+def facts(study: optuna.Study, member: TrialRecord, front_probability: float) -> dict[str, Any]:
     """What an exported file says of its network beside the architecture."""
-    accuracy = member.outcome.accuracy
+    accuracy = member.result.accuracy
     assert accuracy is not None
     settings: Mapping[str, Any] = study.user_attrs["settings"]
     return {
@@ -107,10 +109,10 @@ def facts(study: optuna.Study, member: Finished, front_probability: float) -> di
             "train_size": settings["data"]["train_size"],
             "max_epochs": settings["train"]["max_epochs"],
         },
-        "latency": member.outcome.latency.summary(),
-        **further_facts(study, member),
+        "latency": member.result.latencies[FIRST].summary(),
+        **{},
         "front_probability": front_probability,
-        "device": dict(study.user_attrs["device"]),
+        "device": dict(targets_of(study)["first"].device),
         "parameters": member.num_params,
         "multiply_accumulates": member.num_macs,
         "study": study.study_name,
@@ -120,18 +122,18 @@ def facts(study: optuna.Study, member: Finished, front_probability: float) -> di
     }
 
 
-def further_facts(study: optuna.Study, member: Finished) -> dict[str, Any]:
+def further_facts(study: optuna.Study, member: TrialRecord) -> dict[str, Any]:
     """Of the devices beside the first, if there are any."""
-    latencies = member.outcome.further
+    latencies = member.result.latencies
     devices = study.user_attrs.get("further_devices", {})
     further = {name: {"latency": one.summary(), "device": dict(devices[name])} for name, one in latencies.items()}
     return {"further": further} if further else {}
 
 
-def _csv(trials: list[Finished], members: list[Finished], probability: Mapping[str, float]) -> str:
+def _csv(trials: list[TrialRecord], members: list[TrialRecord], probability: Mapping[str, float]) -> str:
     out = io.StringIO()
     in_front = {member.number for member in members}
-    devices = list(dict.fromkeys(name for trial in trials for name in trial.outcome.further))
+    devices = list(dict.fromkeys(name for trial in trials for name in trial.result.latencies))
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         (
@@ -148,7 +150,7 @@ def _csv(trials: list[Finished], members: list[Finished], probability: Mapping[s
         + tuple(f"{key}.{name}" for name in devices for key in ("latency_ms", "latency_low_ms", "latency_high_ms"))
     )
     for trial in trials:
-        accuracy, latency, further = trial.outcome.accuracy, trial.outcome.latency, trial.outcome.further
+        accuracy, latency, further = trial.result.accuracy, trial.result.latencies[FIRST], trial.result.latencies
         elsewhere = [
             value
             for one in (further.get(name) for name in devices)
@@ -159,7 +161,7 @@ def _csv(trials: list[Finished], members: list[Finished], probability: Mapping[s
                 trial.number,
                 trial.number in in_front,
                 probability.get(trial.architecture.key, ""),
-                trial.outcome.feasible,
+                trial.result.feasible,
                 "" if accuracy is None else accuracy.accuracy,
                 "" if accuracy is None else accuracy.standard_error,
                 latency.latency_ms,
@@ -176,7 +178,7 @@ def _csv(trials: list[Finished], members: list[Finished], probability: Mapping[s
     return out.getvalue()
 
 
-def _plot(trials: list[Finished], members: list[Finished], study: optuna.Study, path: Path) -> None:
+def _plot(trials: list[TrialRecord], members: list[TrialRecord], study: optuna.Study, path: Path) -> None:
     """All networks and the front, accuracy over latency, with standard errors and 95 % intervals."""
     from matplotlib.figure import Figure  # a second to import
 
@@ -185,29 +187,32 @@ def _plot(trials: list[Finished], members: list[Finished], study: optuna.Study, 
     judged = latest_of_each(trials)
     in_front = {t.architecture.key for t in members}
     trained = [
-        t for t in judged if t.outcome.accuracy is not None and t.outcome.feasible and t.architecture.key not in in_front
+        t for t in judged if t.result.accuracy is not None and t.result.feasible and t.architecture.key not in in_front
     ]
     for group, color, label in ((trained, "#9aa5b1", "dominated"), (members, "#0b7285", "front")):
-        latencies = [t.outcome.latency for t in group]
+        latencies = [t.result.latencies[FIRST] for t in group]
         axes.errorbar(
             [latency.latency_ms for latency in latencies],
-            [accuracy_of(t) for t in group],
+            [t.accuracy for t in group],
             xerr=(
                 [latency.latency_ms - latency.low_ms for latency in latencies],
                 [latency.high_ms - latency.latency_ms for latency in latencies],
             ),
-            yerr=[t.outcome.accuracy.standard_error for t in group if t.outcome.accuracy],
+            yerr=[t.result.accuracy.standard_error for t in group if t.result.accuracy],
             fmt="o",
             markersize=5,
             capsize=2,
             color=color,
             label=label,
         )
-    if not any(t.outcome.others for t in members):  # a staircase on one device, on several a surface
+    if not any(t.result.latencies for t in members):  # a staircase on one device, on several a surface
         axes.step(
-            [t.outcome.latency.latency_ms for t in members], [accuracy_of(t) for t in members], where="post", color="#0b7285"
+            [t.result.latencies[FIRST].latency_ms for t in members],
+            [t.accuracy for t in members],
+            where="post",
+            color="#0b7285",
         )
-    ruled_out = [t.outcome.latency.latency_ms for t in judged if not t.outcome.feasible]
+    ruled_out = [t.result.latencies[FIRST].latency_ms for t in judged if not t.result.feasible]
     if ruled_out:
         axes.plot(
             ruled_out,
@@ -217,7 +222,7 @@ def _plot(trials: list[Finished], members: list[Finished], study: optuna.Study, 
             label="over budget",
             transform=axes.get_xaxis_transform(),
         )
-    device = study.user_attrs["device"]
+    device = targets_of(study)["first"].device
     axes.set_xlabel(f"latency, ms ({device['device']}, {device['num_threads']} thread(s), batch {device['batch_size']})")
     axes.set_ylabel("validation accuracy")
     axes.set_title(f"Study {study.study_name}: {len(trials)} finished trials")

@@ -6,25 +6,29 @@ from collections.abc import Mapping, Sequence
 
 from search.results.analysis import PARTS, Influence
 from search.results.page import INK, drawing, figure_style, svg
-from search.study.trial import Finished, accuracy_of
+from search.study.targets import FIRST
+from search.study.trial import TrialRecord
 
 TEAL, GREY, RED, AMBER, BLUE = "#1f9aaf", "#8a94a3", "#e0566b", "#d08c2a", "#5b7fd6"
 PART_COLORS = (GREY, TEAL, AMBER, BLUE, RED)
 
 
 def front_figure(
-    members: Sequence[Finished], dominated: Sequence[Finished], baselines: Sequence[Finished], budget_ms: float | None
+    members: Sequence[TrialRecord],
+    dominated: Sequence[TrialRecord],
+    baselines: Sequence[TrialRecord],
+    budget_ms: float | None,
 ) -> str:
     """Accuracy over latency with standard errors and 95 % intervals."""
     with figure_style():
         figure = drawing(8, 5.4)
         axes = figure.add_subplot()
-        predicted = [one for one in dominated if not one.outcome.latency.measured]
+        predicted = [one for one in dominated if not one.result.latencies[FIRST].measured]
         axes.plot(*_points(predicted), ".", color=GREY, alpha=0.45, label="dominated, latency predicted")
-        _with_errors(axes, [one for one in dominated if one.outcome.latency.measured], GREY, "o", "dominated")
+        _with_errors(axes, [one for one in dominated if one.result.latencies[FIRST].measured], GREY, "o", "dominated")
         _with_errors(axes, baselines, AMBER, "s", "the authors' pattern and the ends of the space")
         _with_errors(axes, members, TEAL, "o", "front")
-        if not any(one.outcome.others for one in members):  # a staircase on one device, on several a surface
+        if not any(one.result.latencies for one in members):  # a staircase on one device, on several a surface
             axes.step(*_points(members), where="post", color=TEAL)
         if budget_ms is not None:
             axes.axvline(budget_ms, color=RED, linestyle="--", label=f"budget, {budget_ms:g} ms")
@@ -34,16 +38,16 @@ def front_figure(
         return svg(figure, "front")
 
 
-def _points(trials: Sequence[Finished]) -> tuple[list[float], list[float]]:
-    return [one.outcome.latency.latency_ms for one in trials], [accuracy_of(one) for one in trials]
+def _points(trials: Sequence[TrialRecord]) -> tuple[list[float], list[float]]:
+    return [one.result.latencies[FIRST].latency_ms for one in trials], [one.accuracy for one in trials]
 
 
-def _with_errors(axes: object, trials: Sequence[Finished], color: str, marker: str, label: str) -> None:
-    latencies = [one.outcome.latency for one in trials]
+def _with_errors(axes: object, trials: Sequence[TrialRecord], color: str, marker: str, label: str) -> None:
+    latencies = [one.result.latencies[FIRST] for one in trials]
     axes.errorbar(  # type: ignore[attr-defined]
         *_points(trials),
         xerr=[[one.latency_ms - one.low_ms for one in latencies], [one.high_ms - one.latency_ms for one in latencies]],
-        yerr=[one.outcome.accuracy.standard_error for one in trials if one.outcome.accuracy],
+        yerr=[one.result.accuracy.standard_error for one in trials if one.result.accuracy],
         fmt=marker, markersize=5, capsize=2, color=color, label=label, linestyle="none",
     )  # fmt: skip
 

@@ -22,16 +22,17 @@ from search.results.picking import compare
 from search.results.view import accuracy_text, describe, latency_text
 from search.space.picture import picture
 from search.study.coordinator import SHARED_SECONDS
+from search.study.targets import FIRST
 from search.study.trial import (
     INTERRUPTED,
     SAMPLED,
     SKIPPED,
-    Finished,
+    TrialRecord,
+    evaluated,
     finished_trials,
     front,
     front_probability,
     further_objectives,
-    judged,
     reference_latencies,
 )
 
@@ -46,7 +47,7 @@ class Found:
     folder: Path
 
     @cached_property
-    def trials(self) -> list[Finished]:
+    def trials(self) -> list[TrialRecord]:
         return finished_trials(self.study)
 
     @cached_property
@@ -54,13 +55,13 @@ class Found:
         return self.study.get_trials(deepcopy=False)
 
     @cached_property
-    def members(self) -> list[Finished]:
+    def members(self) -> list[TrialRecord]:
         return front(self.trials)
 
     @cached_property
-    def judged(self) -> list[Finished]:
+    def evaluated(self) -> list[TrialRecord]:
         """Different networks that have an accuracy and keep the budget."""
-        return judged(self.trials)
+        return evaluated(self.trials)
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def front_section(found: Found) -> Section:
     rows = []
     for one in found.members:
         place, params = f"{probability[one.architecture.key]:.0%}", f"{one.num_params / 1e6:.2f} M"
-        latencies = [latency_text(latency) for latency in (one.outcome.latency, *one.outcome.further.values())]
+        latencies = [latency_text(latency) for latency in (one.result.latencies[FIRST], *one.result.latencies.values())]
         values = (accuracy_text(one), *latencies, place, params, f"{one.num_macs / 1e6:,.1f} M")
         rows.append((str(one.number), *values, describe(one.architecture)))
     further = (f"on {name}" for name in found.attrs.get("further_devices", {}))
@@ -159,7 +160,7 @@ def pictures(found: Found) -> Section | None:
     if not found.members:
         return None
     drawn = {
-        f"Trial {one.number}: {accuracy_text(one)}, {latency_text(one.outcome.latency)} ms": picture(
+        f"Trial {one.number}: {accuracy_text(one)}, {latency_text(one.result.latencies[FIRST])} ms": picture(
             one.architecture, found.img_size
         )
         for one in found.members
@@ -171,7 +172,10 @@ def baselines(found: Found) -> Section | None:
     known = [one for one in found.judged if one.origin != SAMPLED]
     if not known or not found.members:
         return None
-    rows = [(one.origin, accuracy_text(one), latency_text(one.outcome.latency), describe(one.architecture)) for one in known]
+    rows = [
+        (one.origin, accuracy_text(one), latency_text(one.result.latencies[FIRST]), describe(one.architecture))
+        for one in known
+    ]
     compared = [result for one in found.members if (result := compare(one, found.trials)) is not None]
     beside = [
         (f"trial {one.member.number}", f"width {one.pattern.architecture.embed_dim}", one.times, f"{one.gain:+.4f}")
@@ -205,7 +209,7 @@ def mattered(found: Found) -> Section | None:
     ]
     header = ("dimension", "of accuracy's variance", "accuracy, lowest to highest", "of latency's variance", "latency")
     text = (
-        "Means over the networks judged, which lie denser near the front; dimensions are not held apart. For effects with "
+        "Means over the networks evaluated, which lie denser near the front; dimensions are not held apart. For effects with "
         "the rest held equal run search.check."
     )
     return Section(
@@ -261,10 +265,10 @@ def confirmation(found: Found) -> Section | None:
 
 
 def latency(found: Found) -> Section | None:
-    measured = [one for one in found.trials if one.outcome.latency.measured]
+    measured = [one for one in found.trials if one.result.latencies[FIRST].measured]
     if not measured:
         return None
-    latencies = [one.outcome.latency for one in measured]
+    latencies = [one.result.latencies[FIRST] for one in measured]
     tested = [one for one in measured if one.predicted_ms is not None]
     rows = [
         ("measurements", str(len(measured))),
@@ -279,10 +283,10 @@ def latency(found: Found) -> Section | None:
         )
     }
     if len(tested) > 1:
-        errors = [abs(one.predicted_ms / one.outcome.latency.latency_ms - 1) for one in tested if one.predicted_ms]
+        errors = [abs(one.predicted_ms / one.result.latencies[FIRST].latency_ms - 1) for one in tested if one.predicted_ms]
         rows.append(("block model off by, median", f"{statistics.median(errors):.1%}"))
         drawn["What the block model said before each measurement"] = figures.prediction_figure(
-            [one.predicted_ms or 0.0 for one in tested], [one.outcome.latency.latency_ms for one in tested]
+            [one.predicted_ms or 0.0 for one in tested], [one.result.latencies[FIRST].latency_ms for one in tested]
         )
     warnings = sorted({one.warning for one in latencies if one.warning})[:3]
     return Section("How well latency was measured", warnings, [Grid(("", ""), rows)], drawn)
@@ -318,8 +322,10 @@ def time_spent(found: Found) -> Section:
         for trial in found.raw
         if trial.datetime_start and trial.datetime_complete
     )
-    latencies = [latency for one in found.trials for latency in (one.outcome.latency, *one.outcome.further.values())]
-    fresh = [one.outcome.accuracy for one in found.trials if one.outcome.accuracy and not one.outcome.reused_accuracy]
+    latencies = [
+        latency for one in found.trials for latency in (one.result.latencies[FIRST], *one.result.latencies.values())
+    ]
+    fresh = [one.result.accuracy for one in found.trials if one.result.accuracy and not one.result.reused_accuracy]
     seconds = {
         "timing": sum(one.seconds for one in latencies if one.measured),
         "preparing to time": sum(one.prepare_seconds for one in latencies),

@@ -16,30 +16,19 @@ from rich.table import Table
 
 from models.architecture import Architecture
 from search.latency.base import Latency
+from search.space.dimensions import describe
 from search.study.coordinator import SearchProgress
-from search.study.trial import SAMPLED, Finished, front, front_probability
+from search.study.front import front, front_probability
+from search.study.targets import FIRST
+from search.study.trial import SAMPLED, TrialRecord
 
 log = logging.getLogger(__name__)
 LOG_WIDTH = 140  # characters
 ROWS = 12  # finished trials that stay in view
 
 
-def describe(architecture: Architecture) -> str:
-    """One line a person can read: width, then each stage's depth and attention."""
-    stages = []
-    for stage in architecture.stages:
-        if stage.window_size == 0:
-            attention = "conv"
-        elif stage.window_size == 1:
-            attention = "msa"
-        else:
-            attention = f"w{stage.window_size} lo {stage.lo_heads}/{stage.num_heads}"
-        stages.append(f"{stage.depth}x{attention}")
-    return f"{architecture.embed_dim}: " + ", ".join(stages)
-
-
-def accuracy_text(trial: Finished) -> str:
-    accuracy = trial.outcome.accuracy
+def accuracy_text(trial: TrialRecord) -> str:
+    accuracy = trial.result.accuracy
     if accuracy is None:
         return "not trained"
     return f"{accuracy.accuracy:.4f} ±{accuracy.standard_error:.4f}"
@@ -49,19 +38,20 @@ def latency_text(latency: Latency) -> str:
     return f"{'' if latency.measured else '~'}{latency.latency_ms:.3f} [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
 
 
-def note_text(trial: Finished) -> str:
-    if not trial.outcome.feasible:
+def note_text(trial: TrialRecord) -> str:
+    if not trial.result.feasible:
         return "over budget"
-    if trial.outcome.reused_accuracy:
+    if trial.result.reused_accuracy:
         return "known network, measured again"
-    if not trial.outcome.latency.measured:
+    if not trial.result.latencies[FIRST].measured:
         return "dominated, latency predicted"
     return "" if trial.origin == SAMPLED else trial.origin
 
 
 def model_text(progress: SearchProgress) -> str:
     """How far the block model's predictions are off, and how many networks it has spared."""
-    error = "" if progress.model_error is None else f", block model off by {progress.model_error:.1%}"
+    errors = progress.model_errors
+    error = f", block model off by {max(errors.values()):.1%}" if errors else ""
     return error + (f", {progress.num_skipped} skipped" if progress.num_skipped else "")
 
 
@@ -71,21 +61,21 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
-def trial_table(title: str, trials: list[Finished], surely: Callable[[Finished], str] | None = None) -> Table:
+def trial_table(title: str, trials: list[TrialRecord], surely: Callable[[TrialRecord], str] | None = None) -> Table:
     """Trials as rows: number, accuracy, latencies with their intervals, cost and architecture; how surely on the front."""
     table = Table(title=title, title_justify="left")
-    devices = list(dict.fromkeys(name for trial in trials for name in trial.outcome.further))
+    devices = list(dict.fromkeys(name for trial in trials for name in trial.result.latencies))
     latencies = ("latency, ms [95 %]", *(f"on {name}, ms [95 %]" for name in devices))
     for header in ("trial", "accuracy", *latencies, *(("on the front",) if surely else ()), "MACs"):
         table.add_column(escape(header), justify="right", no_wrap=True)
     table.add_column("width: blocks of each stage", overflow="fold")
     for trial in trials:
         note = f" [dim]({note_text(trial)})[/dim]" if note_text(trial) else ""
-        further = trial.outcome.further
+        further = trial.result.latencies
         table.add_row(
             str(trial.number),
             accuracy_text(trial),
-            escape(latency_text(trial.outcome.latency)),
+            escape(latency_text(trial.result.latencies[FIRST])),
             *(escape(latency_text(further[name])) if name in further else "" for name in devices),
             *((surely(trial),) if surely else ()),
             f"{trial.num_macs / 1e6:,.1f} M",
@@ -113,7 +103,7 @@ def progress_of(console: Console, text: str) -> Iterator[Callable[[float], None]
     yield report
 
 
-def front_table(title: str, trials: list[Finished]) -> Table:
+def front_table(title: str, trials: list[TrialRecord]) -> Table:
     """The front of finished trials, with the probability that a member belongs there."""
     probability = front_probability(trials)
     return trial_table(title, front(trials), lambda member: f"{probability[member.architecture.key]:.0%}")
@@ -132,14 +122,14 @@ class LogView:
     def __exit__(self, *exc: object) -> None:
         return None
 
-    def phase(self, number: int, text: str, share: float | None = None) -> None:
+    def phase(self, number: int, text: str, share: float) -> None:
         if not share:
             log.debug("trial %d, phase: %s", number, text)
 
     def trial_started(self, number: int, architecture: Architecture) -> None:
         log.log(self.level, "trial %d: %s", number, describe(architecture))
 
-    def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
+    def trial_finished(self, trial: TrialRecord, progress: SearchProgress) -> None:
         log.log(
             self.level,
             "trial %d finished (%d of %d): accuracy %s, latency %s ms%s; front %d, hypervolume %.4f%s, %s left",
@@ -147,14 +137,14 @@ class LogView:
             progress.num_finished,
             progress.num_wanted,
             accuracy_text(trial),
-            latency_text(trial.outcome.latency),
+            latency_text(trial.result.latencies[FIRST]),
             f" ({note_text(trial)})" if note_text(trial) else "",
             progress.front_size,
             progress.hypervolume,
             model_text(progress),
             duration(progress.seconds_left),
         )
-        warning = trial.outcome.latency.warning
+        warning = trial.result.latencies[FIRST].warning
         if warning and not self.was_warned:  # once for a run of disturbed trials
             log.warning("trial %d: %s", trial.number, warning)
         self.was_warned = bool(warning)
@@ -169,7 +159,7 @@ class LogView:
 class LiveView(LogView):
     """The last trials as a table, and below it what is going on and how far the search is; its lines go to the file."""
 
-    def __init__(self, console: Console, num_wanted: int, finished: list[Finished]) -> None:
+    def __init__(self, console: Console, num_wanted: int, finished: list[TrialRecord]) -> None:
         super().__init__(logging.DEBUG)
         self.recent = deque(finished, maxlen=ROWS)
         self.progress = Progress(
@@ -188,17 +178,17 @@ class LiveView(LogView):
             self._remove(number)
         self.live.stop()
 
-    def phase(self, number: int, text: str, share: float | None = None) -> None:
+    def phase(self, number: int, text: str, share: float) -> None:
         super().phase(number, text, share)
         task, described = self.underway[number]
-        self.progress.update(task, completed=share or 0.0, text=f"{described}  {text}")
+        self.progress.update(task, completed=share, text=f"{described}  {text}")
 
     def trial_started(self, number: int, architecture: Architecture) -> None:
         super().trial_started(number, architecture)
         described = f"trial {number}  {describe(architecture)}"
         self.underway[number] = (self.progress.add_task("trial", total=1.0, text=described), described)
 
-    def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
+    def trial_finished(self, trial: TrialRecord, progress: SearchProgress) -> None:
         super().trial_finished(trial, progress)
         self._remove(trial.number)
         self.recent.append(trial)
@@ -212,12 +202,16 @@ class LiveView(LogView):
         super().trial_failed(number, reason)
         self._remove(number)
 
+    def trial_skipped(self, number: int, reason: str) -> None:
+        super().trial_skipped(number, reason)
+        self._remove(number)
+
     def _remove(self, number: int) -> None:
         task, _ = self.underway.pop(number)
         self.progress.remove_task(task)
 
     def _render(self) -> Group:
-        return Group(trial_table("Finished trials", list(self.recent)), self.progress)
+        return Group(trial_table("TrialRecord trials", list(self.recent)), self.progress)
 
 
 def duration(seconds: float) -> str:

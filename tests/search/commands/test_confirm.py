@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.struck_search import TINY
 from search.accuracy.base import Accuracy
 from search.accuracy.scratch import ScratchEvaluator
 from search.commands.confirm import Case, places, seed_noise, standard_error, uncertain
@@ -18,7 +17,7 @@ from search.engine.local import LocalEngine
 from search.results import architecture_file
 from search.study.storage import open_study
 from search.study.trial import finished_trials
-from tests.support.commands import call
+from tests.support.commands import TINY, call
 from tests.support.known_engine import finished
 
 SEARCH = ["+search=cpu_latency", "study.name=first", "study.n_trials=4", *TINY]
