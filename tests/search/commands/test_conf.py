@@ -143,7 +143,7 @@ def test_entry_point_configurations(name: str) -> None:
     assert config
 
 
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
 
 
 def choices() -> list[tuple[str, str]]:
@@ -178,7 +178,9 @@ def documented_keys() -> set[str]:
     code = " ".join(re.findall(r"`[^`]+`|```bash.*?```", text, re.DOTALL))
     entries = "|".join([*GROUPS, "study", "deploy", "proxy", "check", "confirm"])
     found = re.findall(rf"(?<![\w./-])((?:{entries})\.[a-z_.0-9]+?)(?=[=`\s),]|$)", code)
-    return {key for key in found if not key.endswith((".py", ".md", ".yaml", ".db", ".json")) and not key.startswith("search.")}
+    return {
+        key for key in found if not key.endswith((".py", ".md", ".yaml", ".db", ".json")) and not key.startswith("search.")
+    }
 
 
 def test_documented_keys_exist() -> None:
