@@ -21,10 +21,8 @@ from typing import Any
 from models.architecture import check_int, check_number
 from search import one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
-from search.engine import tasks
 from search.engine.base import HERE, TRAINING, TargetSource
-from search.engine.tasks import Resource, Task
-from search.engine.workers import WorkerEngine
+from search.engine.workers import Resource, Task, WorkerEngine, make_resource, run_task
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
@@ -266,7 +264,7 @@ class _Actor:
     """What runs in the actor's process."""
 
     def __init__(self, make: Callable[[], Resource]) -> None:
-        self.resource = tasks.make_resource(make)
+        self.resource = make_resource(make)
 
     def node(self) -> str:
         """The identifier of the node that it is on."""
@@ -277,6 +275,6 @@ class _Actor:
     def do(self, task: Task) -> tuple[Any, Exception | None]:
         """The result and the error of a task: Ray would wrap an error with its own traceback."""
         try:
-            return tasks.run(task, self.resource, lambda share: None), None
+            return run_task(task, self.resource, lambda share: None), None
         except Exception as error:
             return None, error
