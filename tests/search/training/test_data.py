@@ -15,7 +15,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from search import UserError, sources
+from search import UserError
+from search.training import sources
 from search.training.data import ImageData, Source, augment, converted
 from search.training.glyphs import CHARACTERS, render
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from search import UserError, sources
+from search import UserError
+from search.training import sources
 from search.training.data import ImageData
 from search.training.streamed import Augmentation, StreamedData
 
