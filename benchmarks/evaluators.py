@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from search.accuracy.cache import KeptAccuracies
+from search.accuracy.cache import AccuracyCache
 from search.commands.cli import build, conf_dir
-from search.commands.run import alone
+from search.commands.standalone import standalone_trainings
 from search.commands.targets import FIRST_DEVICE, make_engine
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
@@ -48,13 +48,13 @@ GRACE_SECONDS = 60  # for a search that was told to stop
 class Ruler:
     """What every front is confirmed by: long trainings of single networks, and one measuring process."""
 
-    alone: KeptAccuracies
+    alone: AccuracyCache
     engine: Engine
     calibration: Calibration
     latencies: dict[str, Latency]
 
     def accuracy(self, member: Finished) -> float:
-        return self.alone.accuracy(member.architecture, seed=0).accuracy
+        return self.alone.evaluate(member.architecture, seed=0).accuracy
 
     def latency_ms(self, member: Finished) -> float:
         key = member.architecture.key
@@ -142,7 +142,7 @@ def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console) -> d
         for repetition in range(options.repetitions)
     }
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    trainings = alone(cfg, cfg.confirm.train, data, options.folder / "alone.jsonl")
+    trainings = standalone_trainings(cfg, cfg.confirm.train, data, options.folder / "alone.jsonl")
     engine = make_engine(cfg, data, partial(build(cfg.accuracy), data=data, train=build(cfg.train)))
     space: Space = build(cfg.space)
     results: dict[str, list[Result]] = {method: [] for method in METHODS}

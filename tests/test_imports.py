@@ -26,6 +26,7 @@ ENTRY_POINTS |= {
     "search.report",
     "search.dashboard",
     "search.commands.targets",
+    "search.commands.standalone",
 }
 FORBIDDEN = {
     "models": {"search", "hydra", "omegaconf", "lightning", "optuna", "datasets"},

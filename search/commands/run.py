@@ -21,9 +21,7 @@ from rich.console import Console
 from models.architecture import NUM_STAGES, check_int, check_number
 from models.complexity import cost
 from search import UserError, differences
-from search.accuracy.base import AccuracyEvaluator, unpacked
-from search.accuracy.cache import KeptAccuracies
-from search.accuracy.scratch import ScratchEvaluator
+from search.accuracy.base import AccuracyEvaluator, SharedWeights, with_shared_weights
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.targets import (
     DEVICE_KEYS,
@@ -118,7 +116,7 @@ def search(cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, con
                 study=study,
                 space=space,
                 engine=engine,
-                objective=Objective(devices, cfg.study.seed, evaluator.quick),
+                objective=Objective(devices, cfg.study.seed, evaluator.scores_before_measuring),
                 models={name: BlockModel(cfg.deploy.img_size) for name in devices},
                 make_sampler=sampler_of(cfg),
                 seed=cfg.study.seed,
@@ -164,7 +162,7 @@ def prepare_training(
     training = engine.fingerprint(TRAINING)
     remember(study, "training", training, REMEDY)
     engine.expect(TRAINING, training)
-    if (shared := evaluator.shared_weights(seed)) is None:
+    if not isinstance(evaluator, SharedWeights):
         return
     if changed := differences(evaluator.fingerprint(), training):
         raise UserError(
@@ -178,15 +176,8 @@ def prepare_training(
         evaluator.unpack(seed, packed)
         if not has_trials(study):
             study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
-    engine.train_with(partial(unpacked, make_evaluator, seed, packed))
-    study.set_user_attr(SUPERNET, str(shared))
-
-
-def alone(cfg: DictConfig, train: DictConfig, data: ImageData, file: Path) -> KeptAccuracies:
-    """Long trainings of single networks, kept in a file as they come. train: their schedule."""
-    evaluator = ScratchEvaluator(data, build(train), cfg.proxy.width_multiplier, cfg.accuracy.num_threads)
-    settings = {"train": plain(train), "proxy": plain(cfg.proxy), "data": data.fingerprint(), "images": data.num_val}
-    return KeptAccuracies(evaluator, settings, file)
+    engine.train_with(partial(with_shared_weights, make_evaluator, seed, packed))
+    study.set_user_attr(SUPERNET, str(evaluator.weights_file(seed)))
 
 
 def study_settings(cfg: DictConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from models.architecture import Architecture
 from search import SearchStopped, differences, one_line
-from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
+from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress, SharedWeights
 from search.latency.base import Calibration, Latency, LatencyTarget
 
 TRAINING = "training"  # the place of all evaluators; other places are names of devices
@@ -84,7 +84,7 @@ class Prepare:
     seed: int
     place: str = TRAINING
 
-    def do(self, held: AccuracyEvaluator, progress: Progress) -> bytes:
+    def do(self, held: SharedWeights, progress: Progress) -> bytes:
         held.prepare(self.seed, progress)
         packed = held.pack(self.seed)
         assert packed is not None, "evaluations share nothing"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -94,12 +95,12 @@ class OddEvaluator:
     """What its trainings share is a word."""
 
     folder: str
-    quick = False
+    scores_before_measuring: ClassVar[bool] = False
 
     def fingerprint(self) -> dict[str, str | int]:
         return {"pid": os.getpid()}
 
-    def shared_weights(self, seed: int) -> Path:
+    def weights_file(self, seed: int) -> Path:
         return Path(self.folder) / "shared"
 
     def prepare(self, seed: int, progress: Progress) -> None:
