@@ -26,9 +26,10 @@ from rich.table import Table
 from models.architecture import check_int, check_number
 from search import UserError
 from search.accuracy.base import Accuracy
-from search.accuracy.cache import KeptAccuracies
+from search.accuracy.cache import AccuracyCache
 from search.commands.cli import build, construct, set_up_logging
-from search.commands.run import REMEDY, alone, check_limits, study_settings
+from search.commands.run import REMEDY, check_limits, study_settings
+from search.commands.standalone import standalone_trainings
 from search.commands.targets import FIRST_DEVICE, make_engine
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
@@ -87,7 +88,7 @@ def main(cfg: DictConfig) -> None:
             return
         log.info("%d of %d networks may or may not be on the front", len(cases), len(latest_of_each(trials)))
         data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-        trainings = alone(cfg, cfg.confirm.train, data, folder / "confirm.jsonl")
+        trainings = standalone_trainings(cfg, cfg.confirm.train, data, folder / "confirm.jsonl")
         engine = make_engine(cfg, data, partial(build(cfg.accuracy), data=data, train=build(cfg.train)))
         try:
             remember(study, "device", engine.fingerprint(FIRST_DEVICE), "confirm on that device")
@@ -146,7 +147,7 @@ class Work:
 
     engine: Engine
     calibration: Calibration
-    alone: KeptAccuracies
+    alone: AccuracyCache
     file: Path
     low: float
     high: float
@@ -172,10 +173,10 @@ class Work:
             remaining = self.still_uncertain(list(settled.values()), seed)
             for done, case in enumerate(remaining):
                 architecture = case.trial.architecture
-                if time.monotonic() > end and self.alone.known(architecture, seed) is None:
+                if time.monotonic() > end and self.alone.get(architecture, seed) is None:
                     log.info("time is up; confirm.minutes=N gives more, and the same command goes on")
                     return list(settled.values())
-                accuracy = self.alone.accuracy(architecture, seed)
+                accuracy = self.alone.evaluate(architecture, seed)
                 log.info("%s, seed %d: %.4f", describe(architecture), seed, accuracy.accuracy)
                 share = (1 + seed + (done + 1) / len(remaining)) / (1 + num_seeds)
                 step(replace(case, accuracies=(*case.accuracies, accuracy)), share)

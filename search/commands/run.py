@@ -22,6 +22,7 @@ from rich.console import Console
 from models.architecture import NUM_STAGES, check_int, check_number
 from models.complexity import cost
 from search import UserError, differences
+from search.accuracy.base import EXECUTION_KEYS as ACCURACY_EXECUTION_KEYS
 from search.accuracy.base import AccuracyEvaluator, SharedWeights, with_shared_weights
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.targets import (
@@ -58,13 +59,19 @@ from search.study.storage import (
 from search.study.targets import Target
 from search.study.trial import TrialResult, finished_trials
 from search.study.writer import StudyWriter
+from search.training.data import EXECUTION_KEYS as DATA_EXECUTION_KEYS
 from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
 
 REMEDY = "restore that, or choose another study.name"
 SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
-"""The groups that a study's results depend on, but for the keys that only say how work is done."""
+"""The groups that a study's results depend on."""
+LATENCY_EXECUTION_KEYS = frozenset(
+    {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"}
+)
+EXECUTION_KEYS = {"data": DATA_EXECUTION_KEYS, "accuracy": ACCURACY_EXECUTION_KEYS, "latency": LATENCY_EXECUTION_KEYS}
+"""Their keys that only say how work is done, such as paths and hosts."""
 
 
 def main(cfg: DictConfig) -> None:
@@ -180,16 +187,9 @@ async def prepare_training(
     study.set_user_attr(SUPERNET, str(evaluator.weights_file(seed)))
 
 
-EXECUTION_KEYS = {
-    "data": {"source.path"},
-    "accuracy": {"cache"},
-    "latency": {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"},
-}
-
-
 def study_settings(cfg: DictConfig) -> dict[str, Any]:
     """What a study's results depend on; keys that only say how work is done, such as paths and hosts, are left out."""
-    settings = {name: without(plain(cfg[name]), EXECUTION_KEYS.get(name, set())) for name in SECTIONS}
+    settings = {name: without(plain(cfg[name]), EXECUTION_KEYS.get(name, frozenset())) for name in SECTIONS}
     latency, devices = settings["latency"], settings["latency"].pop("devices")
     if devices:
         latency["devices"] = {name: without(device, EXECUTION_KEYS["latency"]) for name, device in devices.items()}
@@ -198,11 +198,11 @@ def study_settings(cfg: DictConfig) -> dict[str, Any]:
     return settings | {"study": {"seed": cfg.study.seed}}
 
 
-def without(settings: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+def without(settings: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
     """Settings without some keys, dotted where they are nested."""
     nested = {key.partition(".")[0]: key.partition(".")[2] for key in keys if "." in key}
     return {
-        key: without(value, {nested[key]}) if key in nested and isinstance(value, dict) else value
+        key: without(value, frozenset({nested[key]})) if key in nested and isinstance(value, dict) else value
         for key, value in settings.items()
         if key not in keys
     }

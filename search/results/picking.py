@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from search import UserError
 from search.space.space import PATTERN
-from search.study.targets import FIRST
 from search.study.front import latest_of_each
+from search.study.targets import FIRST
 from search.study.trial import TrialRecord
 
 LIMIT = re.compile(r"(latency(?:\.[\w-]+)?|accuracy)\s*(<=|>=)\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)\s*(ms)?")
