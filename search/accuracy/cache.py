@@ -1,4 +1,4 @@
-"""Accuracies kept in a file as they come, so that a command that was cut off trains nothing twice."""
+"""Accuracies in a file, one line per result, so that a command that was killed does not train any network twice."""
 
 from __future__ import annotations
 
@@ -15,45 +15,56 @@ from search.accuracy.base import Accuracy, AccuracyEvaluator
 log = logging.getLogger(__name__)
 
 
-class KeptAccuracies:
-    """An evaluator and what it found, by network, seed and everything else that accuracies depend on.
+class AccuracyCache:
+    """An evaluator with the results it has given so far.
 
-    settings: that everything. file: a line for each result; several evaluators may share it.
+    Args:
+        evaluator: Evaluates what is not in the cache.
+        settings: Plain data that accuracies depend on, beside architecture, seed and the evaluator's fingerprint.
+        file: Holds the results; several caches may share it.
     """
 
     def __init__(self, evaluator: AccuracyEvaluator, settings: Mapping[str, Any], file: Path) -> None:
         self.evaluator = evaluator
         self.file = file
         text = json.dumps({**settings, **evaluator.fingerprint()}, sort_keys=True)
-        self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.found = read(file)
+        self.settings_digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.accuracies = read_accuracies(file)
 
-    def known(self, architecture: Architecture, seed: int) -> Accuracy | None:
-        return self.found.get(self._name(architecture, seed))
+    def get(self, architecture: Architecture, seed: int) -> Accuracy | None:
+        """Return a cached accuracy, or None if the architecture was not evaluated with this seed and these settings."""
+        return self.accuracies.get(self._name(architecture, seed))
 
-    def accuracy(self, architecture: Architecture, seed: int) -> Accuracy:
-        """Raises: NonFiniteLoss if training diverges."""
+    def evaluate(self, architecture: Architecture, seed: int) -> Accuracy:
+        """Return the cached accuracy, or evaluate the architecture and add the result to the file.
+
+        Raises:
+            NonFiniteLoss: If training diverges.
+        """
         name = self._name(architecture, seed)
-        if name not in self.found:
-            self.found[name] = self.evaluator.evaluate(architecture, seed, lambda share: None)
-            with self.file.open("a", encoding="utf-8") as file:
-                line = json.dumps({"name": name, "accuracy": self.found[name].to_dict()})
-                file.write(f"\n{line}\n")  # not at the end of a line that was cut short
-        return self.found[name]
+        if name not in self.accuracies:
+            self.accuracies[name] = self.evaluator.evaluate(architecture, seed, lambda share: None)
+            self._append(name)
+        return self.accuracies[name]
+
+    def _append(self, name: str) -> None:
+        line = json.dumps({"name": name, "accuracy": self.accuracies[name].to_dict()})
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(f"\n{line}\n")  # a line break first: the last line may have been cut short
 
     def _name(self, architecture: Architecture, seed: int) -> str:
-        return f"{architecture.key} {seed} {self.settings}"
+        return f"{architecture.key} {seed} {self.settings_digest}"
 
 
-def read(file: Path) -> dict[str, Accuracy]:
-    """Results of earlier runs; a line that a kill cut short is left out."""
-    found = {}
+def read_accuracies(file: Path) -> dict[str, Accuracy]:
+    """Read the results of earlier runs by name; a line that a kill cut short is left out."""
+    accuracies = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         if not line:
             continue
         try:
             entry = json.loads(line)
-            found[entry["name"]] = Accuracy(**entry["accuracy"])
+            accuracies[entry["name"]] = Accuracy(**entry["accuracy"])
         except (ValueError, KeyError, TypeError):
             log.warning("a line of %s cannot be read; its network is trained again", file)
-    return found
+    return accuracies

@@ -25,7 +25,6 @@ from search import UserError, differences
 from search.accuracy.base import AccuracyEvaluator, SharedWeights, with_shared_weights
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.targets import (
-    SEARCH_KEYS,
     SMALLEST,
     check_targets,
     deployed_network,
@@ -37,9 +36,10 @@ from search.commands.targets import (
 from search.engine.base import TRAINING, Engine
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel
-from search.results.board import Board
+from search.results.dashboard import DashboardPublisher
 from search.results.export import export_front, member_name, versions
-from search.results.view import LiveView, LogView, front_table, make_console, progress_of
+from search.results.tables import front_table
+from search.results.view import LiveView, LogView, make_console, progress_of
 from search.space import Space
 from search.study.coordinator import Coordinator
 from search.study.evaluate import Rules
@@ -53,7 +53,6 @@ from search.study.storage import (
     open_study,
     public_url,
     quiet_experimental,
-    refuse_changes,
     remember,
     study_folder,
 )
@@ -111,13 +110,13 @@ async def search(
     try:
         await prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console)
         targets = await prepare_targets(cfg, study, engine, space)
-        board = Board(study, folder)
+        dashboard = DashboardPublisher(study, folder)
         if not has_trials(study):
             study.set_user_attr("versions", versions())
-            board.write_note(public_url(cfg.storage.url), space)
+            dashboard.write_note(public_url(cfg.storage.url), space)
         view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if console.is_terminal else LogView()
         with view:
-            writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, board.annotate, retry)
+            writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry)
             coordinator = Coordinator(
                 writer=writer,
                 engine=engine,
@@ -126,7 +125,7 @@ async def search(
                 models={name: BlockModel(cfg.deploy.img_size) for name in targets},
                 cost=partial(cost, **deployed_network(cfg, data)),
                 save_samples=partial(save_samples, folder / "latency", targets),
-                publish=board.publish_front,
+                publish=dashboard.publish_front,
                 view=view,
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
             )
@@ -214,7 +213,7 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     trials = finished_trials(study)
     if not trials:
         return
-    Board(study, folder).publish(trials)
+    DashboardPublisher(study, folder).publish(trials)
     members = export_front(study, folder)
     pareto = folder / "pareto"
     lines = [
