@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV = .venv/bin/python -m uv
 UV_VERSION = 0.13.9
 
-.PHONY: search test test-slow lint lock setup
+.PHONY: search test test-slow lint hooks lock setup
 search: setup
 	.venv/bin/python -m search.run +search=cpu_latency
 
@@ -17,6 +17,9 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+hooks: setup
+	.venv/bin/pre-commit install
 
 setup: .venv/installed
 

@@ -1,14 +1,15 @@
 """`python -m benchmarks.evaluators`: which evaluator finds the better front in the same time?
 
 Searches with `accuracy=supernet` and `accuracy=scratch` take turns, each in a process of its own, with a supernet of its
-own, and stopped after the same wall-clock time. What counts is not what they say of their networks: members of every front,
-evenly spaced, are trained alone for long and measured again, all by one ruler, and the hypervolumes of what that finds are
+own, and stopped after the same wall-clock time. What counts is not their own values: members of every front,
+evenly spaced, are trained alone for long and measured again, all by one ruler, and the hypervolumes of these values are
 compared. About three hours on two cores; cut off, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import os
@@ -27,17 +28,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from search.commands.standalone import standalone_trainings
 
-from search.accuracy.cache import KeptAccuracies
+from search.accuracy.cache import AccuracyCache
 from search.commands.cli import build, conf_dir
-from search.commands.run import alone
-from search.commands.targets import FIRST_DEVICE, make_engine
+from search.commands.targets import make_engine
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency
 from search.space.space import Space
+from search.study.front import front, latest_of_each
 from search.study.pareto import hypervolume
 from search.study.storage import open_study
-from search.study.trial import Finished, accuracy_of, finished_trials, front, latest_of_each
+from search.study.targets import FIRST
+from search.study.trial import TrialRecord, finished_trials
 from search.training.data import ImageData
 
 METHODS = ("supernet", "scratch")
@@ -48,29 +51,36 @@ GRACE_SECONDS = 60  # for a search that was told to stop
 class Ruler:
     """What every front is confirmed by: long trainings of single networks, and one measuring process."""
 
-    alone: KeptAccuracies
+    trainings: AccuracyCache
     engine: Engine
     calibration: Calibration
     latencies: dict[str, Latency]
 
-    def accuracy(self, member: Finished) -> float:
-        return self.alone.accuracy(member.architecture, seed=0).accuracy
+    def accuracy(self, member: TrialRecord) -> float:
+        return self.trainings.evaluate(member.architecture, seed=0).accuracy
 
-    def latency_ms(self, member: Finished) -> float:
+    async def latency_ms(self, member: TrialRecord) -> float:
         key = member.architecture.key
         if key not in self.latencies:
-            self.latencies[key] = self.engine.measure(FIRST_DEVICE, member.architecture, self.calibration)
+            self.latencies[key] = await self.engine.measure(FIRST, member.architecture, self.calibration)
         return self.latencies[key].latency_ms
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one search: different networks with an accuracy, those of them that were measured, and hypervolumes."""
+    """What one search found.
 
-    num_judged: int
+    Attributes:
+        num_evaluated: different networks with an accuracy.
+        num_measured: those of them that were measured.
+        reported: hypervolume of the front by the search's own values.
+        confirmed: hypervolume by the common ruler.
+    """
+
+    num_evaluated: int
     num_measured: int
     front_size: int
-    said: float
+    reported: float
     confirmed: float
 
 
@@ -90,7 +100,7 @@ def main() -> None:
             run(options.folder, method, repetition, options.minutes, options.overrides, console)
     with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
         cfg = hydra.compose("confirm", ["+search=cpu_latency", "accuracy=scratch", *options.overrides])
-    results = confirm(cfg, options, console)
+    results = asyncio.run(confirm(cfg, options, console))
     show(console, results, options)
 
 
@@ -99,7 +109,7 @@ def name_of(method: str, repetition: int) -> str:
 
 
 def run(folder: Path, method: str, repetition: int, minutes: float, overrides: list[str], console: Console) -> None:
-    """One search, unless it was made before: to the end of its time, whatever it has found by then."""
+    """Run one search to the end of its time, unless it was run before."""
     name = name_of(method, repetition)
     done = folder / f"{name}.done"
     if done.exists():
@@ -128,8 +138,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console) -> dict[str, list[Result]]:
-    """Confirm the fronts of all searches by one ruler."""
+async def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console) -> dict[str, list[Result]]:
+    """Confirm the fronts of all searches by one ruler: the same trainings and one measuring process."""
     studies = {
         (method, repetition): finished_trials(
             open_study(
@@ -142,51 +152,52 @@ def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console) -> d
         for repetition in range(options.repetitions)
     }
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    trainings = alone(cfg, cfg.confirm.train, data, options.folder / "alone.jsonl")
+    trainings = standalone_trainings(cfg, cfg.confirm.train, data, options.folder / "standalone.jsonl")
     engine = make_engine(cfg, data, partial(build(cfg.accuracy), data=data, train=build(cfg.train)))
     space: Space = build(cfg.space)
     results: dict[str, list[Result]] = {method: [] for method in METHODS}
     try:
-        calibration = engine.calibrate(FIRST_DEVICE, space.anchor())
-        limit = engine.measure(FIRST_DEVICE, space.largest(), calibration).latency_ms
+        calibration = await engine.calibrate(FIRST, space.anchor())
+        limit = (await engine.measure(FIRST, space.largest(), calibration)).latency_ms
         ruler = Ruler(trainings, engine, calibration, {})
         for (method, _), trials in track(list(studies.items()), "confirming", console=console):
-            results[method].append(judge(trials, ruler, limit, options.members))
+            results[method].append(await compare(trials, ruler, limit, options.members))
     finally:
         engine.close()
     (options.folder / "results.json").write_text(
-        json.dumps({method: [vars(one) for one in found] for method, found in results.items()}, indent=2)
+        json.dumps({method: [vars(result) for result in listed] for method, listed in results.items()}, indent=2)
     )
     return results
 
 
-def judge(trials: list[Finished], ruler: Ruler, limit_ms: float, num_members: int) -> Result:
-    judged = [one for one in latest_of_each(trials) if one.outcome.accuracy is not None]
+async def compare(trials: list[TrialRecord], ruler: Ruler, limit_ms: float, num_members: int) -> Result:
+    evaluated = [trial for trial in latest_of_each(trials) if trial.result.accuracy is not None]
     members = front(trials)
     chosen = [members[index] for index in sorted(set(np.linspace(0, len(members) - 1, num_members).round().astype(int)))]
-    said = hypervolume([accuracy_of(one) for one in members], [one.outcome.latency.latency_ms for one in members], limit_ms)
-    confirmed = hypervolume([ruler.accuracy(one) for one in chosen], [ruler.latency_ms(one) for one in chosen], limit_ms)
-    num_measured = sum(one.outcome.latency.measured for one in judged)
-    return Result(len(judged), num_measured, len(members), said, confirmed)
+    reported = hypervolume([one.accuracy for one in members], [one.result.latencies_ms for one in members], limit_ms)
+    latencies = [await ruler.latency_ms(member) for member in chosen]
+    confirmed = hypervolume([ruler.accuracy(member) for member in chosen], latencies, limit_ms)
+    num_measured = sum(trial.result.measured for trial in evaluated)
+    return Result(len(evaluated), num_measured, len(members), reported, confirmed)
 
 
 def show(console: Console, results: dict[str, list[Result]], options: argparse.Namespace) -> None:
     title = f"{options.repetitions} searches of {options.minutes:g} minutes with each evaluator: mean ± standard deviation"
     table = Table(title=title, title_justify="left")
-    for header in ("evaluator", "networks judged", "measured", "front", "hypervolume as the search says", "confirmed"):
+    for header in ("evaluator", "networks evaluated", "measured", "front", "hypervolume by the search", "confirmed"):
         table.add_column(header, justify="left" if header == "evaluator" else "right")
-    for method, found in results.items():
-        counts = [[one.num_judged for one in found], [one.num_measured for one in found], [one.front_size for one in found]]
-        volumes = [[one.said for one in found], [one.confirmed for one in found]]
+    for method, listed in results.items():
+        counts = [[r.num_evaluated for r in listed], [r.num_measured for r in listed], [r.front_size for r in listed]]
+        volumes = [[r.reported for r in listed], [r.confirmed for r in listed]]
         cells = [spread(values, "{:.0f}") for values in counts] + [spread(values, "{:.4f}") for values in volumes]
         table.add_row(method, *cells)
     console.print(table)
     pairs = list(zip(results["supernet"], results["scratch"], strict=True))
     console.print(
         "supernet against scratch, pair by pair: confirmed hypervolume "
-        + spread([one.confirmed - other.confirmed for one, other in pairs], "{:+.4f}")
-        + ", networks judged "
-        + spread([one.num_judged / max(1, other.num_judged) for one, other in pairs], "{:.1f}")
+        + spread([first.confirmed - second.confirmed for first, second in pairs], "{:+.4f}")
+        + ", networks evaluated "
+        + spread([first.num_evaluated / max(1, second.num_evaluated) for first, second in pairs], "{:.1f}")
         + " times"
     )
 

@@ -1,9 +1,9 @@
 """`python -m benchmarks.faults`: what becomes of a study when something dies, hangs, fills up or goes away.
 
 Every fault is the real thing done to a real search, small as it is: processes are killed by SIGKILL or by the kernel for
-their memory, stopped by SIGSTOP, a database server is stopped, its connections are cut, a file system fills up. The search
-goes on by itself or the command is repeated, and the study is held against what it had finished before: nothing may be lost
-or changed, no network trained twice, and there must be exactly as many trials as were asked for.
+their memory, stopped by SIGSTOP, a database server is stopped, its connections are cut, a file system fills up. The
+search goes on by itself or the command is run again, and the study is compared with what it had finished before: nothing
+may be lost or changed, no network trained twice, and there must be exactly as many trials as were asked for.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.postgresql import PostgreSql, programs
-from benchmarks.struck_search import NAME, ROOT, Search, Tally
+from tests.support.commands import ROOT
+from tests.support.postgresql import PostgreSql, programs
+from tests.support.search_process import NAME, SearchProcess, Tally
 
-HELD_AGAIN = "is held again"  # what a search says when its database has come back
+LOCKED_AGAIN = "is locked again"  # in the log when a database has come back
 REPLACED = "it was replaced"
 FEW = 6  # trials of a search that is started anew for every fault
-Strike = Callable[[Search, random.Random], None]
+Strike = Callable[[SearchProcess, random.Random], None]
 
 
 class CannotBeDone(Exception):
@@ -43,18 +44,21 @@ class CannotBeDone(Exception):
 
 
 def repeated(times: int, strike: Strike, is_small: bool = False) -> Tally:
-    """A search for each fault, which ends it; then the command is repeated. is_small: its disk."""
+    """A search per fault, which ends it; then the command is run again.
+
+    is_small: whether its disk is small.
+    """
     tally, rng = Tally(), random.Random(0)
     for _ in track(range(times), strike.__name__):
         with (
             tempfile.TemporaryDirectory() as folder,
             small_disk(Path(folder)) if is_small else contextlib.nullcontext(),
-            Search(Path(folder), FEW) as search,
+            SearchProcess(Path(folder), FEW) as search,
         ):
             search.start()
             strike(search, rng)
-            tally.said[unnamed(search.end())] += 1
-            search.note()
+            tally.messages[without_folder(search.end())] += 1
+            search.record()
             search.finish()
             tally.times += 1
             search.count(tally)
@@ -62,37 +66,37 @@ def repeated(times: int, strike: Strike, is_small: bool = False) -> Tally:
 
 
 def within(times: int, strike: Strike, phase: str, sign: str, **options: Any) -> Tally:
-    """One search that goes on by itself after every fault. sign: what its log says then."""
+    """One search that goes on by itself after every fault; `sign` is in its log then."""
     tally, rng = Tally(), random.Random(0)
-    with tempfile.TemporaryDirectory() as folder, Search(Path(folder), 3 * times + 4, **options) as search:
+    with tempfile.TemporaryDirectory() as folder, SearchProcess(Path(folder), 3 * times + 4, **options) as search:
         search.start()
         for number in track(range(times), sign):
             search.wait_for(f"phase: {phase}", search.log().count(f"phase: {phase}") + 1)
-            search.note()
+            search.record()
             strike(search, rng)
             search.wait_for(sign, number + 1)
             tally.times += 1
-        said = next(line for line in reversed(search.log().splitlines()) if sign in line)
-        tally.said[said.partition("search.")[2]] += times
+        message = next(line for line in reversed(search.log().splitlines()) if sign in line)
+        tally.messages[message.partition("search.")[2]] += times
         search.end()
         search.count(tally)
     return tally
 
 
 def between_searches(times: int, spoil: Callable[[Path, random.Random], Callable[[], object]]) -> Tally:
-    """A study that is made longer again and again, each time after a try that has to fail.
+    """A study that is made longer again and again, each time after a try that must fail.
 
-    spoil: does something to outputs, and gives what undoes it.
+    spoil: does something to outputs, and returns what undoes it.
     """
     tally, rng = Tally(), random.Random(0)
-    with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder)), Search(Path(folder), 3) as search:
+    with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder)), SearchProcess(Path(folder), 3) as search:
         search.finish()
         for _ in track(range(times), spoil.__name__):
-            search.note()
-            mend = spoil(Path(folder) / "outputs", rng)
+            search.record()
+            undo = spoil(Path(folder) / "outputs", rng)
             search.n_trials += 1
-            tally.said[unnamed(search.fail())] += 1
-            mend()
+            tally.messages[without_folder(search.fail())] += 1
+            undo()
             search.finish()
             tally.times += 1
             tally.inexact += not search.is_exact()
@@ -100,40 +104,40 @@ def between_searches(times: int, spoil: Callable[[Path, random.Random], Callable
     return tally
 
 
-def unnamed(said: str) -> str:
-    """Without the folder, which is another one every time."""
-    return re.sub(r"/tmp/\S*?/outputs", "outputs", said)
+def without_folder(message: str) -> str:
+    """A message without the folder, which is another one every time."""
+    return re.sub(r"/tmp/\S*?/outputs", "outputs", message)
 
 
-def coordinator_killed(search: Search, rng: random.Random) -> None:
+def coordinator_killed(search: SearchProcess, rng: random.Random) -> None:
     lasts = {"study": 15.0, "phase: measuring": 0.4, "phase: training": 0.3, "phase: writing": 0.1}  # seconds, about
     chosen = rng.choice(list(lasts))
     search.wait_for(chosen, 1 if chosen == "study" else rng.randint(1, FEW))
     time.sleep(rng.uniform(0, lasts[chosen]))
-    if search.running.poll() is not None:
+    if search.running.returncode is not None:
         raise RuntimeError("the search was over before it was killed")
-    search.running.kill()
+    search.running.send(signal.SIGKILL)
 
 
-def trainer_killed(search: Search, rng: random.Random) -> None:
+def trainer_killed(search: SearchProcess, rng: random.Random) -> None:
     time.sleep(rng.uniform(0, 0.2))
     os.kill(search.worker("training"), signal.SIGKILL)
 
 
-def measurer_killed(search: Search, rng: random.Random) -> None:
+def measurer_killed(search: SearchProcess, rng: random.Random) -> None:
     time.sleep(rng.uniform(0, 0.3))
     os.kill(search.worker("first"), signal.SIGKILL)
 
 
-def training_hangs(search: Search, rng: random.Random) -> None:
+def training_hangs(search: SearchProcess, rng: random.Random) -> None:
     os.kill(search.worker("training"), signal.SIGSTOP)
 
 
-def measurement_hangs(search: Search, rng: random.Random) -> None:
+def measurement_hangs(search: SearchProcess, rng: random.Random) -> None:
     os.kill(search.worker("first"), signal.SIGSTOP)
 
 
-def trainer_out_of_memory(search: Search, rng: random.Random) -> None:
+def trainer_out_of_memory(search: SearchProcess, rng: random.Random) -> None:
     """Moved to a group that may have a megabyte, it needs more at its next step, and the kernel kills it."""
     pid = search.worker("training")
     (GROUP / "cgroup.procs").write_text(str(pid))
@@ -155,32 +159,32 @@ def out_of_memory(times: int) -> Tally:
             GROUP.rmdir()
 
 
-def database_restarted(server: PostgreSql, search: Search, rng: random.Random) -> None:
+def database_restarted(server: PostgreSql, search: SearchProcess, rng: random.Random) -> None:
     server.stop()
     time.sleep(rng.uniform(0, 3))
     server.start()
 
 
-def connections_cut(server: PostgreSql, search: Search, rng: random.Random) -> None:
+def connections_cut(server: PostgreSql, search: SearchProcess, rng: random.Random) -> None:
     time.sleep(rng.uniform(0, 0.3))
     server.cut_connections()
 
 
-def disk_full(search: Search, rng: random.Random) -> None:
+def disk_full(search: SearchProcess, rng: random.Random) -> None:
     search.wait_for("phase: writing", rng.randint(1, FEW - 2))
     filler = search.folder / "outputs" / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:
         while True:
             file.write(bytes(2**16))
-    said = search.end()
+    message = search.end()
     if search.running.returncode == 0:
-        raise RuntimeError(f"the search did without a disk: {said}")
+        raise RuntimeError(f"the search did without a disk: {message}")
     filler.unlink()
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """outputs on a file system of its own, with room for a few megabytes."""
+    """Put outputs on a file system of its own, with room for a few megabytes."""
     target = folder / "outputs"
     target.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(target)]).returncode:
@@ -192,18 +196,18 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def cut_short(outputs: Path, rng: random.Random) -> Callable[[], object]:
-    """To anything between a hundred bytes and half of it."""
+    """Cut the database to anything between a hundred bytes and half of it."""
     file = outputs / NAME / "study.db"
     copy = shutil.copy(file, outputs / "copy.db")
     with file.open("r+b") as opened:
         opened.truncate(rng.randrange(100, file.stat().st_size // 2))
 
-    def mend() -> None:
+    def undo() -> None:
         for left in file.parent.glob("study.db-*"):
-            left.unlink()  # what SQLite keeps beside the file belongs to the spoiled one
+            left.unlink()  # SQLite's files beside it belong to the spoiled one
         shutil.copy(copy, file)
 
-    return mend
+    return undo
 
 
 def read_only(outputs: Path, rng: random.Random) -> Callable[[], object]:
@@ -211,12 +215,12 @@ def read_only(outputs: Path, rng: random.Random) -> Callable[[], object]:
     return partial(subprocess.run, ["mount", "-o", "remount,rw", str(outputs)], check=True)
 
 
-def with_database(times: int, strike: Callable[[PostgreSql, Search, random.Random], None]) -> Tally:
+def with_database(times: int, strike: Callable[[PostgreSql, SearchProcess, random.Random], None]) -> Tally:
     if programs() is None:
         raise CannotBeDone("PostgreSQL's programs are not installed")
     with tempfile.TemporaryDirectory() as folder, PostgreSql(Path(folder)) as server:
         arguments = ["storage=postgresql", f"storage.url={server.url}"]
-        return within(times, partial(strike, server), "writing", HELD_AGAIN, arguments=arguments, url=server.url)
+        return within(times, partial(strike, server), "writing", LOCKED_AGAIN, arguments=arguments, url=server.url)
 
 
 def ray_node_killed(times: int) -> Tally:
@@ -231,7 +235,7 @@ def ray_node_killed(times: int) -> Tally:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "resources": {"latency_first": 1}})
     nodes = [cluster.add_node(num_cpus=1)]
 
-    def strike(search: Search, rng: random.Random) -> None:
+    def strike(search: SearchProcess, rng: random.Random) -> None:
         time.sleep(rng.uniform(0, 0.5))
         cluster.remove_node(nodes.pop(), allow_graceful=False)
         nodes.append(cluster.add_node(num_cpus=1))
@@ -272,7 +276,7 @@ def main() -> None:
     table = Table(title="Faults, and what became of the studies", title_justify="left")
     for header in ("fault", "times", "finished before", "after", "lost", "duplicated", "not exact"):
         table.add_column(header, justify="left" if header == "fault" else "right")
-    table.add_column("what was said", overflow="fold")
+    table.add_column("message", overflow="fold")
     is_sound = True
     for kind in options.kinds:
         try:
@@ -285,10 +289,10 @@ def main() -> None:
             table.add_row(kind, "?", *[""] * 5, f"went wrong: {type(error).__name__}: {error}")
             is_sound = False
             continue
-        said = "; ".join(text for text, _ in tally.said.most_common(2))
+        messages = "; ".join(text for text, _ in tally.messages.most_common(2))
         counts = (tally.times, tally.before, tally.after, tally.lost, tally.duplicated, tally.inexact)
         is_sound &= not any(counts[3:])
-        table.add_row(kind, *map(str, counts), said)
+        table.add_row(kind, *map(str, counts), messages)
         console.print(f"{kind}: {counts}")
     console.print(table)
     sys.exit(0 if is_sound else 1)

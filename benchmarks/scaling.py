@@ -1,13 +1,15 @@
 """`python -m benchmarks.scaling`: what the coordinator costs when trials are many and many are under way.
 
-Everything is the real thing, storage, sampler, dashboard notes and files, but for the engine: its measurements and trainings
-give known results, and take their time on a clock that nobody waits for. What the coordinator takes passes on that clock
-too, so that a lane which is free while the coordinator is busy stands idle as it would. Each case has a process of its own.
+Everything is the real thing, storage, sampler, dashboard notes and files, but for the engine: its measurements and
+trainings give known results, and take their time on a clock that nobody waits for. What the coordinator takes passes on
+that clock too, so that a worker which is free while the coordinator is busy stands idle as it would. Each case has a
+process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import heapq
 import itertools
 import json
@@ -18,10 +20,10 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import hydra
@@ -32,32 +34,41 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from models.architecture import Architecture
 from models.complexity import cost
-from search.accuracy.base import Accuracy
+from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
 from search.commands.cli import build, conf_dir
 from search.commands.run import sampler_of, save_samples
-from search.commands.targets import FIRST_DEVICE
-from search.engine.base import Device, Engine, Job
-from search.engine.work import TRAINING, Measure, Train, Work
+from search.engine.base import Fingerprint
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel, features
-from search.results.board import Board
+from search.results.dashboard import DashboardPublisher
 from search.results.view import LogView
-from search.space.space import Space
+from search.space import Space
 from search.study.coordinator import Coordinator, SearchProgress
-from search.study.evaluate import Budgeted, Objective
-from search.study.storage import Patience, Unheld, open_study
-from search.study.trial import Finished
+from search.study.evaluate import Rules
+from search.study.locks import NullLock, RetryPolicy
+from search.study.storage import open_study
+from search.study.targets import FIRST, Target, save_targets
+from search.study.trial import TrialRecord
+from search.study.writer import StudyWriter
 
 MEASURE_SECONDS = 0.05
 IMG_SIZE = 32
 WINDOW = 100  # trials to average over
+SETTLING_STEPS = 20  # of the event loop, in which everybody comes to wait: a trial takes a handful from event to event
 LIMIT_MS = 10.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """num_parallel: trainings at once. seconds: of one, on average. storage: a URL, or sqlite for a file of its own."""
+    """What is run.
+
+    Attributes:
+        num_parallel: trainings at a time.
+        storage: a URL, or sqlite for a file of its own.
+        seconds: that a training takes, on average.
+    """
 
     num_trials: int
     num_parallel: int
@@ -72,8 +83,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Memory:
-    """resident: all of a process that is in memory. own: without the pages of files, such as libraries, which processes
-    share and the system can drop; the same where psutil does not tell.
+    """Memory of this process.
+
+    Attributes:
+        resident_mib: all that is in memory.
+        own_mib: without the pages of files, such as libraries, which processes share and the system can drop; the same
+            where psutil does not tell.
     """
 
     resident_mib: float
@@ -90,11 +105,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Result:
-    """ms_per_trial: of the coordinator, by WINDOW trials. lost: share of the training lanes' time in which they had no work
-    while it was busy.
+    """What a case cost.
 
-    busy: share of the time in which it was. resume_seconds: from opening the finished study to the next trial. memory: of
-    the coordinator's process before the first trial, and after the last.
+    Attributes:
+        ms_per_trial: of the coordinator, by WINDOW trials.
+        lost: share of the training workers' time in which they had no work while the coordinator was busy.
+        busy: share of the time in which the coordinator was busy.
+        resume_seconds: from opening the finished study to the next trial.
+        memory_before, memory: of the coordinator's process before the first trial, and after the last.
     """
 
     case: Case
@@ -106,53 +124,67 @@ class Result:
     memory: Memory
 
 
-@dataclass(eq=False)
-class SimulatedEngine(Engine):
-    """As many training lanes as asked for and a measuring one, on a clock of their own."""
+@dataclass
+class SimulatedEngine:
+    """Training workers and a measuring one, on a clock of their own, which is driven by an asyncio task.
 
-    parallel: int
+    Attributes:
+        now: the time, as of when the coordinator last gave way.
+        idle: seconds in which training workers had no work while the coordinator was busy, all together.
+        busy: seconds of the coordinator.
+    """
+
+    num_parallel: int
     train_seconds: float
     now: float = 0.0
     idle: float = 0.0
     busy: float = 0.0
     _seen: float = field(default_factory=time.perf_counter)
-    _free: dict[str, list[float]] = field(default_factory=dict)  # of each lane: how busy the coordinator had been till then
-    _queue: list[Job] = field(default_factory=list)
-    _events: list[tuple[float, int, Job]] = field(default_factory=list)
-    _ids: Any = field(default_factory=itertools.count)
+    _free: list[float] = field(default_factory=list)  # of each free training worker: how busy the coordinator was till then
+    _measuring: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _training: asyncio.Semaphore = field(init=False)
+    _events: list[tuple[float, int, asyncio.Future[float]]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _driver: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        super().__init__(
-            {FIRST_DEVICE: Device(lambda: None)},  # type: ignore[arg-type, return-value]  # nothing is started
-            num_parallel=self.parallel,
-            num_ahead=None,
-            measure_timeout_seconds=1.0,
-            train_timeout_seconds=1.0,
-            max_retries=0,
-            measure_beside_training=True,
-        )
-        self._free = {FIRST_DEVICE: [0.0], TRAINING: [0.0] * self.parallel}
+        self._free = [0.0] * self.num_parallel
+        self._training = asyncio.Semaphore(self.num_parallel)
 
-    def submit(self, work: Work) -> Job:
-        self._let_time_pass()
-        job = Job(work)
-        self._queue.append(job)
-        self._start_queued()
-        return job
+    @property
+    def num_trials(self) -> int:
+        return 2 * self.num_parallel if self.num_parallel > 1 else 1
 
-    def wait(self, seconds: float) -> list[Job]:
-        self._let_time_pass()
-        until = self.now + seconds
-        self.now = max(self.now, min(until, self._events[0][0]) if self._events else self.now)
-        ended = []
-        while self._events and self._events[0][0] <= self.now:
-            end, _, job = heapq.heappop(self._events)
-            self._free[job.work.place].append(self.busy - (self.now - end))  # since then nothing else has passed
-            job.ended = True
-            ended.append(job)
-        self._start_queued()
-        self._seen = time.perf_counter()
-        return ended
+    async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
+        async with self._measuring:
+            await self._take(MEASURE_SECONDS)
+        return measured(architecture)
+
+    async def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        async with self._training:
+            self._let_time_pass()
+            self.idle += self.busy - self._free.pop(0)
+            end = await self._take(self.train_seconds * drawn(architecture, 0.5, 1.5))
+            self._free.append(self.busy - (self.now - end))  # since then nothing else has passed
+        return trained(architecture)
+
+    async def fingerprint(self, role: str) -> Fingerprint:
+        return {}
+
+    def expect(self, role: str, fingerprint: Fingerprint) -> None:
+        """Nothing changes here."""
+
+    async def calibrate(self, target: str, anchor: Architecture) -> Calibration:
+        return Calibration(anchor, 1.0, 0.99, 1.01, 100)
+
+    async def train_shared_weights(self, seed: int, progress: Progress) -> bytes:
+        return b""
+
+    def use_evaluator(self, make_evaluator: Callable[[], AccuracyEvaluator]) -> None:
+        """Nothing is trained here."""
+
+    def close(self) -> None:
+        """Nothing was started."""
 
     def start_clock(self) -> None:
         self._seen = time.perf_counter()
@@ -160,54 +192,62 @@ class SimulatedEngine(Engine):
     def clock(self) -> float:
         return self.now + time.perf_counter() - self._seen
 
+    async def _take(self, seconds: float) -> float:
+        """Let this much time pass. Returns when it was over."""
+        self._let_time_pass()
+        ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._events, (self.now + seconds, next(self._numbers), ended))
+        if self._driver is None or self._driver.done():
+            self._driver = asyncio.create_task(self._drive())
+        return await ended
+
+    async def _drive(self) -> None:
+        """Jump to the next event whenever everyone waits for one."""
+        while self._events:
+            for _ in range(SETTLING_STEPS):
+                await asyncio.sleep(0)
+            self._let_time_pass()
+            end, _, ended = heapq.heappop(self._events)
+            self.now = max(self.now, end)
+            ended.set_result(end)
+            self._seen = time.perf_counter()
+
     def _let_time_pass(self) -> None:
-        """What the coordinator has taken since it was here last."""
+        """Count what the coordinator has taken since the clock was last looked at."""
         now = time.perf_counter()
         self.now += now - self._seen
         self.busy += now - self._seen
         self._seen = now
 
-    def _start_queued(self) -> None:
-        for job in list(self._queue):
-            lanes = self._free[job.work.place]
-            if not lanes:
-                continue
-            busy = lanes.pop(0)
-            if isinstance(job.work, Train):
-                self.idle += self.busy - busy
-            self._queue.remove(job)
-            job.value = answer(job.work)
-            takes = MEASURE_SECONDS if job.work.place != TRAINING else self.train_seconds * drawn(job.work, 0.5, 1.5)
-            heapq.heappush(self._events, (self.now + takes, next(self._ids), job))
 
-
-def drawn(work: Work, low: float, high: float) -> float:
+def drawn(architecture: Architecture, low: float, high: float) -> float:
     """A number that depends on the network alone."""
-    assert isinstance(work, Train | Measure)
-    return low + (high - low) * (zlib.crc32(work.architecture.key.encode()) % 997) / 997
+    return low + (high - low) * (zlib.crc32(architecture.key.encode()) % 997) / 997
 
 
-def answer(work: Work) -> Latency | Accuracy:
-    """Smooth in the network, with an error that no model foresees."""
-    if isinstance(work, Measure):
-        num_blocks = sum(stage.depth for stage in work.architecture.stages)
-        ms = 0.2 + float(features(work.architecture, IMG_SIZE)[6]) / 4e5 + 0.2 * num_blocks
-        ms *= drawn(work, 0.97, 1.03)
-        return Latency(ms, ms * 0.98, ms * 1.02, 40, 10, True, 1.0)
-    assert isinstance(work, Train)
-    size = work.architecture.embed_dim * sum(stage.depth for stage in work.architecture.stages)
-    return Accuracy(min(0.99, 1 - 1 / math.sqrt(size) + drawn(work, -0.02, 0.02)), 3000, 0, 1.0)
+def measured(architecture: Architecture) -> Latency:
+    """Smooth in the network, with an error that no model predicts."""
+    num_blocks = sum(stage.depth for stage in architecture.stages)
+    ms = 0.2 + float(features(architecture, IMG_SIZE)[6]) / 4e5 + 0.2 * num_blocks
+    ms *= drawn(architecture, 0.97, 1.03)
+    return Latency(ms, ms * 0.98, ms * 1.02, 40, 10, True, 1.0)
 
 
-class Quiet(LogView):
-    """Counts what the coordinator took."""
+def trained(architecture: Architecture) -> Accuracy:
+    """Smooth in the network, with an error that no model predicts."""
+    size = architecture.embed_dim * sum(stage.depth for stage in architecture.stages)
+    return Accuracy(min(0.99, 1 - 1 / math.sqrt(size) + drawn(architecture, -0.02, 0.02)), 3000, 0, 1.0)
+
+
+class BusyView(LogView):
+    """Records how busy the coordinator had been at the end of each trial."""
 
     def __init__(self, engine: SimulatedEngine) -> None:
         super().__init__(logging.DEBUG)
         self.engine = engine
         self.busy: list[float] = []
 
-    def trial_finished(self, trial: Finished, progress: SearchProgress) -> None:
+    def trial_finished(self, trial: TrialRecord, progress: SearchProgress) -> None:
         super().trial_finished(trial, progress)
         self.busy.append(self.engine.busy)
 
@@ -220,24 +260,24 @@ def configuration(case: Case) -> DictConfig:
 def coordinator(study: optuna.Study, folder: Path, cfg: DictConfig, engine: SimulatedEngine, view: LogView) -> Coordinator:
     space: Space = build(cfg.space)
     calibration = Calibration(space.anchor(), 1.0, 0.99, 1.01, 100)
-    study.set_user_attr("device", {"device": "simulated", "input_size": f"1x{IMG_SIZE}x{IMG_SIZE}"})
-    board = Board(study, folder)
+    device = {
+        "device": "simulated", "backend": "none", "num_threads": 1, "batch_size": 1,
+        "input_size": f"1x{IMG_SIZE}x{IMG_SIZE}", "num_classes": 100,
+    }  # fmt: skip
+    targets = {FIRST: Target(calibration, device=device, reference_ms=LIMIT_MS)}
+    save_targets(study, targets)
+    dashboard = DashboardPublisher(study, folder)
     return Coordinator(
-        study=study,
-        space=space,
+        writer=StudyWriter(study, space, targets, sampler_of(cfg), 0, dashboard.annotate, RetryPolicy(0.0, NullLock())),
         engine=engine,
-        objective=Objective({FIRST_DEVICE: Budgeted(calibration)}, 0),
-        models={FIRST_DEVICE: BlockModel(IMG_SIZE)},
-        make_sampler=sampler_of(cfg),
-        seed=0,
+        targets=targets,
+        rules=Rules(seed=0),
+        models={FIRST: BlockModel(IMG_SIZE)},
         cost=partial(cost, in_chans=1, num_classes=100, img_size=IMG_SIZE),
-        save_samples=partial(save_samples, folder / "latency", {FIRST_DEVICE: {}}),
-        annotate=board.annotate,
-        publish=lambda trials: board.publish_front(trials, None),
+        save_samples=partial(save_samples, folder / "latency", targets),
+        publish=dashboard.publish_front,
         view=view,
-        reference_ms=[LIMIT_MS],
         max_consecutive_failures=5,
-        patiently=Patience(0.0, Unheld()),
         clock=engine.clock,
     )
 
@@ -248,11 +288,11 @@ def run(case: Case, folder: Path) -> Result:
     url = f"sqlite:///{folder / 'study.db'}" if case.storage == "sqlite" else case.storage
     name = f"scaling-{uuid4()}"
     engine = SimulatedEngine(case.num_parallel, case.seconds)
-    view, cfg = Quiet(engine), configuration(case)
+    view, cfg = BusyView(engine), configuration(case)
     started = coordinator(open_study(name, url, create=True), folder, cfg, engine, view)
     before = Memory.now()
     engine.start_clock()
-    assert started.run(case.num_trials, None)
+    assert asyncio.run(started.run(case.num_trials, None))
     spent = np.diff([0.0, *view.busy])
     spent = spent[: max(1, len(spent) - engine.num_trials)]  # after them others are begun
     windows = [float(spent[i : i + WINDOW].mean() * 1e3) for i in range(0, len(spent), WINDOW)]
@@ -261,9 +301,9 @@ def run(case: Case, folder: Path) -> Result:
     start = time.perf_counter()
     again = SimulatedEngine(case.num_parallel, case.seconds)
     study = open_study(name, url, create=True)
-    resumed = coordinator(study, folder, cfg, again, Quiet(again))
-    resumed._recover()
-    resumed._ask()
+    resumed = coordinator(study, folder, cfg, again, BusyView(again))
+    resumed.recover()
+    resumed.writer.ask()
     seconds = time.perf_counter() - start
     if case.storage != "sqlite":
         optuna.delete_study(study_name=name, storage=study._storage)
@@ -271,7 +311,7 @@ def run(case: Case, folder: Path) -> Result:
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
-    """Many trials with the default sampler, fewer with the others, other storages and less at once."""
+    """Many trials with the default sampler, fewer with the others, other storages and fewer at a time."""
     most, widest = max(options.trials), max(options.parallel)
     some = min(options.trials)
     listed = [Case(most if parallel == widest else some, parallel) for parallel in options.parallel]
@@ -281,8 +321,8 @@ def cases(options: argparse.Namespace) -> list[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, nargs=2, default=[1000, 10000], help="the more with most at once")
-    parser.add_argument("--parallel", type=int, nargs="+", default=[1, 8, 64], help="trainings at once")
+    parser.add_argument("--trials", type=int, nargs=2, default=[1000, 10000], help="the more with most at a time")
+    parser.add_argument("--parallel", type=int, nargs="+", default=[1, 8, 64], help="trainings at a time")
     parser.add_argument("--storage", nargs="*", default=[], help="further storage URLs, such as postgresql://...")
     parser.add_argument("--plot", type=Path, default=Path("outputs/scaling.png"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -296,9 +336,9 @@ def main() -> None:
     for case in cases(options):
         console.print(f"{case.name}: {case.num_trials} trials")
         command = [sys.executable, "-m", "benchmarks.scaling", "--one", json.dumps(asdict(case))]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-        memories = {name: Memory(**found[name]) for name in ("memory_before", "memory")}
-        results.append(Result(**{**found, "case": case, **memories}))
+        result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        memories = {name: Memory(**result[name]) for name in ("memory_before", "memory")}
+        results.append(Result(**{**result, "case": case, **memories}))
     show(console, results)
     plot(results, options.plot)
     console.print(f"saved {options.plot}")
@@ -306,23 +346,32 @@ def main() -> None:
 
 def show(console: Console, results: list[Result]) -> None:
     table = Table(title="Stand-ins of 15 to 45 s; the coordinator on this machine", title_justify="left")
-    headers = ("at once", "trials", "sampler", "storage", "ms a trial", "at the end", "lanes' time lost", "coordinator busy")
+    headers = (
+        "at a time",
+        "trials",
+        "sampler",
+        "storage",
+        "ms a trial",
+        "at the end",
+        "workers' time lost",
+        "coordinator busy",
+    )
     for header in (*headers, "resume", "memory at first", "at last"):
         table.add_column(header, justify="right")
-    for one in results:
-        case = one.case
+    for result in results:
+        case = result.case
         table.add_row(
             str(case.num_parallel),
             f"{case.num_trials:,}",
             case.sampler,
             case.storage.partition(":")[0],
-            f"{np.mean(one.ms_per_trial):.0f}",
-            f"{one.ms_per_trial[-1]:.0f}",
-            f"{one.lost:.2%}",
-            f"{one.busy:.1%}",
-            f"{one.resume_seconds:.1f} s",
-            str(one.memory_before),
-            str(one.memory),
+            f"{np.mean(result.ms_per_trial):.0f}",
+            f"{result.ms_per_trial[-1]:.0f}",
+            f"{result.lost:.2%}",
+            f"{result.busy:.1%}",
+            f"{result.resume_seconds:.1f} s",
+            str(result.memory_before),
+            str(result.memory),
         )
     console.print(table)
 
@@ -333,10 +382,10 @@ def plot(results: list[Result], path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for one in results:
-        numbers = [WINDOW * (index + 1) for index in range(len(one.ms_per_trial))]
-        label = f"{one.case.sampler}, {one.case.storage.partition(':')[0]}, {one.case.num_parallel} at once"
-        axes.plot(numbers, one.ms_per_trial, label=label)
+    for result in results:
+        numbers = [WINDOW * (index + 1) for index in range(len(result.ms_per_trial))]
+        label = f"{result.case.sampler}, {result.case.storage.partition(':')[0]}, {result.case.num_parallel} at a time"
+        axes.plot(numbers, result.ms_per_trial, label=label)
     axes.set_xlabel("finished trials")
     axes.set_ylabel("coordinator, ms a trial")
     axes.set_xscale("log")

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.struck_search import TINY
 from examples.detection import main as detect
-from tests.support.commands import ROOT, call
+from tests.support.commands import ROOT, TINY, call
 
 pytestmark = pytest.mark.slow
 TUTORIAL = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")

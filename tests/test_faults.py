@@ -1,4 +1,4 @@
-"""What benchmarks.faults does to studies, twice each: nothing lost, nothing twice, exactly as many trials as asked for."""
+"""Every fault of benchmarks.faults, twice each: nothing lost, nothing twice, exactly as many trials as asked for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.faults import KINDS, CannotBeDone
 
-SAYS = {
+MESSAGES = {
     "folder read-only": "outputs/faults cannot be written (Read-only file system); make room or change study.name",
     "study's file cut short": "put back a copy, move it away to start anew, or change storage.url",
-    "disk full": "what was finished is kept: mend that and repeat the command",
+    "disk full": "finished trials are kept: fix this and run the command again",
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -23,5 +23,5 @@ def test_study_survives(kind: str) -> None:
     assert tally.times == 2
     assert tally.after > tally.before
     assert (tally.lost, tally.duplicated, tally.inexact) == (0, 0, 0)
-    for said in tally.said:
-        assert SAYS.get(kind, "") in said
+    for message in tally.messages:
+        assert MESSAGES.get(kind, "") in message

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from benchmarks.struck_search import Search, Tally
+from tests.support.search_process import SearchProcess, Tally
 
 
 def processes_in(folder: Path) -> list[int]:
@@ -24,20 +24,20 @@ def processes_in(folder: Path) -> list[int]:
 
 def test_stopped_search_goes_on(tmp_path: Path) -> None:
     """One study, stopped in three ways one after the other."""
-    with Search(tmp_path, 6) as search:
+    with SearchProcess(tmp_path, 6) as search:
         for times, (stop, code) in enumerate(((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)), start=1):
             search.start()
             search.wait_for("phase: training", 2 * times)
-            search.running.send_signal(stop)
-            said = search.end()
-            assert search.running.returncode == code, said
+            search.running.send(stop)
+            message = search.end()
+            assert search.running.returncode == code, message
             if stop != signal.SIGKILL:
-                assert said == "stopped; the same command goes on from here"
+                assert message == "stopped; run the same command again to continue"
             deadline = time.monotonic() + 20
             while processes_in(tmp_path):
                 assert time.monotonic() < deadline, "the measuring process outlived the search"
                 time.sleep(0.2)
-            search.note()
+            search.record()
         search.finish()
         tally = Tally()
         search.count(tally)

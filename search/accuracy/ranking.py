@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from models.architecture import Architecture
-from search.space.space import Value
+from search.space.dimensions import Value
 
 SPREAD_WANTED = 3.0  # times the noise of seeds
 TAU_WANTED = 0.6

@@ -21,7 +21,8 @@ from search.accuracy.cache import KeptAccuracies
 from search.accuracy.ranking import Effect, Fidelity, Judged, effects, judge
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.run import alone, check_limits
-from search.results.view import describe, make_console, progress_of
+from search.results.view import make_console, progress_of
+from search.space.dimensions import describe
 from search.space.space import Space
 from search.study.storage import locked, study_folder
 from search.training.data import ImageData

@@ -114,6 +114,7 @@ async def search(
         if not has_trials(study):
             study.set_user_attr("versions", versions())
             dashboard.write_note(public_url(cfg.storage.url), space)
+        network = deployed_network(cfg, data)
         view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if console.is_terminal else LogView()
         with view:
             writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry)
@@ -123,7 +124,7 @@ async def search(
                 targets=targets,
                 rules=Rules(cfg.study.seed, evaluator.scores_before_measuring),
                 models={name: BlockModel(cfg.deploy.img_size) for name in targets},
-                cost=partial(cost, **deployed_network(cfg, data)),
+                cost=lambda architecture: cost(architecture, **network),
                 save_samples=partial(save_samples, folder / "latency", targets),
                 publish=dashboard.publish_front,
                 view=view,
@@ -258,7 +259,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_number("storage.patience_seconds", cfg.storage.patience_seconds, 0)
     if cfg.engine.get("address") is not None and has_password(str(cfg.storage.url)):
         raise ValueError(
-            "storage.url contains a password, and Ray shows the command to all who see the cluster's jobs; put it in ~/.pgpass"
+            "storage.url contains a password, and Ray shows the command to all who see the cluster's jobs; keep it in ~/.pgpass"
         )
     if cfg.study.timeout_minutes is not None:
         check_number("study.timeout_minutes", cfg.study.timeout_minutes, SMALLEST)

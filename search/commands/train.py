@@ -28,7 +28,8 @@ from search import UserError, one_line
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.results import architecture_file
 from search.results.export import shared_weights_file
-from search.results.view import describe, progress_of
+from search.results.view import progress_of
+from search.space.dimensions import describe
 from search.training.data import ImageData
 from search.training.recipe import FullTraining, Recipe
 from search.training.streamed import StreamedData

@@ -45,8 +45,8 @@ class TargetSource:
 class Engine(Protocol):
     """Measures and trains. Every implementation passes tests/contracts/engine.py.
 
-    Workers that die or hang are replaced and their work is retried; then EngineFailure is raised. Errors of the work itself are
-    raised as they are. A target is never measured twice at a time, and no host measures beside other work unless it may.
+    Workers that die or hang are replaced and their work is retried; then EngineFailure is raised. Errors of the work itself
+    are raised as they are. A target is never measured twice at a time, no host measures beside other work unless it may.
     """
 
     @property

@@ -23,17 +23,15 @@ from typing import Any
 from models.architecture import check_int
 from search import one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
-from search.engine import tasks
 from search.engine.base import HERE, TRAINING, TargetSource
-from search.engine.tasks import Resource, Task
-from search.engine.workers import WorkerEngine
+from search.engine.workers import Resource, Task, WorkerEngine, make_resource, run_task
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 2.0  # for a process to end by itself
 # Processes come from a server that has imported what most of them need, so that only the first one takes seconds to start.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-PRELOADED = ["search.accuracy.supernet", "search.latency.cpu"]
+PRELOADED = ["search.engine.local", "search.accuracy.supernet", "search.latency.cpu"]
 
 
 def start_server() -> None:
@@ -108,7 +106,10 @@ class ProcessWorker:
             if is_running:
                 progress(share)
 
-        self._report = lambda share: loop.call_soon_threadsafe(report, share)
+        def report_here(share: float) -> None:
+            loop.call_soon_threadsafe(report, share)
+
+        self._report = report_here
         try:
             return await asyncio.wrap_future(self._submit(task))
         finally:
@@ -231,14 +232,14 @@ def _prepare_process(connection: Connection) -> None:
 
 def _make_resource(make: bytes) -> None:
     global _resource
-    _resource = tasks.make_resource(lambda: pickle.loads(make)())
+    _resource = make_resource(lambda: pickle.loads(make)())
     gc.collect()
     gc.freeze()  # imported modules stay: scanning them twice would take a fifth of a measurement
     atexit.register(gc.unfreeze)  # or extensions report what was frozen as leaks
 
 
 def _run(task: Task) -> Any:
-    return tasks.run(task, _resource, _send)
+    return run_task(task, _resource, _send)
 
 
 def _end_with_parent() -> None:

@@ -1,7 +1,7 @@
 """Workers on a Ray cluster, or of Ray on this machine: an actor per latency target and per training at a time (https://ray.io).
 
-A target is measured where a node offers the resource latency_NAME, by one actor that holds this resource, so never twice at a
-time. Nodes that measure should not train: start them with --num-cpus=0. A node that does both does so in turns.
+A target is measured where a node offers the resource latency_NAME, by one actor that holds this resource, so never twice
+at a time. Nodes that measure should not train: start them with --num-cpus=0. A node that does both does so in turns.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from typing import Any
 from models.architecture import check_int, check_number
 from search import one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
-from search.engine import tasks
 from search.engine.base import HERE, TRAINING, TargetSource
-from search.engine.tasks import Resource, Task
-from search.engine.workers import WorkerEngine
+from search.engine.workers import Resource, Task, WorkerEngine, make_resource, run_task
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
@@ -163,7 +161,9 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise ValueError(f"engine.address={address} is not reached ({one_line(error)}); check that Ray runs there") from error
+        raise ValueError(
+            f"engine.address={address} is not reached ({one_line(error)}); check that Ray runs there"
+        ) from error
 
 
 def check_resources(nodes: Sequence[Mapping[str, float]], targets: list[str], num_cpus: float, num_gpus: float) -> None:
@@ -264,7 +264,7 @@ class _Actor:
     """What runs in the actor's process."""
 
     def __init__(self, make: Callable[[], Resource]) -> None:
-        self.resource = tasks.make_resource(make)
+        self.resource = make_resource(make)
 
     def node(self) -> str:
         """The identifier of the node that it is on."""
@@ -275,6 +275,6 @@ class _Actor:
     def do(self, task: Task) -> tuple[Any, Exception | None]:
         """The result and the error of a task: Ray would wrap an error with its own traceback."""
         try:
-            return tasks.run(task, self.resource, lambda share: None), None
+            return run_task(task, self.resource, lambda share: None), None
         except Exception as error:
             return None, error

@@ -1,7 +1,8 @@
 """An engine of workers: who does which task, what may run beside what, time limits and retries.
 
-Each worker is a process with one resource, a latency target or an accuracy evaluator, and does one task at a time; so a target is
-never measured twice at a time. Engines differ in where their workers are (local.py, ray.py); all else is common and stands here.
+Each worker is a process with one resource, a latency target or an accuracy evaluator, and does one task at a time; so a
+target is never measured twice at a time. Engines differ in where their workers are (local.py, ray.py); all else is common
+and stands here.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable
+import pickle
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import BrokenExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,15 +21,19 @@ from typing import Any, Protocol
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from models.architecture import Architecture, check_int, check_number
-from search import SearchStopped
-from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
-from search.engine import tasks
-from search.engine.base import TRAINING, EngineFailure, Fingerprint
-from search.engine.tasks import Resource, Task
-from search.latency.base import Calibration, Latency
+from search import SearchStopped, differences, one_line
+from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress, SharedWeights
+from search.engine.base import TRAINING, EngineFailure, Fingerprint, WorkerChanged
+from search.engine.hosts import HostLock
+from search.latency.base import Calibration, Latency, LatencyTarget
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
+
+Resource = Any
+"""A LatencyTarget or an AccuracyEvaluator, or the exception that making one raised."""
+Task = Callable[[Resource, Progress], Any]
+"""What a worker does with its resource: a function of this module with its arguments bound, which can be sent elsewhere."""
 
 
 class Worker(Protocol):
@@ -65,43 +71,6 @@ class Worker(Protocol):
 
 class WorkerLost(Exception):
     """A worker died or hung while it did a task."""
-
-
-class HostLock:
-    """Exclusive for a measurement, shared by trainings; first come, first served."""
-
-    def __init__(self) -> None:
-        self._num_shared = 0
-        self._is_exclusive = False
-        self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
-
-    @asynccontextmanager
-    async def hold(self, exclusive: bool) -> AsyncIterator[None]:
-        """Hold the host, once everyone before is done with it."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, exclusive))
-        self._grant()
-        try:
-            await turn
-            yield
-        finally:
-            if turn.done() and not turn.cancelled():  # it was granted, even if whoever waited was cancelled just then
-                self._num_shared -= not exclusive
-                self._is_exclusive &= not exclusive
-            else:
-                self._waiting.remove((turn, exclusive))
-            self._grant()
-
-    def _grant(self) -> None:
-        """Let those in front have the host, as far as they may."""
-        while self._waiting and not self._is_exclusive:
-            turn, exclusive = self._waiting[0]
-            if exclusive and self._num_shared:
-                return
-            self._waiting.popleft()
-            self._num_shared += not exclusive
-            self._is_exclusive = exclusive
-            turn.set_result(None)
 
 
 class WorkerEngine:
@@ -152,27 +121,27 @@ class WorkerEngine:
         return self.num_parallel + self.num_ahead
 
     async def fingerprint(self, role: str) -> Fingerprint:
-        result: Fingerprint = await self._run(role, tasks.fingerprint)
+        result: Fingerprint = await self._run(role, _fingerprint)
         return result
 
     def expect(self, role: str, fingerprint: Fingerprint) -> None:
         self._expected[role] = fingerprint
 
     async def calibrate(self, target: str, anchor: Architecture) -> Calibration:
-        calibration: Calibration = await self._run(target, partial(tasks.calibrate, anchor=anchor))
+        calibration: Calibration = await self._run(target, partial(_calibrate, anchor=anchor))
         return calibration
 
     async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
-        task = partial(tasks.measure, architecture=architecture, calibration=calibration)
+        task = partial(_measure, architecture=architecture, calibration=calibration)
         latency: Latency = await self._run(target, task)
         return latency
 
     async def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
-        accuracy: Accuracy = await self._run(TRAINING, partial(tasks.train, architecture=architecture, seed=seed), progress)
+        accuracy: Accuracy = await self._run(TRAINING, partial(_train, architecture=architecture, seed=seed), progress)
         return accuracy
 
     async def train_shared_weights(self, seed: int, progress: Progress) -> bytes:
-        packed: bytes = await self._run(TRAINING, partial(tasks.train_shared_weights, seed=seed), progress)
+        packed: bytes = await self._run(TRAINING, partial(_train_shared_weights, seed=seed), progress)
         return packed
 
     def use_evaluator(self, make_evaluator: Callable[[], AccuracyEvaluator]) -> None:
@@ -206,7 +175,7 @@ class WorkerEngine:
         async with self._idle_worker(role) as worker, self._hosts_of(worker):
             expected = self._expected.get(role)
             if expected is not None and worker not in self._checked:
-                task = partial(tasks.checked, task=task, role=role, expected=expected)
+                task = partial(_checked, task=task, role=role, expected=expected)
             result = await self._run_in_time(worker, task, progress)
             if expected is not None and worker not in self._checked:
                 self._checked.append(worker)
@@ -276,3 +245,62 @@ class WorkerEngine:
         reason, attempt = state.outcome.exception(), state.attempt_number
         log.warning("%s; it was replaced, and its work is retried (%d of %d)", reason, attempt, self.max_retries)
 
+
+def _fingerprint(resource: LatencyTarget | AccuracyEvaluator, progress: Progress) -> Fingerprint:
+    return resource.fingerprint()
+
+
+def _calibrate(target: LatencyTarget, progress: Progress, anchor: Architecture) -> Calibration:
+    return target.calibrate(anchor)
+
+
+def _measure(target: LatencyTarget, progress: Progress, architecture: Architecture, calibration: Calibration) -> Latency:
+    return target.measure(architecture, calibration)
+
+
+def _train(evaluator: AccuracyEvaluator, progress: Progress, architecture: Architecture, seed: int) -> Accuracy:
+    return evaluator.evaluate(architecture, seed, progress)
+
+
+def _train_shared_weights(evaluator: SharedWeights, progress: Progress, seed: int) -> bytes:
+    evaluator.prepare(seed, progress)
+    packed = evaluator.pack(seed)
+    assert packed is not None, "prepared weights cannot be packed"
+    return packed
+
+
+def _checked(resource: Resource, progress: Progress, task: Task, role: str, expected: Mapping[str, str | int]) -> Any:
+    """Run a task after checking that the worker's results compare with those of the worker before it.
+
+    Raises: WorkerChanged naming what differs.
+    """
+    if changed := differences(expected, resource.fingerprint()):
+        raise WorkerChanged(f"the worker for {role} is not the same as before: {changed}; restore that and run again")
+    return task(resource, progress)
+
+
+def make_resource(make: Callable[[], Resource]) -> Resource:
+    """Make a worker's resource, or return the exception that this raised, for whoever sends it a task."""
+    try:
+        return make()
+    except Exception as error:
+        return error
+
+
+def run_task(task: Task, resource: Resource, progress: Progress) -> Any:
+    """Run a task in a worker. Raises: an error that survives the way to another process."""
+    try:
+        if isinstance(resource, Exception):
+            raise resource
+        return task(resource, progress)
+    except Exception as error:
+        raise _picklable(error) from None
+
+
+def _picklable(error: Exception) -> Exception:
+    """The error, or its message if it does not survive pickling."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(one_line(error))
+    return error

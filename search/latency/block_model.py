@@ -1,9 +1,9 @@
 """Predicted latency: a sum of costs over blocks, fitted to the networks that a study has measured.
 
-Each block costs something for being there, for each kind of attention it has, and for the work it does at its stage's width and
-map: what multiplies the costs is declared with the dimensions of the space. A prediction shows how regular the device is, and
-spares the search measuring networks that surely exceed a limit, or that are probably slower than one of no lower accuracy.
-Predicted latencies never put a network on a front.
+Each block costs something for being there, for each kind of attention it has, and for the work it does at its stage's
+width and map: what multiplies the costs is declared with the dimensions of the space. A prediction shows how regular the
+device is, and spares the search measuring networks that surely exceed a limit, or that are probably slower than one of no
+lower accuracy. Predicted latencies never put a network on a front.
 """
 
 from __future__ import annotations

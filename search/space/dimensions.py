@@ -1,10 +1,12 @@
 """The dimensions of the search space, each declared once.
 
-A declaration says all that the project needs to know of a dimension: its name and choices, when it matters, how it enters the
-block model of latency and the sampler's model of accuracy, and how it is shown. To add one, declare it here and teach the model
-itself the new field of `StageSpec` or `Architecture` (models/architecture.py, models/litv2.py); docs/extending.md has an example.
+A declaration says all that the project needs to know of a dimension: its name and choices, when it matters, how it enters
+the block model of latency and the sampler's model of accuracy, and how it is shown. To add one, declare it here and teach
+the model itself the new field of `StageSpec` or `Architecture` (models/architecture.py, models/litv2.py);
+docs/extending.md has an example.
 
-Source of the dimensions and of LITv2-S's values: "Fast Vision Transformers with HiLo Attention", Sec. 3 and 5.1, arXiv 2205.13213.
+Source of the dimensions and of LITv2-S's values: "Fast Vision Transformers with HiLo Attention", Sec. 3 and 5.1, arXiv
+2205.13213.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Dimension(Generic[Spec]):
         accuracy_inputs: what a linear model of accuracy gets of it; always as many numbers.
         text: how it is shown in a one-line description, "" for nothing.
         column: header on the model card, and `cell` the text below it.
-        draw: SVG part of the picture of a stage (stage, side of its map); None shows a value that is not the default as text.
+        draw: SVG part of the picture of a stage (stage, side of its map); None shows a value other than the default as text.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """The search space: Optuna trial -> Architecture, and baselines -> parameters to start a study from.
 
 Parameters are the dimensions of dimensions.py that have several choices: `embed_dim` and others of the whole network, and
-`stageN.depth`, `stageN.window_size` and others of a stage, N from 1. A value that cannot matter is not asked: alpha where the
-window is 0 (no attention) or 1 (plain attention), heads without attention.
+`stageN.depth`, `stageN.window_size` and others of a stage, N from 1. A value that cannot matter is not asked: alpha where
+the window is 0 (no attention) or 1 (plain attention), heads without attention.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ class Space:
     def _pattern(self, width: Value) -> Parameters:
         def nearest(dimension: Dimension[Any], choices: Sequence[Any], index: int) -> Value:
             pattern = dimension.pattern
-            return choices[0] if pattern is None else min(choices, key=lambda choice: abs(choice - pattern[index]))
+            value: Value = choices[0] if pattern is None else min(choices, key=lambda choice: abs(choice - pattern[index]))
+            return value
 
         return self._parameters(nearest, {"embed_dim": width})
 
@@ -239,7 +240,7 @@ class _Drawn:
         self.seed = seed
         self.size = size
         self.fixed = fixed or {}
-        every = (*dimensions.NETWORK_DIMENSIONS, *dimensions.STAGE_DIMENSIONS)
+        every: list[Dimension[Any]] = [*dimensions.NETWORK_DIMENSIONS, *dimensions.STAGE_DIMENSIONS]
         self.sizes = {dimension.name for dimension in every if dimension.is_size}
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:

@@ -22,7 +22,7 @@ from search.study.evaluate import Rules, evaluate
 from search.study.front import front, front_hypervolume
 from search.study.known import Known, RuledOut
 from search.study.targets import Target, references_ms
-from search.study.trial import ORIGIN, SAMPLED, TrialRecord, TrialResult, count_skipped
+from search.study.trial import ORIGIN, SAMPLED, TrialRecord, TrialResult
 from search.study.writer import StudyWriter
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Coordinator:
         Raises:
             SearchStopped: after several failures in a row.
         """
-        self._recover()
+        self.recover()
         self._num_wanted, self._start, self._num_before = n_trials, self.clock(), len(self._finished)
         try:
             while True:
@@ -202,7 +202,14 @@ class Coordinator:
             result = result.without_samples()
         predicted_ms = {name: prediction.latency_ms for name, prediction in trial.predictions.items()}
         record = TrialRecord(
-            trial.number, trial.architecture, result, num_params, num_macs, trial.origin, dict(trial.parameters), predicted_ms
+            number=trial.number,
+            architecture=trial.architecture,
+            result=result,
+            num_params=num_params,
+            num_macs=num_macs,
+            origin=trial.origin,
+            parameters=dict(trial.parameters),
+            predicted_ms=predicted_ms,
         )
         self.writer.finish(record)
         self._num_failures = 0
@@ -270,9 +277,11 @@ class Coordinator:
             {name: error for name, error in errors.items() if error is not None},
         )
 
-    def _recover(self) -> None:
-        self._finished, self._num_unmeasured = self.writer.recover()
-        self._num_skipped = count_skipped(self.writer.study)
+    def recover(self) -> None:
+        """Read where the study stands."""
+        recovered = self.writer.recover()
+        self._finished = recovered.finished
+        self._num_skipped, self._num_unmeasured = recovered.num_skipped, recovered.num_unmeasured
         for record in self._finished:
             self._learn(record)
         self._front = front(self._finished)

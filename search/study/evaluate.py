@@ -1,10 +1,11 @@
 """How one trial is evaluated: read this first.
 
-The coordinator (coordinator.py) asks Optuna for a trial, whose parameters become an architecture (search/space). Here it is
-evaluated: a network that surely exceeds a limit is ruled out by prediction (known.py); an evaluator that is as quick as a
-measurement scores it first, and what is then probably dominated is not measured; its latency is measured on every target, until
-one exceeds its limit; what keeps all limits gets its accuracy, by training unless the same network was trained before. An engine
-(search/engine) measures and trains, here or elsewhere; the coordinator writes the result to the study.
+The coordinator (coordinator.py) asks Optuna for a trial, whose parameters become an architecture (search/space). Here it
+is evaluated: a network that surely exceeds a limit is ruled out by prediction (known.py); an evaluator that is as quick
+as a measurement scores it first, and what is then probably dominated is not measured; its latency is measured on every
+target, until one exceeds its limit; what keeps all limits gets its accuracy, by training unless the same network was
+trained before. An engine (search/engine) measures and trains, here or elsewhere; the coordinator writes the result to the
+study.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pareto fronts of accuracy (higher is better) and latencies (lower is better), and the volume they dominate.
 
-Latencies are one number per network or, where several targets are objectives, a row of them. Non-domination and hypervolume are
-computed by moocore (https://multi-objective.github.io/moocore).
+Latencies are one number per network or, where several targets are objectives, a row of them. Non-domination and
+hypervolume are computed by moocore (https://multi-objective.github.io/moocore).
 """
 
 from __future__ import annotations

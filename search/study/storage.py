@@ -115,7 +115,7 @@ def _check_format(study: optuna.Study, attributes: Mapping[str, Any], create: bo
             study.set_user_attr(FORMAT_KEY, FORMAT)
         return
     raise UserError(
-        f"study {study.study_name} was written by hilo-nas {attributes.get(VERSION_KEY, FIRST_VERSION)}, and version "
+        f"study {study.study_name} was written by hilo-nas {attributes.get(VERSION_KEY) or FIRST_VERSION}, and version "
         f"{package_version()} stores trials in another way: choose another study.name; its exported networks "
         f"(outputs/{study.study_name}/pareto/*.yaml) still load"
     )

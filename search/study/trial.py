@@ -1,6 +1,7 @@
 """Trials: what one found (`TrialResult`), with what it is known by (`TrialRecord`), read from and written to Optuna.
 
-A finished trial is one that is complete or that a latency limit ruled out; an interrupted, failed or skipped one does not count.
+A finished trial is one that is complete or that a latency limit ruled out; an interrupted, failed or skipped one does not
+count.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from search.study.trial import (
     TrialRecord,
     attributes,
     constraint_values,
+    count_skipped,
     finished_trials,
     is_unmeasured,
     on,
@@ -39,6 +40,20 @@ from search.study.trial import (
 
 log = logging.getLogger(__name__)
 SEED = "seed_index"  # attribute of a trial: what it draws from follows from this and the study's seed
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Where a search stopped.
+
+    Attributes:
+        num_skipped: trials that the block models ended before anything was measured.
+        num_unmeasured: the last trials in a row that were not measured.
+    """
+
+    finished: list[TrialRecord]
+    num_skipped: int
+    num_unmeasured: int
 
 
 @dataclass
@@ -68,12 +83,8 @@ class StudyWriter:
     _first_unused: int = 0
     _may_be_waiting: bool = False
 
-    def recover(self) -> tuple[list[TrialRecord], int]:
-        """Close what a killed search left open, and find out where it stopped.
-
-        Returns:
-            The finished trials, and how many trials in a row were not measured at the end.
-        """
+    def recover(self) -> Recovered:
+        """Close what a killed search left open, and find out where it stopped."""
         return self.retry(self._recover)
 
     def ask(self) -> tuple[Trial, Architecture]:
@@ -169,7 +180,7 @@ class StudyWriter:
                 if is_away(error):
                     return
 
-    def _recover(self) -> tuple[list[TrialRecord], int]:
+    def _recover(self) -> Recovered:
         self._close_strays()
         trials = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get(STATUS) != INTERRUPTED]
         begun = [trial for trial in trials if trial.state != TrialState.WAITING]
@@ -178,7 +189,7 @@ class StudyWriter:
         origins = {trial.user_attrs.get(ORIGIN) for trial in trials}
         self._baselines = {name: values for name, values in self.space.baselines().items() if name not in origins}
         num_unmeasured = sum(1 for _ in itertools.takewhile(is_unmeasured, reversed(trials)))
-        return finished_trials(self.study), num_unmeasured
+        return Recovered(finished_trials(self.study), count_skipped(self.study), num_unmeasured)
 
     def _is_one_waiting(self) -> bool:
         """Whether a baseline is enqueued that no trial has taken up: a search ended just then."""

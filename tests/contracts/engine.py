@@ -1,32 +1,48 @@
-"""What every engine must do. An engine's test module makes two fixtures and imports these tests: `engine`, with the devices
-first and second, one training at a time and one repetition, and `folder`, where its odd workers write.
+"""What every engine must do. An engine's test module makes two fixtures and imports these tests: `engine`, with the targets
+first and second, one training at a time and one retry, and `folder`, where its odd workers write.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
+from collections.abc import Coroutine, Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from search.engine.base import Engine, EngineFailure, Job
-from search.engine.work import TRAINING, Measure, Train, Work
+from search.engine.base import TRAINING, EngineFailure
+from search.engine.workers import WorkerEngine
 from tests.contracts.odd_workers import CALIBRATION, stretches, wide
 
 
-def finish(engine: Engine, jobs: list[Job]) -> None:
-    while not all(job.ended for job in jobs):
-        engine.wait(0.1)
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """The event loop of an engine."""
+    with asyncio.Runner() as runner:
+        yield runner
 
 
-def submit(engine: Engine, *works: Work) -> list[Job]:
-    jobs = [engine.submit(work) for work in works]
-    finish(engine, jobs)
-    return jobs
+async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Have several things done at a time. Returns results and errors."""
+    return await asyncio.gather(*work, return_exceptions=True)
+
+
+def train(engine: WorkerEngine, width: int, seed: int = 0) -> Coroutine[Any, Any, Any]:
+    return engine.train(wide(width), seed, lambda share: None)
+
+
+def measure(engine: WorkerEngine, width: int, target: str = "first") -> Coroutine[Any, Any, Any]:
+    return engine.measure(target, wide(width), CALIBRATION)
+
+
+def work_of(engine: WorkerEngine, role: str, width: int) -> Coroutine[Any, Any, Any]:
+    return train(engine, width) if role == TRAINING else measure(engine, width, role)
 
 
 def lives(pid: int) -> bool:
@@ -37,86 +53,85 @@ def lives(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while lives(pid):
         assert time.monotonic() < deadline, "the process still lives"
         time.sleep(0.1)
 
 
-def test_results_come_back(engine: Engine) -> None:
-    assert engine.calibrate("first", wide(8)) == CALIBRATION
-    assert engine.measure("second", wide(8), CALIBRATION).latency_ms == 8
-    assert engine.run(Train(wide(8), seed=3)).seed == 3
-    assert engine.prepare(0, lambda share: None) == b"shared"
+def test_results_come_back(engine: WorkerEngine, runner: asyncio.Runner) -> None:
+    assert runner.run(engine.calibrate("first", wide(8))) == CALIBRATION
+    assert runner.run(measure(engine, 8, "second")).latency_ms == 8
+    assert runner.run(train(engine, 8, seed=3)).seed == 3
+    assert runner.run(engine.train_shared_weights(0, lambda share: None)) == b"shared"
 
 
-def test_every_place_is_a_process_of_its_own(engine: Engine) -> None:
-    places = ("first", "second", TRAINING)
-    pids = [engine.fingerprint(place)["pid"] for place in places]
+def test_every_role_has_a_process_of_its_own(engine: WorkerEngine, runner: asyncio.Runner) -> None:
+    roles = ("first", "second", TRAINING)
+    pids = [runner.run(engine.fingerprint(role))["pid"] for role in roles]
     assert len({*pids, os.getpid()}) == 4
-    assert [engine.fingerprint(place)["pid"] for place in places] == pids
+    assert [runner.run(engine.fingerprint(role))["pid"] for role in roles] == pids
 
 
-def test_errors_of_the_work_come_back(engine: Engine) -> None:
+def test_errors_of_the_work_come_back(engine: WorkerEngine, runner: asyncio.Runner) -> None:
     with pytest.raises(ValueError, match="^stage 2 does not fit$"):
-        engine.measure("first", wide(32), CALIBRATION)
+        runner.run(measure(engine, 32))
     with pytest.raises(ValueError, match="^stage 2 does not fit$"):
-        engine.run(Train(wide(32), 0))
-    assert engine.measure("first", wide(8), CALIBRATION).latency_ms == 8
+        runner.run(train(engine, 32))
+    assert runner.run(measure(engine, 8)).latency_ms == 8
 
 
-@pytest.mark.parametrize("place", ["first", TRAINING])
-def test_dead_worker_is_replaced_and_its_work_repeated_once(engine: Engine, place: str) -> None:
-    pid = engine.fingerprint(place)["pid"]
-    work = Measure(place, wide(16), CALIBRATION) if place == "first" else Train(wide(16), 0)
-    (job,) = submit(engine, work)
-    assert job.num_started == 2
+@pytest.mark.parametrize("role", ["first", TRAINING])
+def test_dead_worker_is_replaced_and_its_work_retried_once(engine: WorkerEngine, runner: asyncio.Runner, role: str) -> None:
+    pid = runner.run(engine.fingerprint(role))["pid"]
     with pytest.raises(EngineFailure, match="process died .*, 2 times"):
-        job.result()
-    assert engine.fingerprint(place)["pid"] != pid
-    assert engine.measure("second", wide(8), CALIBRATION).latency_ms == 8
+        runner.run(work_of(engine, role, 16))
+    assert runner.run(engine.fingerprint(role))["pid"] != pid
+    assert runner.run(measure(engine, 8, "second")).latency_ms == 8
 
 
-@pytest.mark.parametrize("place", ["first", TRAINING])
-def test_worker_that_dies_while_idle_is_replaced(engine: Engine, place: str) -> None:
-    pid = int(engine.fingerprint(place)["pid"])
+@pytest.mark.parametrize("role", ["first", TRAINING])
+def test_worker_that_dies_while_idle_is_replaced(engine: WorkerEngine, runner: asyncio.Runner, role: str) -> None:
+    pid = int(runner.run(engine.fingerprint(role))["pid"])
     os.kill(pid, signal.SIGKILL)
     wait_until_gone(pid)
-    assert engine.fingerprint(place)["pid"] != pid
+    assert runner.run(engine.fingerprint(role))["pid"] != pid
 
 
-@pytest.mark.parametrize("place", ["first", TRAINING])
-def test_hung_worker_is_replaced(engine: Engine, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pid = int(engine.fingerprint(place)["pid"])
+@pytest.mark.parametrize("role", ["first", TRAINING])
+def test_hung_worker_is_replaced(
+    engine: WorkerEngine, runner: asyncio.Runner, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = int(runner.run(engine.fingerprint(role))["pid"])
     for name in ("measure_timeout_seconds", "train_timeout_seconds"):
         monkeypatch.setattr(engine, name, 1.0)
     monkeypatch.setattr(engine, "max_retries", 0)
-    work = Measure(place, wide(24), CALIBRATION) if place == "first" else Train(wide(24), 0)
-    (job,) = submit(engine, work)
     with pytest.raises(EngineFailure, match="no answer within 1 s"):
-        job.result()
+        runner.run(work_of(engine, role, 24))
     monkeypatch.undo()
-    assert engine.fingerprint(place)["pid"] != pid
+    assert runner.run(engine.fingerprint(role))["pid"] != pid
     wait_until_gone(pid)
 
 
-def test_device_is_never_measured_twice_at_once(engine: Engine, folder: Path) -> None:
-    known = set(stretches(folder))
-    submit(engine, *[Measure("first", wide(40), CALIBRATION) for _ in range(4)])
-    new = [one for one in stretches(folder) if one not in known]
+def test_target_is_never_measured_twice_at_a_time(engine: WorkerEngine, runner: asyncio.Runner, folder: Path) -> None:
+    before = set(stretches(folder))
+    runner.run(together(*(measure(engine, 40) for _ in range(4))))
+    new = [stretch for stretch in stretches(folder) if stretch not in before]
     assert len(new) == 4
     assert not any(one.overlaps(other) for one, other in combinations(new, 2))
 
 
-def test_machine_never_measures_beside_anything(engine: Engine, folder: Path) -> None:
-    known = set(stretches(folder))
-    works: list[Work] = []
+def test_host_never_measures_beside_anything(
+    engine: WorkerEngine, runner: asyncio.Runner, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = set(stretches(folder))
+    work: list[Coroutine[Any, Any, Any]] = []
     for seed in range(3):
-        works += [Train(wide(40), seed), Measure("first", wide(40), CALIBRATION), Measure("second", wide(40), CALIBRATION)]
-    jobs = submit(engine, *works)
-    sites = {lane.place: lane.sites[0] for lane in engine._lanes}
-    new = [one for one in stretches(folder) if one not in known]
+        work += [train(engine, 40, seed), measure(engine, 40), measure(engine, 40, "second")]
+    runner.run(together(*work))
+    hosts = {worker.role: worker.hosts[0] for worker in engine.workers}
+    new = [stretch for stretch in stretches(folder) if stretch not in before]
     assert len(new) == 9
     for one, other in combinations(new, 2):
-        assert not (one.overlaps(other) and sites[one.place] == sites[other.place]), (one, other)
-    assert all(job.num_started == 1 for job in jobs)
+        assert not (one.overlaps(other) and hosts[one.role] == hosts[other.role]), (one, other)
+    assert "it was replaced" not in caplog.text

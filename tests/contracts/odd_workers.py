@@ -1,6 +1,6 @@
-"""A target and an evaluator that do what an architecture's width asks for, in whichever process: engines have to bear it.
+"""A target and an evaluator that do what an architecture's width asks for, in whichever process: engines must cope with it.
 
-8 answers, 16 dies, 24 hangs, 32 raises, 40 takes its time. Both write down when they were at work, for what may overlap.
+8 answers, 16 dies, 24 hangs, 32 raises, 40 takes its time. Both record when they worked, for tests of what may overlap.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ CALIBRATION = Calibration(wide(8), 1.0, 1.0, 1.0, 1)
 
 @dataclass(frozen=True)
 class Stretch:
-    """When something was at work, and where."""
+    """When something worked, and in which role."""
 
-    place: str
+    role: str
     pid: int
     start: float
     end: float
@@ -45,20 +45,20 @@ class Stretch:
 
 
 def stretches(folder: Path) -> list[Stretch]:
-    found = []
+    recorded = []
     for file in folder.glob("*.times"):
         for line in file.read_text().splitlines():
-            place, pid, start, end = line.split()
-            found.append(Stretch(place, int(pid), float(start), float(end)))
-    return found
+            role, pid, start, end = line.split()
+            recorded.append(Stretch(role, int(pid), float(start), float(end)))
+    return recorded
 
 
 @contextmanager
-def noted(folder: str, place: str) -> Iterator[None]:
+def recording(folder: str, role: str) -> Iterator[None]:
     start = time.monotonic()
     yield
-    with (Path(folder) / f"{place}-{os.getpid()}.times").open("a") as file:
-        file.write(f"{place} {os.getpid()} {start} {time.monotonic()}\n")
+    with (Path(folder) / f"{role}-{os.getpid()}.times").open("a") as file:
+        file.write(f"{role} {os.getpid()} {start} {time.monotonic()}\n")
 
 
 def behave(width: int) -> None:
@@ -84,22 +84,22 @@ class OddTarget:
         return Calibration(anchor, 1.0, 1.0, 1.0, 1)
 
     def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
-        with noted(self.folder, self.name):
+        with recording(self.folder, self.name):
             behave(architecture.embed_dim)
         return Latency(float(architecture.embed_dim), 0.9, 1.1, 20, 6, True, 0.1)
 
 
 @dataclass
 class OddEvaluator:
-    """What its trainings share is a word."""
+    """Its shared weights are a word."""
 
     folder: str
-    quick = False
+    scores_before_measuring = False
 
     def fingerprint(self) -> dict[str, str | int]:
         return {"pid": os.getpid()}
 
-    def shared_weights(self, seed: int) -> Path:
+    def weights_file(self, seed: int) -> Path:
         return Path(self.folder) / "shared"
 
     def prepare(self, seed: int, progress: Progress) -> None:
@@ -114,6 +114,6 @@ class OddEvaluator:
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         progress(0.25)
         log.info("training a network of width %d", architecture.embed_dim)
-        with noted(self.folder, "training"):
+        with recording(self.folder, "training"):
             behave(architecture.embed_dim)
         return Accuracy(0.5, 10, seed, 0.0)

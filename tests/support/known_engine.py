@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 
 from models.architecture import Architecture
-from search.accuracy.base import Accuracy
-from search.engine.base import HERE, Device, Engine
-from search.engine.work import TRAINING, Calibrate, Measure, Train, Work
+from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
+from search.engine.base import Fingerprint
 from search.latency.base import Calibration, Latency, Round
 from search.latency.block_model import BlockModel
-from search.results.board import Board
+from search.results.dashboard import DashboardPublisher
 from search.results.view import LogView
-from search.space.space import Parameters, Space
+from search.space import Space
+from search.space.space import Parameters
 from search.study.coordinator import Coordinator
-from search.study.evaluate import Budgeted, Objective, Outcome
-from search.study.storage import Patience, Unheld, open_study
-from search.study.trial import Finished, finished_trials
+from search.study.evaluate import Rules
+from search.study.locks import NullLock, RetryPolicy
+from search.study.storage import open_study
+from search.study.targets import FIRST, Role, Target, objectives, save_targets
+from search.study.trial import TrialRecord, TrialResult, finished_trials
+from search.study.writer import StudyWriter
 
 SPACE = Space(
     embed_dim=[8, 16],
@@ -30,79 +35,63 @@ SPACE = Space(
     patch_size=2,
     downsample="conv",
 )
+DEVICE = {
+    "device": "Known CPU", "cores": 2, "backend": "torch eager", "num_threads": 1, "batch_size": 1,
+    "input_size": "1x32x32", "num_classes": 100,
+}  # fmt: skip
+Fault = Callable[[str, Architecture], None]
 
 
-class KnownLane:
-    """Does its work at once, or keeps it until it is told to: `finish` then gives the results in any order."""
+class KnownEngine:
+    """Answers from the architecture; counts what it was asked.
 
-    def __init__(self, engine: KnownEngine, place: str) -> None:
-        self.engine = engine
-        self.place = place
-        self.sites = (HERE,)
-        self.make: Callable[[], Any] = lambda: engine
-        self.share = 0.5
-
-    def start(self, work: Work) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.engine.pending.append((work, future))
-        if not self.engine.holds_back:
-            self.engine.finish(0)
-        return future
-
-    def restart(self) -> None:
-        pass
-
-    def seek(self) -> str | None:
-        return None
-
-    def close(self) -> None:
-        pass
-
-
-class KnownEngine(Engine):
-    """Answers from the architecture; counts what it was asked. `fault` may raise instead, given the architecture.
-
-    devices: their latencies are those of the first, times 1, 2 and so on, smaller networks relatively slower. holds_back:
-    work waits for `finish`, as many trainings at once as num_parallel says. beside: whether it measures beside trainings.
+    Args:
+        fault: may raise instead, given "measure" or "train" and the architecture.
+        targets: their latencies are those of the first, times 1, 2 and so on, smaller networks relatively slower.
+        num_trials: how many trials are worth running at a time.
     """
 
     def __init__(
         self,
-        fault: Callable[[str, Architecture], None] = lambda part, architecture: None,
-        devices: Sequence[str] = ("first",),
-        num_parallel: int = 1,
-        holds_back: bool = False,
-        beside: bool = True,
+        fault: Fault = lambda part, architecture: None,
+        targets: Sequence[str] = (FIRST,),
+        num_trials: int = 1,
     ) -> None:
-        super().__init__(
-            {name: Device(lambda: self) for name in devices},
-            num_parallel=num_parallel,
-            num_ahead=None,
-            measure_timeout_seconds=60.0,
-            train_timeout_seconds=60.0,
-            max_retries=0,
-            measure_beside_training=beside,
-        )
         self.fault = fault
-        self.holds_back = holds_back
+        self.targets = list(targets)
+        self.num_trials = num_trials
         self.measured: list[str] = []
         self.trained: list[str] = []
-        self.pending: list[tuple[Work, Future[Any]]] = []
-        self.open([KnownLane(self, name) for name in (*devices, *[TRAINING] * num_parallel)])
 
-    def finish(self, index: int) -> None:
-        work, future = self.pending.pop(index)
-        try:
-            future.set_result(self.answer(work))
-        except BaseException as error:
-            future.set_exception(error)
+    async def answer(self) -> None:
+        """Take as long as it takes to answer."""
 
-    def answer(self, work: Work) -> Any:
-        if isinstance(work, Train):
-            return self.accuracy(work.architecture, work.seed)
-        if isinstance(work, Measure):
-            return self.latency(work.architecture, 1 + list(self.devices).index(work.place))
-        return Calibration(work.anchor, 1.0, 0.99, 1.01, 50) if isinstance(work, Calibrate) else {"device": "known"}
+    async def fingerprint(self, role: str) -> Fingerprint:
+        return DEVICE
+
+    def expect(self, role: str, fingerprint: Fingerprint) -> None:
+        pass
+
+    async def calibrate(self, target: str, anchor: Architecture) -> Calibration:
+        return Calibration(anchor, 1.0, 0.99, 1.01, 50)
+
+    async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
+        await self.answer()
+        return self.latency(architecture, 1 + self.targets.index(target))
+
+    async def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        await self.answer()
+        progress(0.5)
+        return self.accuracy(architecture, seed)
+
+    async def train_shared_weights(self, seed: int, progress: Progress) -> bytes:
+        return b""
+
+    def use_evaluator(self, make_evaluator: Callable[[], AccuracyEvaluator]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     def latency(self, architecture: Architecture, factor: int = 1) -> Latency:
         self.fault("measure", architecture)
@@ -116,14 +105,47 @@ class KnownEngine(Engine):
         self.trained.append(architecture.key)
         return Accuracy(1 - 1 / (architecture.embed_dim + sum(s.depth for s in architecture.stages)), 1000, seed, 0.1)
 
-    def known_devices(self, budget_ms: float | None = None) -> dict[str, Budgeted]:
-        """As a search sees them; the budget is the first one's."""
-        calibration = Calibration(SPACE.anchor(), 1.0, 0.99, 1.01, 50)
-        budgets = [budget_ms, *[None] * (len(self.devices) - 1)]
-        return {name: Budgeted(calibration, budget) for name, budget in zip(self.devices, budgets, strict=True)}
+
+class ShuffledEngine(KnownEngine):
+    """Several trials at a time, whose measurements and trainings end in a random order."""
+
+    def __init__(self, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**{"num_trials": 8, **kwargs})
+        self.rng = random.Random(seed)
+        self.waiting: list[asyncio.Future[None]] = []
+        self.most = 0
+
+    async def answer(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn)
+        self.most = max(self.most, len(self.waiting))
+        asyncio.get_running_loop().call_soon(self.release)
+        await turn
+
+    def release(self) -> None:
+        """Let somebody go on, once nobody else comes to wait."""
+        waiting = [turn for turn in self.waiting if not turn.done()]
+        if waiting:
+            turn = self.rng.choice(waiting)
+            self.waiting.remove(turn)
+            turn.set_result(None)
 
 
-def interrupting(*calls: int) -> Callable[[str, Architecture], None]:
+def known_targets(engine: KnownEngine, limit_ms: float | None = None, **changed: Target) -> dict[str, Target]:
+    """The targets of an engine as a search sees them; the limit is the first one's."""
+    calibration = Calibration(SPACE.anchor(), 1.0, 0.99, 1.01, 50)
+    target = Target(calibration, device=DEVICE, reference_ms=10.0)
+    targets = {name: replace(target, reference_ms=10.0 * (1 + 2 * index)) for index, name in enumerate(engine.targets)}
+    targets[FIRST] = replace(targets[FIRST], limit_ms=limit_ms)
+    return {**targets, **changed}
+
+
+def constraint(limit_ms: float) -> Target:
+    """A target whose latency only has to keep a limit."""
+    return replace(known_targets(KnownEngine())[FIRST], role=Role.CONSTRAINT, limit_ms=limit_ms)
+
+
+def interrupting(*calls: int) -> Fault:
     """A fault: Ctrl-C at these calls, counted from 1."""
     count = 0
 
@@ -140,30 +162,55 @@ def sampler(kind: Any = optuna.samplers.RandomSampler, **kwargs: Any) -> Callabl
     return lambda seed: kind(seed=seed, **kwargs)
 
 
-def coordinator(study: optuna.Study, engine: KnownEngine, budget_ms: float | None = None, **kwargs: Any) -> Coordinator:
-    arguments: dict[str, Any] = {
+def coordinator(
+    study: optuna.Study, engine: KnownEngine, targets: Mapping[str, Target] | None = None, **changed: Any
+) -> Coordinator:
+    """A coordinator whose writer and own arguments may be changed by name."""
+    chosen = targets or known_targets(engine)
+    save_targets(study, chosen)
+    of_writer: dict[str, Any] = {
+        "study": study,
         "space": SPACE,
-        "engine": engine,
-        "objective": Objective(engine.known_devices(budget_ms), seed=0),
-        "models": {name: BlockModel(32) for name in engine.devices},
+        "targets": chosen,
         "make_sampler": sampler(),
         "seed": 0,
+        "annotate": lambda trial, record: None,
+        "retry": RetryPolicy(0.0, NullLock()),
+    }
+    arguments: dict[str, Any] = {
+        "engine": engine,
+        "targets": chosen,
+        "rules": Rules(seed=0),
+        "models": {name: BlockModel(32) for name in chosen},
         "cost": lambda architecture: (1000, 2000),
-        "save_samples": lambda number, outcome: None,
-        "annotate": lambda trial, result: None,
+        "save_samples": lambda number, result: None,
         "publish": lambda trials: None,
         "view": LogView(),
-        "reference_ms": 10.0,
         "max_consecutive_failures": 3,
-        "patiently": Patience(0.0, Unheld()),
     }
-    return Coordinator(study=study, **{**arguments, **kwargs})
+    writer = StudyWriter(**{**of_writer, **{key: value for key, value in changed.items() if key in of_writer}})
+    rest = {key: value for key, value in changed.items() if key not in of_writer}
+    return Coordinator(writer=writer, **{**arguments, **rest})
 
 
-def run(storage: str, n_trials: int, engine: KnownEngine | None = None, **kwargs: Any) -> list[Finished]:
-    num_latencies = 1 if engine is None else len(engine.devices)
-    study = open_study("test", storage, create=True, num_latencies=num_latencies)
-    coordinator(study, engine or KnownEngine(), **kwargs).run(n_trials, None)
+def fill(started: Coordinator, n_trials: int, timeout_minutes: float | None = None) -> bool:
+    """Run a coordinator to its end."""
+    return asyncio.run(started.run(n_trials, timeout_minutes))
+
+
+def run(
+    storage: str,
+    n_trials: int,
+    engine: KnownEngine | None = None,
+    limit_ms: float | None = None,
+    targets: Mapping[str, Target] | None = None,
+    **changed: Any,
+) -> list[TrialRecord]:
+    """Fill a study, and read what it then holds."""
+    engine = engine or KnownEngine()
+    chosen = targets or known_targets(engine, limit_ms)
+    study = open_study("test", storage, create=True, num_latencies=len(objectives(chosen)))
+    fill(coordinator(study, engine, chosen, **changed), n_trials)
     return finished_trials(study)
 
 
@@ -174,40 +221,49 @@ def finished(
     architecture: Architecture | None = None,
     origin: str = "sampled",
     parameters: Parameters | None = None,
-) -> Finished:
-    """A trial by itself: 1,000 validation images, an interval of 2 % around the latency."""
-    latency = Latency(latency_ms, latency_ms / 1.02, latency_ms * 1.02, 20, 6, True, 0.1)
-    outcome = Outcome(latency, Accuracy(accuracy, 1000, 0, 1.0), True)
+    **other_ms: float,
+) -> TrialRecord:
+    """A trial by itself: 1,000 validation images, an interval of 2 % around each latency."""
+    latencies = {
+        name: Latency(ms, ms / 1.02, ms * 1.02, 20, 6, True, 0.1) for name, ms in {FIRST: latency_ms, **other_ms}.items()
+    }
+    result = TrialResult(latencies, Accuracy(accuracy, 1000, 0, 1.0), True)
     network = architecture or SPACE.sample([number])
-    return Finished(number, network, outcome, 1000, 2000, origin, None, parameters or {})
+    return TrialRecord(number, network, result, 1000, 2000, origin, parameters or {})
 
 
 def studied(
     storage: str,
     num_trials: int,
-    budget_ms: float | None = None,
-    objective: Objective | None = None,
+    limit_ms: float | None = None,
+    rules: Rules | None = None,
     folder: Path | None = None,
+    targets: Mapping[str, Target] | None = None,
 ) -> optuna.Study:
-    """A finished study with everything that a search leaves in one. folder: the study's, for what the dashboard shows."""
-    study = open_study("shown", storage, create=True)
-    device = {"device": "Known CPU", "cores": 2, "backend": "torch eager", "num_threads": 1, "batch_size": 1}
+    """A finished study with everything that a search leaves in one.
+
+    Args:
+        folder: the study's, for what the dashboard shows.
+        targets: by default one, with the limit if there is any.
+    """
+    engine = KnownEngine(targets=tuple(targets or (FIRST,)))
+    chosen = targets or known_targets(engine, limit_ms)
+    study = open_study("shown", storage, create=True, num_latencies=len(objectives(chosen)))
+    save_targets(study, chosen)
     settings = {
         "data": {"name": "glyphs", "train_size": 100, "val_size": 50, "img_size": 32},
         "train": {"max_epochs": 1},
         "accuracy": {"_target_": "search.accuracy.scratch.ScratchEvaluator"},
-        "latency": {"budget_ms": budget_ms},
+        "latency": {"budget_ms": limit_ms},
         "study": {"seed": 0},
         "proxy": {"width_multiplier": 1.0},
     }
-    study.set_user_attr("device", {**device, "input_size": "1x32x32", "num_classes": 100})
     study.set_user_attr("settings", settings)
-    study.set_user_attr("reference_latency_ms", 10.0)
     study.set_user_attr("versions", {"torch": "1"})
-    kwargs: dict[str, Any] = {} if objective is None else {"objective": objective}
+    changed: dict[str, Any] = {} if rules is None else {"rules": rules}
     if folder is not None:
-        board = Board(study, folder)
-        board.write_note(storage, SPACE, budget_ms)
-        kwargs |= {"annotate": board.annotate, "publish": lambda trials: board.publish_front(trials, budget_ms)}
-    coordinator(study, KnownEngine(), budget_ms, **kwargs).run(num_trials, None)
+        dashboard = DashboardPublisher(study, folder)
+        dashboard.write_note(storage, SPACE)
+        changed |= {"annotate": dashboard.annotate, "publish": dashboard.publish_front}
+    fill(coordinator(study, engine, chosen, **changed), num_trials)
     return study

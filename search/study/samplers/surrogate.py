@@ -1,9 +1,9 @@
 """An Optuna sampler that models what it samples: of many children of the best networks it proposes the most promising one.
 
-Children are bred from the networks that the fewest fronts dominate, as NSGA-II breeds them (Deb et al., 2002). What each would add
-to the front's hypervolume is predicted by two models of all trials so far: latency by the block model, accuracy by Bayesian linear
-regression on the dimensions of the space, whose weights are drawn from their posterior (Thompson sampling). Optuna's own samplers
-know neither that latency is a sum over blocks nor which parameters are equal networks.
+Children are bred from the networks that the fewest fronts dominate, as NSGA-II breeds them (Deb et al., 2002). What each
+would add to the front's hypervolume is predicted by two models of all trials so far: latency by the block model, accuracy
+by Bayesian linear regression on the dimensions of the space, whose weights are drawn from their posterior (Thompson
+sampling). Optuna's own samplers know neither that latency is a sum over blocks nor which parameters are equal networks.
 """
 
 from __future__ import annotations

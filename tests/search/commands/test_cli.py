@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.struck_search import TINY
-from tests.support.commands import call
+from tests.support.commands import TINY, call
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -15,12 +15,13 @@ from omegaconf import DictConfig
 
 from search import UserError
 from search.commands.cli import build, conf_dir, plain
-from search.engine.base import Engine
+from search.engine.workers import WorkerEngine
 from search.latency.base import LatencyTarget
 from search.space.space import Space
 from search.study.storage import quiet_experimental
 from search.training.recipe import Recipe
 from search.training.task import TrainSettings
+from tests.support.commands import ROOT
 
 CONF = conf_dir()
 
@@ -41,23 +42,18 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
         return hydra.compose(name, list(overrides))
 
 
-def test_every_group_is_tested_here() -> None:
-    groups = {folder.name for folder in Path(CONF).iterdir() if folder.is_dir()}
-    assert groups == {"space", "data", "train", "accuracy", "latency", "sampler", "storage", "engine", "search", "recipe"}
-
-
 @pytest.mark.parametrize("name", files("space"))
 def test_space(name: str) -> None:
     space = build(compose(f"space={name}").space)
     assert isinstance(space, Space)
     assert space.num_architectures() > 1000
-    assert space.known()
+    assert space.baselines()
 
 
 def test_default_space_varies_the_width() -> None:
     space: Space = build(compose("+search=cpu_latency").space)
-    assert min(space.embed_dim) == 8
-    assert max(space.embed_dim) == 32
+    assert min(space.network["embed_dim"]) == 8
+    assert max(space.network["embed_dim"]) == 32
 
 
 @pytest.mark.parametrize("name", files("data"))
@@ -108,7 +104,7 @@ def test_sampler(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "needed"), [("accuracy", {"data", "train"}), ("engine", {"devices", "make_evaluator", "settings"})]
+    ("group", "needed"), [("accuracy", {"data", "train"}), ("engine", {"targets", "make_evaluator", "settings"})]
 )
 def test_partial_roles(group: str, needed: set[str]) -> None:
     for name in files(group):
@@ -120,9 +116,9 @@ def test_partial_roles(group: str, needed: set[str]) -> None:
 @pytest.mark.parametrize("name", files("engine"))
 def test_settings_that_engines_share(name: str) -> None:
     role = build(compose(f"engine={name}").engine)
-    common = set(Engine.__init__.__annotations__) - {"return", "devices"}
+    common = set(WorkerEngine.__init__.__annotations__) - {"return"}
     own = set(role.func.__init__.__annotations__) - {"return", "settings"}
-    assert common | own == set(role.keywords) | {"devices", "make_evaluator"}
+    assert common | own == set(role.keywords) | {"targets", "make_evaluator"}
 
 
 @pytest.mark.parametrize("name", files("storage"))
@@ -147,21 +143,55 @@ def test_entry_point_configurations(name: str) -> None:
     assert config
 
 
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
+
+
+def choices() -> list[tuple[str, str]]:
+    """Every group and choice that a user may name."""
+    return [(group, name) for group in GROUPS for name in files(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), choices())
+def test_every_choice_composes(group: str, name: str) -> None:
+    entry = "train" if group == "recipe" else "config"
+    plus = "+" if group == "search" else ""
+    config = compose(f"{plus}{group}={name}", *NEEDED.get(name, []), name=entry)
+    assert group == "search" or config[group]
+
+
+def keys(node: Any, path: str = "") -> set[str]:
+    """Dotted keys of a configuration."""
+    if not isinstance(node, DictConfig):
+        return {path}
+    below = (keys(node._get_node(key), f"{path}.{key}" if path else str(key)) for key in node)
+    return set().union(*below) | ({path} if path else set())
+
+
+OF_OTHERS = ("latency.devices.", "space.stages", "data.source.folder")
+"""Documented keys below names that users choose, and one of the example dataset."""
+
+
+def documented_keys() -> set[str]:
+    """Keys that README and documents name in code, such as `latency.budget_ms` or `latency.budget_ms=3`."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    code = " ".join(re.findall(r"`[^`]+`|```bash.*?```", text, re.DOTALL))
+    entries = "|".join([*GROUPS, "study", "deploy", "proxy", "check", "confirm"])
+    found = re.findall(rf"(?<![\w./-])((?:{entries})\.[a-z_.0-9]+?)(?=[=`\s),]|$)", code)
+    return {
+        key for key in found if not key.endswith((".py", ".md", ".yaml", ".db", ".json")) and not key.startswith("search.")
+    }
+
+
 def test_documented_keys_exist() -> None:
-    config = compose("+search=cpu_latency")
-    for key in [
-        "study.name",
-        "study.n_trials",
-        "study.seed",
-        "study.timeout_minutes",
-        "data.train_size",
-        "data.val_size",
-        "train.max_epochs",
-        "train.batch_size",
-        "latency.budget_ms",
-        "latency.max_seconds",
-        "latency.num_threads",
-        "latency.batch_size",
-    ]:
-        group, name = key.split(".")
-        assert name in config[group]
+    existing: set[str] = set()
+    for entry in ("config", "check", "confirm", "train", "measure", "export"):
+        existing |= keys(compose(name=entry))
+    for group, name in choices():
+        entry = "train" if group == "recipe" else "config"
+        plus = "+" if group == "search" else ""
+        existing |= keys(compose(f"{plus}{group}={name}", *NEEDED.get(name, []), name=entry))
+    named = documented_keys()
+    assert len(named) > 30
+    unknown = {key for key in named if key not in existing and not key.startswith(OF_OTHERS)}
+    assert not unknown

@@ -16,13 +16,15 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from benchmarks.struck_search import TINY
 from models.architecture import Architecture, StageSpec
 from models.litv2 import build
 from search.results import architecture_file
-from search.study.storage import held, locked, open_study
-from search.study.trial import finished_trials, front
-from tests.support.commands import ROOT, call
+from search.study.front import front
+from search.study.locks import folder_lock, study_lock
+from search.study.storage import FORMAT_KEY, VERSION_KEY, open_study
+from search.study.targets import FIRST, TARGETS, targets_of
+from search.study.trial import finished_trials
+from tests.support.commands import ROOT, TINY, call
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_front_is_saved_in_every_form(folder: Path) -> None:
     assert sum(row["in_front"] == "True" for row in rows) == len(members)
     assert (out / "pareto.png").stat().st_size > 10_000
     assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["study"]["name"] == "first"
-    samples = json.loads((out / "latency" / "trial-00000.json").read_text(encoding="utf-8"))
+    samples = json.loads((out / "latency" / "trial-00000.json").read_text(encoding="utf-8"))[FIRST]
     assert sum(len(one["candidate_ms"]) for one in samples["rounds"]) == samples["repetitions"] > 1
     assert samples["device"]["num_threads"] == 1
 
@@ -65,12 +67,13 @@ def test_exported_file_says_what_was_found(folder: Path) -> None:
     member = front(finished_trials(study_of("first")))[0]
     architecture, facts = architecture_file.read(folder / "outputs" / "first" / "pareto" / f"trial-{member.number:05d}.yaml")
     assert architecture == member.architecture
-    assert member.outcome.accuracy is not None
-    assert facts["accuracy"]["validation"] == member.outcome.accuracy.accuracy
+    assert member.result.accuracy is not None
+    assert facts["accuracy"]["validation"] == member.accuracy
     assert facts["accuracy"]["seed"] == 0
     assert 0 < facts["front_probability"] <= 1
-    assert facts["latency"]["low_ms"] <= facts["latency"]["latency_ms"] <= facts["latency"]["high_ms"]
-    assert facts["device"]["num_threads"] == 1
+    target = facts["targets"][FIRST]
+    assert target["latency"]["low_ms"] <= target["latency"]["latency_ms"] <= target["latency"]["high_ms"]
+    assert target["device"]["num_threads"] == 1
     assert {"python", "torch", "timm", "optuna"} <= set(facts["versions"])
     assert (facts["study"], facts["trial"]) == ("first", member.number)
 
@@ -94,11 +97,7 @@ def test_same_command_with_more_trials_goes_on(folder: Path) -> None:
 def test_same_seed_gives_the_same_trials_and_accuracies(folder: Path) -> None:
     assert call("run", ["+search=cpu_latency", "study.name=second", "study.n_trials=6", *TINY]) == 0
     first, second = (
-        [
-            (t.architecture.key, t.outcome.accuracy.accuracy)
-            for t in finished_trials(study_of(name))[:6]
-            if t.outcome.accuracy
-        ]
+        [(t.architecture.key, t.accuracy) for t in finished_trials(study_of(name))[:6] if t.result.accuracy]
         for name in ("first", "second")
     )
     assert first == second
@@ -125,11 +124,49 @@ def test_changed_study_is_refused(folder: Path, capsys: pytest.CaptureFixture[st
 
 def test_other_device_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = study_of("first")
-    device = study.user_attrs["device"]
-    study.set_user_attr("device", {**device, "device": "Another CPU"})
+    targets = study.user_attrs[TARGETS]
+    device = {**targets[FIRST]["device"], "device": "Another CPU"}
+    study.set_user_attr(TARGETS, {FIRST: {**targets[FIRST], "device": device}})
     assert again("study.n_trials=20") == 2
     assert "device was 'Another CPU'" in capsys.readouterr().err
-    study.set_user_attr("device", device)
+    study.set_user_attr(TARGETS, targets)
+
+
+@pytest.mark.parametrize(
+    ("override", "is_accepted"),
+    [("accuracy.cache=elsewhere", True), ("engine.max_retries=3", True), ("latency.tolerance=0.05", False)],
+)
+def test_settings_of_how_work_is_done_may_change(
+    folder: Path, capsys: pytest.CaptureFixture[str], override: str, is_accepted: bool
+) -> None:
+    assert again("study.n_trials=6", override) == (0 if is_accepted else 2)
+    assert ("was started with other settings" in capsys.readouterr().err) != is_accepted
+
+
+def test_other_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same settings, but a source that gives other images now."""
+    study = study_of("first")
+    data = study.user_attrs["data"]
+    study.set_user_attr("data", {**data, "train": "digest of other images"})
+    assert again("study.n_trials=20") == 2
+    assert "train was 'digest of other images'" in capsys.readouterr().err
+    study.set_user_attr("data", data)
+
+
+def test_study_of_the_version_before_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of("first")
+    stored = {key: study.user_attrs[key] for key in (FORMAT_KEY, VERSION_KEY)}
+    for key in stored:
+        study.set_user_attr(key, None)
+    for command in ("run", "report", "export"):
+        arguments = ["study.name=first"] if command != "run" else ["+search=cpu_latency", "study.name=first", *TINY]
+        assert call(command, arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert "was written by hilo-nas 0.1" in error
+        assert "(outputs/first/pareto/*.yaml) still load" in error
+        assert len(error.splitlines()) == 1
+    for key, value in stored.items():
+        study.set_user_attr(key, value)
 
 
 def test_other_number_of_training_threads_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,14 +195,14 @@ def test_deployed_network_and_proxy_may_differ(folder: Path) -> None:
     (trial,) = finished_trials(study_of("proxy"))
     deployed = build(trial.architecture, in_chans=1, num_classes=7)
     assert trial.num_params == sum(p.numel() for p in deployed.parameters())
-    assert study_of("proxy").user_attrs["device"]["input_size"] == "1x64x64"
+    assert targets_of(study_of("proxy"))[FIRST].device["input_size"] == "1x64x64"
 
 
 @pytest.mark.parametrize(
-    "hold", [lambda: locked(Path("outputs/first")), lambda: held("first", "sqlite:///outputs/first/study.db")]
+    "lock", [lambda: folder_lock(Path("outputs/first")), lambda: study_lock("first", "sqlite:///outputs/first/study.db")]
 )
-def test_second_search_of_a_study_is_refused(folder: Path, hold: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with hold():
+def test_second_search_of_a_study_is_refused(folder: Path, lock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with lock():
         assert again("study.n_trials=20") == 2
     assert "in use by another search" in capsys.readouterr().err
 
@@ -186,7 +223,7 @@ def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixtu
     code = call("run", ["+search=cpu_latency", f"study.name={name}", "study.n_trials=2", *TINY, "latency.budget_ms=0.001"])
     assert code == 0
     trials = finished_trials(study_of(name))
-    assert [t.outcome.feasible for t in trials] == [False, False]
+    assert [t.result.feasible for t in trials] == [False, False]
     assert front(trials) == []
     assert "all 2 networks are over latency.budget_ms=0.001" in capsys.readouterr().out
     assert (folder / "outputs/budget/pareto.csv").exists()

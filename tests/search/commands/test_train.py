@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.struck_search import TINY
 from models.architecture import Architecture
 from models.litv2 import build
 from search.commands.train import checkpoint_of
@@ -21,7 +20,7 @@ from search.training import sources
 from search.training.data import ImageData
 from search.training.recipe import Recipe
 from search.training.task import TrainSettings
-from tests.support.commands import call, start
+from tests.support.commands import TINY, call, start
 
 SECONDS = 120
 

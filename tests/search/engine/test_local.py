@@ -1,10 +1,11 @@
-"""The local engine keeps the contract: a process of its own for every device and every training that may go on at a time."""
+"""The local engine keeps the contract: a process of its own for every target and every training that may run at a time."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -14,13 +15,17 @@ import pytest
 import torch
 
 from search import SearchStopped
-from search.engine.base import HERE, POLL_SECONDS, Device, Engine
+from search.accuracy.base import Progress
+from search.engine.base import HERE, TRAINING, TargetSource
+from search.engine.hosts import HostLock
 from search.engine.local import LocalEngine, check_cores
-from search.engine.work import TRAINING, Measure, Train
+from search.engine.workers import Resource, Task, WorkerEngine
 from search.latency.machine import allowed_cores
 from tests.contracts.engine import *  # noqa: F403
-from tests.contracts.engine import submit
-from tests.contracts.odd_workers import CALIBRATION, OddEvaluator, OddTarget, stretches, wide
+from tests.contracts.engine import measure, runner, together, train
+from tests.contracts.odd_workers import OddEvaluator, OddTarget, stretches, wide
+
+__all__ = ["runner"]  # a fixture
 
 SETTINGS: dict[str, Any] = {
     "num_ahead": None,
@@ -31,13 +36,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def local(folder: Path, num_parallel: int, second_sites: tuple[str, ...] = (HERE,), **changed: Any) -> LocalEngine:
-    devices = {
-        "first": Device(partial(OddTarget, str(folder))),
-        "second": Device(partial(OddTarget, str(folder), "second"), second_sites),
+def local(folder: Path, num_parallel: int, second_hosts: tuple[str, ...] = (HERE,), **changed: Any) -> LocalEngine:
+    targets = {
+        "first": TargetSource(partial(OddTarget, str(folder))),
+        "second": TargetSource(partial(OddTarget, str(folder), "second"), second_hosts),
     }
     settings = {**SETTINGS, "num_threads": 1, **changed}
-    return LocalEngine(devices, partial(OddEvaluator, str(folder)), num_parallel=num_parallel, **settings)
+    return LocalEngine(targets, partial(OddEvaluator, str(folder)), num_parallel=num_parallel, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[Engine]:
+def engine(folder: Path) -> Iterator[WorkerEngine]:
     engine = local(folder, 1)
     yield engine
     engine.close()
@@ -56,79 +61,83 @@ needs_two_cores = pytest.mark.skipif(len(allowed_cores()) < 2, reason="one core:
 
 
 @pytest.fixture(scope="module")
-def wide_engine(folder: Path) -> Iterator[Engine]:
-    """Two trainings at once, and a second device elsewhere."""
+def wide_engine(folder: Path) -> Iterator[WorkerEngine]:
+    """Two trainings at a time, and a second target elsewhere."""
     engine = local(folder, 2, ("elsewhere", HERE))
     yield engine
     engine.close()
 
 
-def test_threads_of_this_process_do_not_reach_it(engine: Engine) -> None:
-    before = engine.fingerprint("first")
+def test_threads_of_this_process_do_not_reach_it(engine: WorkerEngine, runner: asyncio.Runner) -> None:
+    before = runner.run(engine.fingerprint("first"))
     torch.set_num_threads(1 if torch.get_num_threads() > 1 else 2)
-    assert engine.fingerprint("first") == before
+    assert runner.run(engine.fingerprint("first")) == before
 
 
-def test_what_a_process_logs_is_logged_here(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_process_logs_is_logged_here(
+    engine: WorkerEngine,
+    runner: asyncio.Runner,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.INFO, logger="search.odd"):
-        engine.run(Train(wide(8), 0))
-        deadline = time.monotonic() + 10
+        runner.run(train(engine, 8))
+        deadline = time.monotonic() + 60
         while "training a network of width 8" not in caplog.messages:  # it comes by another way than the result
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
 
-def test_progress_of_a_training_is_heard(engine: Engine) -> None:
+def test_progress_of_a_training_is_reported(engine: WorkerEngine, runner: asyncio.Runner) -> None:
     shares: list[float] = []
-    engine.run(Train(wide(40), 0), shares.append)  # which takes longer than what it says on its way
-    assert shares[-1] == 0.25
+    runner.run(engine.train(wide(40), 0, shares.append))  # which takes longer than its report on its way
+    assert shares == [0.25]
 
 
-def test_one_training_at_a_time_is_one_trial_at_a_time(engine: Engine) -> None:
+def test_one_training_at_a_time_is_one_trial_at_a_time(engine: WorkerEngine) -> None:
     assert engine.num_trials == 1
 
 
 @needs_two_cores
-def test_trainings_go_on_at_once_and_never_beside_a_measurement(wide_engine: Engine, folder: Path) -> None:
-    wide_engine.run(Train(wide(8), 0))  # both processes are up before anything is timed
-    submit(wide_engine, *[Train(wide(40), seed) for seed in range(4)])
-    known = set(stretches(folder))
-    works = [Train(wide(40), seed) for seed in range(4)]
-    submit(wide_engine, *works, *[Measure("first", wide(40), CALIBRATION) for _ in range(2)])
-    new = [one for one in stretches(folder) if one not in known]
+def test_trainings_run_together_and_never_beside_a_measurement(
+    wide_engine: WorkerEngine,
+    runner: asyncio.Runner,
+    folder: Path,
+) -> None:
+    runner.run(together(*(train(wide_engine, 40, seed) for seed in range(4))))  # both processes are up
+    before = set(stretches(folder))
+    measurements = [measure(wide_engine, 40) for _ in range(2)]
+    runner.run(together(*(train(wide_engine, 40, seed) for seed in range(4)), *measurements))
+    new = [stretch for stretch in stretches(folder) if stretch not in before]
     pairs = [(one, other) for one, other in combinations(new, 2) if one.overlaps(other)]
     assert len(new) == 6
     assert pairs
-    assert {one.place for pair in pairs for one in pair} == {TRAINING}
+    assert {stretch.role for pair in pairs for stretch in pair} == {TRAINING}
 
 
 @needs_two_cores
-def test_device_elsewhere_is_measured_meanwhile(wide_engine: Engine, folder: Path) -> None:
-    submit(wide_engine, *[Train(wide(8), seed) for seed in range(2)], Measure("second", wide(8), CALIBRATION))
-    known = set(stretches(folder))
-    submit(wide_engine, Train(wide(40), 0), Measure("second", wide(40), CALIBRATION))
-    one, other = (one for one in stretches(folder) if one not in known)
+def test_target_elsewhere_is_measured_meanwhile(
+    wide_engine: WorkerEngine,
+    runner: asyncio.Runner,
+    folder: Path,
+) -> None:
+    runner.run(together(*(train(wide_engine, 8, seed) for seed in range(2)), measure(wide_engine, 8, "second")))
+    before = set(stretches(folder))
+    runner.run(together(train(wide_engine, 40), measure(wide_engine, 40, "second")))
+    one, other = (stretch for stretch in stretches(folder) if stretch not in before)
     assert one.overlaps(other)
 
 
 @needs_two_cores
-def test_trials_are_measured_ahead_of_several_trainings(wide_engine: Engine) -> None:
+def test_trials_are_measured_ahead_of_several_trainings(wide_engine: WorkerEngine) -> None:
     assert wide_engine.num_trials == 4
 
 
-def test_waiting_ends_when_nothing_does(engine: Engine) -> None:
-    job = engine.submit(Measure("first", wide(40), CALIBRATION))
-    assert engine.wait(0.01) == []
-    while not job.ended:
-        engine.wait(POLL_SECONDS)
-
-
 @pytest.mark.parametrize(
-    ("num_parallel", "num_threads", "said"),
+    ("num_parallel", "num_threads", "message"),
     [(2, None, "needs accuracy.num_threads"), (3, 2, "more than the 4 cores"), (0, 1, "engine.num_parallel=0 must be")],
 )
-def test_more_trainings_than_cores_are_refused(num_parallel: int, num_threads: int | None, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_more_trainings_than_cores_are_refused(num_parallel: int, num_threads: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         check_cores(num_parallel, num_threads, 4)
 
 
@@ -143,26 +152,125 @@ def test_settings_that_make_no_sense_are_named(tmp_path: Path, name: str, value:
 
 def test_worker_that_is_another_device_ends_the_search(tmp_path: Path) -> None:
     engine = local(tmp_path, 1)
-    try:
-        first = engine.fingerprint("first")
+
+    async def measure_on_another_device() -> None:
+        first = await engine.fingerprint("first")
         engine.expect("first", {**first, "threads": int(first["threads"]) + 1})
-        with pytest.raises(SearchStopped, match="what does first now is not what did before: threads was"):
-            engine.measure("first", wide(8), CALIBRATION)
+        await measure(engine, 8)
+
+    try:
+        with pytest.raises(SearchStopped, match="the worker for first is not the same as before: threads was"):
+            asyncio.run(measure_on_another_device())
     finally:
         engine.close()
 
 
 def test_reason_why_nothing_can_be_measured_comes_back(tmp_path: Path) -> None:
     engine = LocalEngine(
-        {"first": Device(partial(no_target))}, partial(OddEvaluator, str(tmp_path)), num_parallel=1, **SETTINGS
+        {"first": TargetSource(make_no_target)}, partial(OddEvaluator, str(tmp_path)), num_parallel=1, **SETTINGS
     )
     try:
         for _ in range(2):
             with pytest.raises(ValueError, match="^no such device$"):
-                engine.fingerprint("first")
+                asyncio.run(engine.fingerprint("first"))
     finally:
         engine.close()
 
 
-def no_target() -> OddTarget:
+def make_no_target() -> OddTarget:
     raise ValueError("no such device")
+
+
+class WaitingWorker:
+    """Does its tasks when it is told to."""
+
+    hosts = (HERE,)
+
+    def __init__(self, role: str, close: Callable[[], None] = lambda: None) -> None:
+        self.role = role
+        self.make: Callable[[], Resource] = lambda: None
+        self.close = close
+        self.running: tuple[Any, asyncio.Future[None]] | None = None
+
+    async def run(self, task: Task, progress: Progress) -> Any:
+        assert isinstance(task, partial)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.running = (task.keywords.get("seed", "measuring"), ended)
+        await ended
+        self.running = None
+
+    def restart(self) -> None:
+        pass
+
+    def seek_host(self) -> str | None:
+        return None
+
+
+class WaitingEngine(WorkerEngine):
+    def __init__(self, workers: Sequence[WaitingWorker]) -> None:
+        super().__init__(num_parallel=2, **SETTINGS)
+        self.workers = list(workers)
+
+
+def test_machine_measures_alone_and_nothing_overtakes_what_waits_for_it() -> None:
+    workers = [WaitingWorker("first"), WaitingWorker(TRAINING), WaitingWorker(TRAINING)]
+    engine = WaitingEngine(workers)
+
+    async def settle() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def run() -> list[list[Any]]:
+        work = [train(engine, 8, 0), train(engine, 8, 1), measure(engine, 8), train(engine, 8, 2)]
+        tasks = [asyncio.create_task(coroutine) for coroutine in work]
+        orders = []
+        while True:
+            await settle()
+            running = sorted((worker.running for worker in workers if worker.running), key=str)
+            orders.append([name for name, _ in running])
+            if not running:
+                await asyncio.gather(*tasks)
+                return orders
+            running[0][1].set_result(None)
+
+    assert asyncio.run(run()) == [[0, 1], [1], ["measuring"], [2], []]
+
+
+def test_host_is_released_by_who_gives_up_waiting_for_it() -> None:
+    async def run() -> list[str]:
+        lock, events = HostLock(), list[str]()
+
+        async def hold(name: str, exclusive: bool, leave: asyncio.Event) -> None:
+            async with lock.hold(exclusive):
+                events.append(name)
+                await leave.wait()
+
+        first_leaves, leave = asyncio.Event(), asyncio.Event()
+        leave.set()
+        first = asyncio.create_task(hold("first", True, first_leaves))
+        await asyncio.sleep(0)
+        gives_up = asyncio.create_task(hold("gives up", True, leave))
+        others = [asyncio.create_task(hold(name, False, leave)) for name in ("second", "third")]
+        await asyncio.sleep(0)
+        gives_up.cancel()
+        await asyncio.sleep(0)
+        first_leaves.set()
+        await asyncio.gather(first, *others)
+        return events
+
+    assert asyncio.run(run()) == ["first", "second", "third"]
+
+
+def test_all_workers_close_though_ctrl_c_comes_meanwhile() -> None:
+    closed: list[int] = []
+
+    def close(index: int) -> None:
+        closed.append(index)
+        if len(closed) == 1:
+            raise KeyboardInterrupt
+
+    roles = ("first", TRAINING, TRAINING)
+    engine = WaitingEngine([WaitingWorker(role, partial(close, index)) for index, role in enumerate(roles)])
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    assert closed == [2, 1, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import subprocess
 import sys
@@ -13,16 +14,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.struck_search import TINY
-from search.engine.base import Device, Engine
+from search.engine.base import TRAINING, TargetSource
 from search.engine.ray import RayEngine
-from search.engine.work import TRAINING, Measure, Train
+from search.engine.workers import WorkerEngine
 from search.study.storage import open_study
 from search.study.trial import finished_trials
 from tests.contracts.engine import *  # noqa: F403
-from tests.contracts.engine import submit
-from tests.contracts.odd_workers import CALIBRATION, OddEvaluator, OddTarget, stretches, wide
-from tests.support.commands import ROOT, start
+from tests.contracts.engine import measure, runner, together, train
+from tests.contracts.odd_workers import OddEvaluator, OddTarget, stretches
+from tests.support.commands import ROOT, TINY, Command
+
+__all__ = ["runner"]  # a fixture
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,9 +45,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def made(folder: Path, address: str | None, **changed: Any) -> RayEngine:
-    devices = {name: Device(partial(OddTarget, str(folder), name)) for name in ("first", "second")}
-    return RayEngine(devices, partial(OddEvaluator, str(folder)), address=address, **{**SETTINGS, **changed})
+def make(folder: Path, address: str | None, **changed: Any) -> RayEngine:
+    targets = {name: TargetSource(partial(OddTarget, str(folder), name)) for name in ("first", "second")}
+    return RayEngine(targets, partial(OddEvaluator, str(folder)), address=address, **{**SETTINGS, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def _token() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes on this machine: the head trains, the other one has the devices alone."""
+    """Two nodes on this machine: the head trains, the other one only measures."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
@@ -75,9 +77,9 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module", params=["one machine", "two nodes"])
-def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[WorkerEngine]:
     address = None if request.param == "one machine" else request.getfixturevalue("cluster").address
-    engine = made(folder, address)
+    engine = make(folder, address)
     yield engine
     engine.close()
 
@@ -88,26 +90,26 @@ def num_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def test_devices_are_measured_on_their_node(engine: Engine) -> None:
-    for place in ("first", "second", TRAINING):
-        engine.fingerprint(place)
-    sites = {lane.place: lane.sites[0] for lane in engine._lanes}
-    assert sites["first"] == sites["second"]
-    assert (sites["first"] == sites[TRAINING]) == (num_nodes() == 1)
+def test_targets_are_measured_on_their_node(engine: WorkerEngine, runner: asyncio.Runner) -> None:
+    for role in ("first", "second", TRAINING):
+        runner.run(engine.fingerprint(role))
+    hosts = {worker.role: worker.hosts[0] for worker in engine.workers}
+    assert hosts["first"] == hosts["second"]
+    assert (hosts["first"] == hosts[TRAINING]) == (num_nodes() == 1)
 
 
-def test_node_that_only_measures_does_so_beside_training(engine: Engine, folder: Path) -> None:
-    submit(engine, Train(wide(8), 0), Measure("first", wide(8), CALIBRATION))
-    known = set(stretches(folder))
-    submit(engine, Train(wide(40), 0), Measure("first", wide(40), CALIBRATION))
-    one, other = (one for one in stretches(folder) if one not in known)
+def test_node_that_only_measures_does_so_beside_training(engine: WorkerEngine, runner: asyncio.Runner, folder: Path) -> None:
+    runner.run(together(train(engine, 8), measure(engine, 8)))
+    before = set(stretches(folder))
+    runner.run(together(train(engine, 40), measure(engine, 40)))
+    one, other = (stretch for stretch in stretches(folder) if stretch not in before)
     assert one.overlaps(other) == (num_nodes() == 2)
 
 
 def test_cluster_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     arguments = ["+search=cpu_latency", *TINY, "engine=ray", "accuracy.num_threads=1", "engine.address=127.0.0.1:1"]
-    search = start(tmp_path, "search.run", *arguments)
-    output, _ = search.communicate(timeout=280)
+    with Command(tmp_path, "search.run", *arguments) as search:
+        output = search.wait()
     assert search.returncode == 2, output
     assert "error: engine.address=127.0.0.1:1 is not reached" in output.splitlines()[-1]
 
@@ -119,7 +121,7 @@ import psutil, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from tests.search.engine.test_ray import made
-engine = made(Path({str(tmp_path)!r}), None)
+engine = make(Path({str(tmp_path)!r}), None)
 own = [psutil.Process(), *psutil.Process().children(recursive=True)]
 connections = [one for each in own for one in each.net_connections("inet")]
 listening = [one.laddr.ip.removeprefix("::ffff:") for one in connections if one.status == "LISTEN"]
@@ -132,17 +134,15 @@ print("listening on", sorted(set(listening)))
 
 def test_search_with_ray_finds_what_a_local_one_does(tmp_path: Path) -> None:
     """One training at a time: results come in the same order. The first trials do not depend on measured latencies."""
-    found = []
+    results = []
     for name, arguments in {"local": [], "ray": ["engine=ray", "engine.num_parallel=1"]}.items():
-        search = start(
-            tmp_path, "search.run", "+search=cpu_latency", f"study.name={name}", "study.n_trials=6", "accuracy=scratch",
-            "accuracy.num_threads=1", *TINY, *arguments,
-        )  # fmt: skip
-        output, _ = search.communicate(timeout=280)
+        common = ["+search=cpu_latency", f"study.name={name}", "study.n_trials=6", "accuracy=scratch", *TINY]
+        with Command(tmp_path, "search.run", *common, "accuracy.num_threads=1", *arguments) as search:
+            output = search.wait()
         assert search.returncode == 0, output
         trials = finished_trials(open_study(name, f"sqlite:///{tmp_path}/outputs/{name}/study.db", create=False))
-        found.append(
-            [(one.number, one.architecture.key, one.outcome.accuracy and one.outcome.accuracy.accuracy) for one in trials]
+        results.append(
+            [(trial.number, trial.architecture.key, trial.result.accuracy and trial.accuracy) for trial in trials]
         )
-    assert found[0] == found[1]
-    assert len(found[0]) == 6
+    assert results[0] == results[1]
+    assert len(results[0]) == 6

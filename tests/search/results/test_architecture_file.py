@@ -148,7 +148,9 @@ def test_file_of_format_1_is_a_backbone(tmp_path: Path, monkeypatch: pytest.Monk
     detect()
 
 
-@pytest.mark.parametrize("facts", [{}, {"targets": {}}, {"targets": 3}, {"targets": {"first": {"device": {"input_size": 3}}}}])
+@pytest.mark.parametrize(
+    "facts", [{}, {"targets": {}}, {"targets": 3}, {"targets": {"first": {"device": {"input_size": 3}}}}]
+)
 def test_input_that_a_file_does_not_have_is_imagenets(facts: dict[str, object]) -> None:
     assert network_input(facts) == (3, 224, 1000)
 

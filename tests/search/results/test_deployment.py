@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.struck_search import TINY
 from models.architecture import Architecture
 from models.litv2 import build
 from search.results import architecture_file
 from search.results.deployment import BATCHES, FORMATS, PARITY, network_with
-from tests.support.commands import call
+from tests.support.commands import TINY, call
 
 EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
 DEPLOY = [*EXPORT, "pick=knee", "format=[yaml,safetensors,torch_export,onnx]"]

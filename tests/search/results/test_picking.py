@@ -68,7 +68,9 @@ def test_front_of_one_has_a_knee() -> None:
 def test_comparison_takes_the_pattern_of_the_nearest_width() -> None:
     patterns = [
         finished(number, 0.8, 4.0 * width / 8, SPACE.architecture(parameters), origin)
-        for number, ((origin, parameters), width) in enumerate(zip(SPACE.baselines().items(), (8, 16), strict=False), start=10)
+        for number, ((origin, parameters), width) in enumerate(
+            zip(SPACE.baselines().items(), (8, 16), strict=False), start=10
+        )
     ]
     member = finished(0, 0.85, 2.0, SPACE.largest())
     assert member.architecture.embed_dim == 16

@@ -94,7 +94,7 @@ def test_several_targets_are_named(tmp_path: Path) -> None:
     assert "| trial | accuracy | first, ms [95 %] | phone, ms [95 %] | tablet, ms [95 %] | on the front |" in text
     assert "| network of the front | pattern | times as fast on first [95 %] | times as fast on phone [95 %] |" in text
     assert "| network on phone | stem and head |" in text
-    assert "| dimension | of accuracy's variance | accuracy, lowest to highest | of the variance of latency on first |" in text
+    assert "| of the variance of latency on first | latency on first | of the variance of latency on phone |" in text
     captions = [caption for section in parts for caption in section.figures]
     for name in ("first", "phone"):
         assert f"Accuracy over latency on {name}: standard errors, 95 % intervals" in captions

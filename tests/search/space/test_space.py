@@ -1,4 +1,4 @@
-"""Search spaces: what they propose, what they refuse, and the networks they know."""
+"""Search spaces: what they propose, what they refuse, and their baselines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from models.architecture import Architecture
 from search import UserError
-from search.space.space import PATTERN, Space
+from search.space.space import PATTERN, Space, distinct_stages
 
 STAGES: list[dict[str, Any]] = [
     {"depth": [1, 2], "window_size": [0, 2, 4], "alpha": [0.0, 0.5, 1.0], "num_heads": 2},
@@ -34,7 +34,7 @@ def test_proposals_stay_in_the_space() -> None:
     space = make()
     for _, architecture in ask(space, 200):
         assert architecture.embed_dim in (8, 16)
-        assert all(spec in choices.distinct() for spec, choices in zip(architecture.stages, space.stages, strict=True))
+        assert all(spec in distinct_stages(choices) for spec, choices in zip(architecture.stages, space.stages, strict=True))
 
 
 def test_parameters_give_back_their_architecture() -> None:
@@ -61,34 +61,39 @@ def test_number_of_architectures_counts_keys() -> None:
     assert space.num_architectures() == len(keys) == 2 * (2 * 5) * 2
 
 
-def test_known_networks_follow_the_litv2_pattern_at_every_width() -> None:
+def test_baselines_follow_the_litv2_pattern_at_every_width() -> None:
     space = make()
-    known = [space.architecture(parameters) for origin, parameters in space.known().items() if origin.startswith(PATTERN)]
-    assert [architecture.embed_dim for architecture in known] == [8, 16]
-    for architecture in known:
+    patterns = [
+        space.architecture(parameters) for origin, parameters in space.baselines().items() if origin.startswith(PATTERN)
+    ]
+    assert [architecture.embed_dim for architecture in patterns] == [8, 16]
+    for architecture in patterns:
         assert [s.window_size for s in architecture.stages] == [0, 0, 2, 1]
         assert [s.depth for s in architecture.stages] == [2, 2, 6, 1]
-    assert space.anchor() in known
+    assert space.anchor() in patterns
 
 
-def test_ends_of_a_space_are_known() -> None:
+def test_extremes_of_a_space_are_baselines() -> None:
     space = make()
-    least, most = (space.architecture(space.known()[name]) for name in ("smallest", "largest"))
+    least, most = (space.architecture(space.baselines()[name]) for name in ("smallest", "largest"))
     assert most == space.largest()
     assert least.embed_dim == 8
     assert [s.depth for s in least.stages] == [1, 1, 2, 1]
     assert [s.window_size for s in least.stages] == [0, 0, 0, 1]  # none where the space allows
 
 
-def test_network_that_is_known_twice_is_tried_once() -> None:
+def test_a_network_that_is_a_baseline_twice_is_tried_once() -> None:
     fixed = {"depth": 1, "window_size": 0, "alpha": 0.0, "num_heads": 1}
-    assert list(make([{**fixed, "depth": [1, 2]}, *[fixed] * 3], embed_dim=8).known()) == [f"{PATTERN}, width 8", "smallest"]
+    assert list(make([{**fixed, "depth": [1, 2]}, *[fixed] * 3], embed_dim=8).baselines()) == [
+        f"{PATTERN}, width 8",
+        "smallest",
+    ]
 
 
-def test_known_parameters_can_be_enqueued() -> None:
+def test_parameters_of_baselines_can_be_enqueued() -> None:
     space = make()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for parameters in space.known().values():
+    for parameters in space.baselines().values():
         study.enqueue_trial(dict(parameters))
         trial = study.ask()
         assert space.suggest(trial) == space.architecture(parameters)
@@ -101,9 +106,9 @@ def test_sample_is_a_network_of_the_space_and_repeats() -> None:
     assert drawn == [space.sample([0, number]) for number in range(50)]
     assert len({architecture.key for architecture in drawn}) > 40
     for architecture in drawn:
-        assert architecture.embed_dim in space.embed_dim
+        assert architecture.embed_dim in space.network["embed_dim"]
         for stage, choices in zip(architecture.stages, space.stages, strict=True):
-            assert stage in choices.distinct()
+            assert stage in distinct_stages(choices)
 
 
 @pytest.mark.parametrize("size", ["largest", "smallest"])
@@ -111,10 +116,10 @@ def test_sized_sample_draws_only_its_attention(size: Literal["largest", "smalles
     space = make()
     drawn = [space.sample([0, number], size) for number in range(50)]
     pick = max if size == "largest" else min
-    assert {architecture.embed_dim for architecture in drawn} == {pick(space.embed_dim)}
+    assert {architecture.embed_dim for architecture in drawn} == {pick(space.network["embed_dim"])}
     for index, choices in enumerate(space.stages):
-        assert {architecture.stages[index].depth for architecture in drawn} == {pick(choices.depth)}
-        assert {architecture.stages[index].window_size for architecture in drawn} == set(choices.window_size)
+        assert {architecture.stages[index].depth for architecture in drawn} == {pick(choices["depth"])}
+        assert {architecture.stages[index].window_size for architecture in drawn} == set(choices["window_size"])
 
 
 def test_heads_of_a_stage_without_attention_are_no_dimension() -> None:
@@ -161,6 +166,7 @@ def test_largest_is_in_the_space() -> None:
         (0, {"num_heads": 3}, "stage 1: dim=8 is not divisible by num_heads=3"),
         (0, {"alpha": ["half"]}, "'half' is not a number"),
         (0, {"window": [1]}, "unknown window"),
+        (0, {"alpha": True}, "True is not a number"),
     ],
 )
 def test_impossible_spaces_name_the_value(index: int, change: dict[str, Any], message: str) -> None:

@@ -1,8 +1,8 @@
 """The coordinator: exact counts, nothing trained twice, nothing lost, refusals, failures.
 
 Measuring and training are the slow parts, so these tests give the coordinator an engine that knows the answers at once;
-everything else, storage included, is the real thing. The real engine is tested in test_local_engine.py, the whole in
-test_run.py.
+everything else, storage included, is the real thing. The real engine is tested in engine/test_local.py, the whole in
+commands/test_run.py.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from models.architecture import Architecture
 from search import SearchStopped, UserError
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel, Prediction
-from search.results.view import LiveView, LogView, latency_text
-from search.study.evaluate import Objective
-from search.study.storage import locked, open_study, public_url, remember
-from search.study.trial import INTERRUPTED, count_skipped, finished_trials, front
-from tests.support.known_engine import SPACE, KnownEngine, coordinator, run, sampler
+from search.results.tables import latency_text
+from search.results.view import LiveView, LogView
+from search.study.evaluate import Rules
+from search.study.front import front
+from search.study.locks import folder_lock
+from search.study.storage import open_study, public_url, remember
+from search.study.targets import FIRST
+from search.study.trial import INTERRUPTED, count_skipped, finished_trials
+from tests.support.known_engine import SPACE, KnownEngine, coordinator, fill, known_targets, run, sampler
 
 
 @pytest.fixture
@@ -41,9 +45,9 @@ def test_exactly_as_many_as_asked_for(storage: str) -> None:
     assert len(run(storage, 20)) == 20
 
 
-def test_known_networks_come_first(storage: str) -> None:
+def test_baselines_come_first(storage: str) -> None:
     trials = run(storage, 7)
-    assert [t.origin for t in trials[:4]] == list(SPACE.known())
+    assert [t.origin for t in trials[:4]] == list(SPACE.baselines())
     assert {t.origin for t in trials[4:]} == {"sampled"}
 
 
@@ -52,21 +56,21 @@ def test_nothing_is_trained_twice_and_a_repeat_refines_its_latency(storage: str)
     trials = run(storage, 100, engine)
     assert len(engine.trained) == len(set(engine.trained)) < 100
     assert len(engine.measured) == 100
-    repeated = [t for t in trials if t.outcome.reused_accuracy]
+    repeated = [t for t in trials if t.result.reused_accuracy]
     assert len(repeated) == 100 - len(engine.trained)
-    assert all(t.outcome.latency.repetitions >= 40 for t in repeated)
-    last = {t.architecture.key: t.outcome.latency.repetitions for t in trials}
+    assert all(t.result.latencies[FIRST].repetitions >= 40 for t in repeated)
+    last = {t.architecture.key: t.result.latencies[FIRST].repetitions for t in trials}
     assert all(last[key] == 20 * engine.measured.count(key) for key in last)
 
 
 def test_over_budget_is_infeasible_untrained_and_not_in_the_front(storage: str) -> None:
     engine = KnownEngine()
-    trials = run(storage, 40, engine, budget_ms=2.0)
-    over = [t for t in trials if not t.outcome.feasible]
+    trials = run(storage, 40, engine, limit_ms=2.0)
+    over = [t for t in trials if not t.result.feasible]
     assert over
-    assert all(t.outcome.latency.latency_ms > 2.0 and t.outcome.accuracy is None for t in over)
+    assert all(t.result.latencies[FIRST].latency_ms > 2.0 and t.result.accuracy is None for t in over)
     assert not {t.architecture.key for t in over} & set(engine.trained)
-    assert all(t.outcome.latency.latency_ms <= 2.0 for t in front(trials))
+    assert all(t.result.latencies[FIRST].latency_ms <= 2.0 for t in front(trials))
     study = open_study("test", storage, create=False)
     for trial in study.trials:
         value = trial.system_attrs["constraints"][0]
@@ -100,7 +104,7 @@ def test_interrupted_trial_does_not_count_and_the_rest_is_the_same(tmp_path: Pat
         nonlocal calls
         calls += 1
         if calls in (1, 4, 9, 14):
-            raise KeyboardInterrupt if calls % 2 else SystemExit(1)
+            raise KeyboardInterrupt
 
     engine, url = KnownEngine(interrupt_once_each), f"sqlite:///{tmp_path / 'a.db'}"
     for _ in range(4):
@@ -145,7 +149,7 @@ def test_several_failures_in_a_row_stop_the_search(storage: str) -> None:
 
 def test_time_limit_stops_between_trials(storage: str) -> None:
     study = open_study("test", storage, create=True)
-    assert not coordinator(study, KnownEngine(), clock=partial(next, itertools.count())).run(1000, timeout_minutes=1)
+    assert not fill(coordinator(study, KnownEngine(), clock=partial(next, itertools.count())), 1000, timeout_minutes=1)
     assert 0 < len(finished_trials(study)) < 1000
 
 
@@ -156,8 +160,8 @@ def test_terminal_shows_a_search_with_skips_and_failures(storage: str) -> None:
 
     out = io.StringIO()
     with LiveView(Console(file=out, force_terminal=True, width=160, height=50), 40, []) as view:
-        run(storage, 40, KnownEngine(fail), budget_ms=2.2, view=view, max_consecutive_failures=100)
-    assert not view.underway
+        run(storage, 40, KnownEngine(fail), limit_ms=2.2, view=view, max_consecutive_failures=100)
+    assert not view.running
     study = open_study("test", storage, create=False)
     assert count_skipped(study) > 0
     assert any(trial.state == TrialState.FAIL for trial in study.trials)
@@ -171,7 +175,7 @@ def test_raw_samples_and_progress_are_handed_on(storage: str) -> None:
     run(
         storage,
         60,
-        save_samples=lambda number, outcome: saved.__setitem__(number, outcome.latency),
+        save_samples=lambda number, result: saved.__setitem__(number, result.latencies[FIRST]),
         publish=lambda trials: published.append(len(trials)),
     )
     assert sorted(saved) == list(range(60))
@@ -183,21 +187,21 @@ def test_raw_samples_and_progress_are_handed_on(storage: str) -> None:
 def test_networks_that_surely_break_the_budget_are_spared(storage: str) -> None:
     study = open_study("test", storage, create=True)
     engine = KnownEngine()
-    budget_ms = 2.2
-    judge = coordinator(study, engine, budget_ms)
-    judge.run(40, None)
+    limit_ms = 2.2
+    started = coordinator(study, engine, known_targets(engine, limit_ms))
+    fill(started, 40)
     assert len(finished_trials(study)) == 40
     skipped = [trial for trial in study.trials if "skipped_at_ms" in trial.user_attrs]
     assert len(skipped) == count_skipped(study) > 5
     for trial in skipped:
         architecture = Architecture.from_dict(trial.user_attrs["architecture"])
         truth = KnownEngine().latency(architecture).latency_ms
-        assert truth > budget_ms
+        assert truth > limit_ms
         assert trial.state == TrialState.PRUNED
         assert trial.system_attrs["constraints"][0] > 0
         assert "99% sure" in trial.user_attrs["status"]
-        assert "latency" not in trial.user_attrs  # a prediction never stands for one
-    assert judge.models["first"].median_error is not None
+        assert "latencies" not in trial.user_attrs  # a prediction never stands for one
+    assert started.models[FIRST].median_error is not None
     assert any(trial.predicted_ms for trial in finished_trials(study))
 
 
@@ -208,10 +212,10 @@ def test_without_a_budget_nothing_is_spared(storage: str) -> None:
 
 def test_measured_network_is_never_spared(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = KnownEngine()
-    run(storage, 40, engine, budget_ms=100.0)
+    run(storage, 40, engine, limit_ms=100.0)
     monkeypatch.setattr(Prediction, "above", lambda *args: True)
     study = open_study("test", storage, create=True)
-    coordinator(study, engine, 100.0).run(45, None)
+    fill(coordinator(study, engine, known_targets(engine, 100.0)), 45)
     skipped = [trial for trial in study.trials if "skipped_at_ms" in trial.user_attrs]
     keys = [Architecture.from_dict(trial.user_attrs["architecture"]).key for trial in skipped]
     assert len(keys) > 0
@@ -232,16 +236,16 @@ def test_resumed_search_spares_no_more_in_a_row(storage: str, tmp_path: Path, mo
 
     other = f"sqlite:///{tmp_path / 'other.db'}"
     with pytest.raises(KeyboardInterrupt):
-        run(storage, 10, budget_ms=100.0, view=StopsOnSkip())
+        run(storage, 10, limit_ms=100.0, view=StopsOnSkip())
     for url in (storage, other):
-        run(url, 10, budget_ms=100.0)
+        run(url, 10, limit_ms=100.0)
     states = [[t.state for t in open_study("test", url, create=False).trials] for url in (storage, other)]
     assert states[0] == states[1]
 
 
 def test_resumed_search_knows_what_its_blocks_cost(storage: str) -> None:
-    run(storage, 20, models={"first": (first := BlockModel(32))})
-    run(storage, 21, models={"first": (second := BlockModel(32))})
+    run(storage, 20, models={FIRST: (first := BlockModel(32))})
+    run(storage, 21, models={FIRST: (second := BlockModel(32))})
     assert second.errors[: len(first.errors)] == pytest.approx(first.errors)
 
 
@@ -249,49 +253,47 @@ def test_wrong_model_cannot_rule_out_everything(storage: str, monkeypatch: pytes
     monkeypatch.setattr(Prediction, "above", lambda *args: True)
     study = open_study("test", storage, create=True)
     monkeypatch.setattr("search.study.coordinator.MAX_SKIPS", 3)
-    coordinator(study, KnownEngine(), 100.0).run(12, None)
+    fill(coordinator(study, KnownEngine(), known_targets(KnownEngine(), 100.0)), 12)
     assert len(finished_trials(study)) == 12
     assert count_skipped(study) == 12  # three before each of the four that come after the first eight networks
 
 
-def quick(engine: KnownEngine, budget_ms: float | None = None) -> Objective:
-    """Whose evaluator takes no longer than a measurement."""
-    return Objective(engine.known_devices(budget_ms), seed=0, accuracy_first=True)
+SCORES_FIRST = Rules(seed=0, scores_before_measuring=True)  # the evaluator takes no longer than a measurement
 
 
 def test_surely_dominated_networks_are_not_measured(storage: str) -> None:
     engine = KnownEngine()
-    trials = run(storage, 60, engine, objective=quick(engine))
-    predicted = [trial for trial in trials if not trial.outcome.latency.measured]
+    trials = run(storage, 60, engine, rules=SCORES_FIRST)
+    predicted = [trial for trial in trials if not trial.result.measured]
     assert len(predicted) > 10
     assert len(trials) == 60
     assert len(engine.measured) == 60 - len(predicted)
     for trial in predicted:
         truth = KnownEngine().latency(trial.architecture).latency_ms
-        assert trial.outcome.accuracy is not None
-        faster = [t for t in trials if t.outcome.latency.measured and t.outcome.latency.latency_ms < truth]
-        assert any(t.outcome.accuracy and t.outcome.accuracy.accuracy >= trial.outcome.accuracy.accuracy for t in faster)
+        assert trial.result.accuracy is not None
+        faster = [t for t in trials if t.result.measured and t.result.latencies[FIRST].latency_ms < truth]
+        assert any(t.result.accuracy and t.result.accuracy.accuracy >= trial.result.accuracy.accuracy for t in faster)
     assert not {trial.number for trial in predicted} & {trial.number for trial in front(trials)}
-    assert latency_text(predicted[0].outcome.latency).startswith("~")
+    assert latency_text(predicted[0].result.latencies[FIRST]).startswith("~")
 
 
 def test_what_is_not_measured_changes_no_front(storage: str, tmp_path: Path) -> None:
     engine = KnownEngine()
-    spared = run(storage, 60, engine, objective=quick(engine))
+    spared = run(storage, 60, engine, rules=SCORES_FIRST)
     measured = run(f"sqlite:///{tmp_path / 'other.db'}", 60)
     assert [t.architecture.key for t in front(spared)] == [t.architecture.key for t in front(measured)]
 
 
 def test_network_that_comes_up_again_is_measured(storage: str) -> None:
     engine = KnownEngine()
-    trials = run(storage, 40, engine, objective=quick(engine))
-    predicted = next(trial for trial in trials if not trial.outcome.latency.measured)
+    trials = run(storage, 40, engine, rules=SCORES_FIRST)
+    predicted = next(trial for trial in trials if not trial.result.measured)
     study = open_study("test", storage, create=False)
     study.enqueue_trial(study.trials[predicted.number].params)
-    again = run(storage, 41, engine, objective=quick(engine))[-1]
+    again = run(storage, 41, engine, rules=SCORES_FIRST)[-1]
     assert again.architecture == predicted.architecture
-    assert again.outcome.latency.repetitions == 20  # a prediction is no measurement to refine
-    assert again.outcome.accuracy == predicted.outcome.accuracy
+    assert again.result.latencies[FIRST].repetitions == 20  # a prediction is no measurement to refine
+    assert again.result.accuracy == predicted.result.accuracy
     assert engine.trained.count(predicted.architecture.key) == 1
 
 
@@ -300,20 +302,20 @@ def test_wrong_model_cannot_keep_everything_unmeasured(storage: str, monkeypatch
     monkeypatch.setattr("search.study.coordinator.MAX_SKIPS", 3)
     engine = KnownEngine()
     for n_trials in (30, 40):  # and a resumed search goes on counting
-        trials = run(storage, n_trials, engine, objective=quick(engine))
-    rows = "".join("m" if trial.outcome.latency.measured else "." for trial in trials)
+        trials = run(storage, n_trials, engine, rules=SCORES_FIRST)
+    rows = "".join("m" if trial.result.measured else "." for trial in trials)
     assert "...m" in rows
     assert "...." not in rows
 
 
 def test_trial_attributes_read_back(storage: str) -> None:
     for trial in run(storage, 10):
-        assert trial.outcome.accuracy is not None
-        assert math.isfinite(trial.outcome.latency.latency_ms)
+        assert trial.result.accuracy is not None
+        assert math.isfinite(trial.result.latencies[FIRST].latency_ms)
         assert (trial.num_params, trial.num_macs) == (1000, 2000)
     study = open_study("test", storage, create=False)
     stored = study.trials[0]
-    assert stored.values == [stored.user_attrs["accuracy"]["accuracy"], stored.user_attrs["latency"]["latency_ms"]]
+    assert stored.values == [stored.user_attrs["accuracy"]["accuracy"], stored.user_attrs["latencies"][FIRST]["latency_ms"]]
 
 
 def test_changed_setting_is_refused_by_name(storage: str) -> None:
@@ -362,18 +364,22 @@ def test_password_is_not_shown() -> None:
 
 
 def test_second_coordinator_is_refused(tmp_path: Path) -> None:
-    with locked(tmp_path / "a"), pytest.raises(UserError, match="in use by another search"), locked(tmp_path / "a"):
+    with (
+        folder_lock(tmp_path / "a"),
+        pytest.raises(UserError, match="in use by another search"),
+        folder_lock(tmp_path / "a"),
+    ):
         pass
-    with locked(tmp_path / "a"):
+    with folder_lock(tmp_path / "a"):
         pass
 
 
 def test_folder_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(UserError, match="/proc/nowhere cannot be written"), locked(Path("/proc/nowhere")):
+    with pytest.raises(UserError, match="/proc/nowhere cannot be written"), folder_lock(Path("/proc/nowhere")):
         pass
 
 
-def test_objective_runs_in_order(storage: str) -> None:
+def test_measures_before_training(storage: str) -> None:
     order: list[str] = []
     run(storage, 1, KnownEngine(lambda part, architecture: order.append(part)))
     assert order == ["measure", "train"]

@@ -9,7 +9,7 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study.sole_writer import SoleWriter
+from search.study.storage import SoleWriter
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Where studies are kept: held by one search, waited for while a database is away. PostgreSQL is the real one."""
+"""Where studies are stored: locked for one search, waited for while a database is away. PostgreSQL is the real one."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
 
-from benchmarks.postgresql import PostgreSql, programs
-from benchmarks.struck_search import TINY
+from tests.support.postgresql import PostgreSql, programs
 from search import SearchStopped, UserError
-from search.study.storage import AdvisoryHold, Patience, Unheld, held, is_away, open_study, public_url
+from search.study.locks import NullLock, PostgresqlLock, RetryPolicy, study_lock
+from search.study.storage import is_away, open_study, public_url
 from search.study.trial import finished_trials
-from tests.support.commands import start
-from tests.support.known_engine import KnownEngine, coordinator, run
+from tests.support.commands import TINY, Command
+from tests.support.known_engine import KnownEngine, coordinator, fill, run
 
 # Optuna leaves the connections of its pool to the garbage collector, which psycopg warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
-def _collected_here() -> Iterator[None]:
+def _collect_garbage() -> Iterator[None]:
     yield
-    gc.collect()  # or another module's test hears of it
+    gc.collect()  # or a test of another module gets the warnings
 
 
 AWAY = OperationalError("select 1", {}, Exception("server closed the connection"))
@@ -51,22 +51,22 @@ class Answers:
 
 
 def test_database_that_comes_back_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert Patience(10.0, Unheld())(Answers(3)) == "here"
+    assert RetryPolicy(10.0, NullLock())(Answers(3)) == "here"
     assert [record.message for record in caplog.records] == [
         "the database does not answer (Exception: server closed the connection); trying for up to 10 s"
     ]
 
 
-def test_patience_ends() -> None:
+def test_retrying_ends() -> None:
     with pytest.raises(OperationalError):
-        Patience(0.5, Unheld())(Answers(100))
+        RetryPolicy(0.5, NullLock())(Answers(100))
 
 
-def test_what_waiting_does_not_mend_is_not_waited_for() -> None:
+def test_what_waiting_does_not_fix_is_not_waited_for() -> None:
     refused = ProgrammingError("select", {}, Exception("no such table"))
     answers = Answers(1, refused)
     with pytest.raises(ProgrammingError):
-        Patience(60.0, Unheld())(answers)
+        RetryPolicy(60.0, NullLock())(answers)
     assert not is_away(refused)
 
 
@@ -75,20 +75,24 @@ def test_what_optuna_makes_of_a_lost_connection_is_waited_for(caplog: pytest.Log
     hidden = StorageInternalError("An exception is raised during the commit.")
     hidden.__cause__ = PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
     hidden.__cause__.__context__ = AWAY
-    assert Patience(10.0, Unheld())(Answers(1, hidden)) == "here"
+    assert RetryPolicy(10.0, NullLock())(Answers(1, hidden)) == "here"
     assert "server closed the connection" in caplog.text
 
 
-def test_file_is_held_by_one_search(tmp_path: Path) -> None:
+def test_file_is_locked_for_one_search(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    with held("one", url), pytest.raises(UserError, match="study one in .* is in use by another search"), held("one", url):
+    with (
+        study_lock("one", url),
+        pytest.raises(UserError, match="study one in .* is in use by another search"),
+        study_lock("one", url),
+    ):
         pass
-    with held("one", url):
+    with study_lock("one", url):
         pass
 
 
 def test_study_in_memory_is_refused() -> None:
-    with pytest.raises(UserError, match="would be lost"), held("one", "sqlite://"):
+    with pytest.raises(UserError, match="would be lost"), study_lock("one", "sqlite://"):
         pass
 
 
@@ -101,8 +105,8 @@ def test_secrets_of_an_address_are_not_shown() -> None:
 
 def test_address_that_cannot_be_read_is_not_repeated() -> None:
     with (
-        pytest.raises(UserError, match="that is no database URL") as caught,
-        held("one", "postgresql://me:sec:ret@db:word/x"),
+        pytest.raises(UserError, match="this is not a database URL") as caught,
+        study_lock("one", "postgresql://me:sec:ret@db:word/x"),
     ):
         pass
     assert "ret" not in str(caught.value)
@@ -130,41 +134,41 @@ def test_study_in_postgresql_goes_on_as_in_a_file(server: PostgreSql, tmp_path: 
     assert keys(server.url) == keys(f"sqlite:///{tmp_path / 'study.db'}")
 
 
-def test_study_in_postgresql_is_held_by_one_search(server: PostgreSql) -> None:
+def test_study_in_postgresql_is_locked_for_one_search(server: PostgreSql) -> None:
     refused = pytest.raises(UserError, match=r"study mine in postgresql://\*\*\*@.* is in use")
-    with held("mine", server.url), held("another", server.url), refused, held("mine", server.url):
+    with study_lock("mine", server.url), study_lock("another", server.url), refused, study_lock("mine", server.url):
         pass
-    with held("mine", server.url):
+    with study_lock("mine", server.url):
         pass
 
 
-def test_hold_is_taken_again_after_a_restart(server: PostgreSql) -> None:
-    with held("mine", server.url) as hold:
+def test_lock_is_taken_again_after_a_restart(server: PostgreSql) -> None:
+    with study_lock("mine", server.url) as lock:
         server.stop()
         server.start()
-        hold.renew()
-        with pytest.raises(UserError, match="is in use"), held("mine", server.url):
+        lock.renew()
+        with pytest.raises(UserError, match="is in use"), study_lock("mine", server.url):
             pass
 
 
 def test_own_connection_that_the_server_still_believes_in_is_ended(server: PostgreSql) -> None:
     """As after a cut that the server has not noticed: it holds the study for a connection that nobody has any more."""
-    with held("mine", server.url) as hold:
-        assert isinstance(hold, AdvisoryHold)
-        lost = hold.connection
-        hold.connection = None
-        hold.renew()
-        assert hold.connection is not None
+    with study_lock("mine", server.url) as lock:
+        assert isinstance(lock, PostgresqlLock)
+        lost = lock.connection
+        lock.connection = None
+        lock.renew()
+        assert lock.connection is not None
         assert lost is not None
         lost.invalidate()
         lost.close()
 
 
 def test_study_that_another_search_took_meanwhile_is_left_to_it(server: PostgreSql) -> None:
-    with held("mine", server.url) as hold:
+    with study_lock("mine", server.url) as lock:
         server.cut_connections()
-        with held("mine", server.url), pytest.raises(SearchStopped, match="another search has taken over study mine"):
-            hold.renew()
+        with study_lock("mine", server.url), pytest.raises(SearchStopped, match="another search has taken over study mine"):
+            lock.renew()
 
 
 @pytest.mark.parametrize("fault", ["restart", "cut"])
@@ -186,10 +190,10 @@ def test_search_survives_its_database(server: PostgreSql, fault: str) -> None:
                 server.cut_connections()
 
     striking = threading.Thread(target=strike)
-    with held(name, server.url) as hold:
+    with study_lock(name, server.url) as lock:
         striking.start()
         try:
-            coordinator(study, engine, patiently=Patience(60.0, hold)).run(25, None)
+            fill(coordinator(study, engine, retry=RetryPolicy(60.0, lock)), 25)
         finally:
             ended.set()
             striking.join()
@@ -201,8 +205,8 @@ def test_search_survives_its_database(server: PostgreSql, fault: str) -> None:
 
 def test_search_keeps_the_password_to_itself(server: PostgreSql, tmp_path: Path) -> None:
     arguments = ["+search=cpu_latency", "study.name=secretive", "study.n_trials=2", "accuracy=scratch", *TINY]
-    search = start(tmp_path, "search.run", *arguments, "storage=postgresql", f"storage.url={server.url}")
-    output, _ = search.communicate(timeout=300)
+    with Command(tmp_path, "search.run", *arguments, "storage=postgresql", f"storage.url={server.url}") as search:
+        output = search.wait()
     assert search.returncode == 0, output
     assert "secret@" not in output
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -215,7 +219,7 @@ def test_search_keeps_the_password_to_itself(server: PostgreSql, tmp_path: Path)
 
 def test_database_that_is_not_there_is_one_clear_line() -> None:
     with pytest.raises(
-        UserError, match=r"postgresql://\*\*\*@127.0.0.1:1/x cannot be used .*see that the database runs"
+        UserError, match=r"postgresql://\*\*\*@127.0.0.1:1/x cannot be used .*check that the database runs"
     ) as caught:
         open_study("test", "postgresql://me:secret@127.0.0.1:1/x", create=True)
     assert "secret" not in str(caught.value)

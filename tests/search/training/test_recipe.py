@@ -15,14 +15,13 @@ from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.struck_search import TINY
 from models.architecture import Architecture
 from models.litv2 import LITv2, build
 from search.results import architecture_file
 from search.training.recipe import FullTraining, Recipe
 from search.training.task import TrainSettings, fit, warmup_cosine
 from tests.search.training.test_streamed import AUGMENTATION, streamed
-from tests.support.commands import call, start
+from tests.support.commands import TINY, call, start
 
 RECIPE = Recipe(AUGMENTATION, 0.2, 0.5, 0.9, 0.01, 0.01, "32-true", 1, 1, ["csv"])
 SETTINGS = TrainSettings(3, 16, 1e-3, 0.05, 0.1, 0.1, 1.0, 0.1, "cpu")

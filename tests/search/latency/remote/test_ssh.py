@@ -21,14 +21,13 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks.struck_search import TINY
 from search import UserError
 from search.latency.base import Calibration
 from search.latency.remote.runner import MARK
 from search.latency.remote.ssh import DeviceError, Link, LinkLost, SshTarget, bundle, number, numbers, text
 from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
-from tests.support.commands import start
+from tests.support.commands import TINY, start
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="there is no sshd here (apt-get install openssh-server)")

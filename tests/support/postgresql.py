@@ -1,6 +1,6 @@
-"""A PostgreSQL server of one's own, for as long as it is needed: for the tests and for benchmarks.faults.
+"""A PostgreSQL server for the tests and for `python -m benchmarks.faults`, for as long as it is needed.
 
-It needs the programs of Debian's package postgresql, and keeps to a folder and to loopback.
+It needs the programs of Debian's package postgresql, and uses one folder and loopback only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def programs() -> Path | None:
 
 
 class PostgreSql:
-    """A server with one database and one user, on a free port. url: for storage.url."""
+    """A server with one database and one user, on a free port; `url` is for storage.url."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
@@ -63,7 +63,7 @@ class PostgreSql:
         self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "-w", "stop")
 
     def cut_connections(self) -> None:
-        """All of them, also those that are in use."""
+        """Cut all connections, also those in use."""
         query = (
             "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname = 'studies'"
         )
