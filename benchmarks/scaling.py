@@ -42,7 +42,7 @@ from search.commands.run import sampler_of, save_samples
 from search.engine.base import Fingerprint
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel, features
-from search.results.board import Board
+from search.results.dashboard import DashboardPublisher
 from search.results.view import LogView
 from search.space import Space
 from search.study.coordinator import Coordinator, SearchProgress
@@ -266,16 +266,16 @@ def coordinator(study: optuna.Study, folder: Path, cfg: DictConfig, engine: Simu
     }  # fmt: skip
     targets = {FIRST: Target(calibration, device=device, reference_ms=LIMIT_MS)}
     save_targets(study, targets)
-    board = Board(study, folder)
+    dashboard = DashboardPublisher(study, folder)
     return Coordinator(
-        writer=StudyWriter(study, space, targets, sampler_of(cfg), 0, board.annotate, RetryPolicy(0.0, NullLock())),
+        writer=StudyWriter(study, space, targets, sampler_of(cfg), 0, dashboard.annotate, RetryPolicy(0.0, NullLock())),
         engine=engine,
         targets=targets,
         rules=Rules(seed=0),
         models={FIRST: BlockModel(IMG_SIZE)},
         cost=partial(cost, in_chans=1, num_classes=100, img_size=IMG_SIZE),
         save_samples=partial(save_samples, folder / "latency", targets),
-        publish=board.publish_front,
+        publish=dashboard.publish_front,
         view=view,
         max_consecutive_failures=5,
         clock=engine.clock,

@@ -22,11 +22,13 @@ from search.accuracy.base import SharedWeights
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.ranking import Effect, EvaluatedNetwork, SignalQuality, assess, summarise_effects
 from search.commands.cli import build, construct, plain, set_up_logging
-from search.commands.run import check_limits
+from search.commands.settings import check_study
 from search.commands.standalone import standalone_trainings
-from search.results.view import describe, make_console, progress_of
+from search.results.view import make_console, progress_of
+from search.space.dimensions import describe
 from search.space.space import Space
-from search.study.storage import locked, study_folder
+from search.study.locks import folder_lock
+from search.study.storage import study_folder
 from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
@@ -67,10 +69,10 @@ def main(cfg: DictConfig) -> None:
         KeyboardInterrupt: If the user stops the check; finished evaluations are kept.
     """
     folder = study_folder(cfg.study.name)
-    construct(check_limits, cfg=cfg)
+    construct(check_study, cfg=cfg)
     construct(check_settings, settings=cfg.check)
     space: Space = build(cfg.space)
-    with locked(folder):
+    with folder_lock(folder):
         console = make_console()
         set_up_logging(console, folder / "check.log")
         result = check(cfg, space, folder, console)

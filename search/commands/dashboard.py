@@ -1,13 +1,15 @@
-"""`python -m search.dashboard study.name=NAME`: look into a study with optuna-dashboard, its pictures and plots included."""
+"""`python -m search.dashboard study.name=NAME`: serve a study with optuna-dashboard, including our pictures and plots."""
 
 from __future__ import annotations
 
 import optuna
 from omegaconf import DictConfig
+from optuna_dashboard import run_server
 
 from models.architecture import check_int
 from search import UserError
 from search.commands.cli import construct
+from search.results.dashboard import DashboardPublisher
 from search.study.storage import existing_folder, open_study
 from search.study.trial import finished_trials
 
@@ -18,17 +20,12 @@ def main(cfg: DictConfig) -> None:
     construct(check_int, name="port", value=cfg.port, low=1, high=65535)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
-
-    from optuna_dashboard import run_server  # scikit-learn and plotly take seconds that --help need not wait
-
-    from search.results.board import Board
-
-    board = Board(study, folder)
+    dashboard = DashboardPublisher(study, folder)
     if trials := finished_trials(study):
-        board.publish(trials, study.user_attrs["settings"]["latency"]["budget_ms"])
-    print(f"http://{cfg.host}:{cfg.port}/dashboard/studies/{study._study_id}  (Ctrl-C ends it)", flush=True)
+        dashboard.publish(trials)
+    print(f"http://{cfg.host}:{cfg.port}/dashboard/studies/{study._study_id}  (Ctrl-C stops it)", flush=True)
     try:
-        run_server(study._storage, cfg.host, cfg.port, artifact_store=board.store)
+        run_server(study._storage, cfg.host, cfg.port, artifact_store=dashboard.store)
     except OSError as error:
         raise UserError(
             f"host={cfg.host} port={cfg.port} cannot be served ({error.strerror}); choose another port"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from search import UserError
 from search.commands.cli import construct, set_up_logging, target_of
 from search.results.export import export_front, member_name
 from search.results.picking import compare, pick
-from search.results.view import front_table, make_console
+from search.results.tables import front_table
+from search.results.view import make_console
 from search.study.storage import existing_folder, open_study
+from search.study.targets import Target, targets_of
 from search.study.trial import finished_trials
 
 log = logging.getLogger(__name__)
@@ -23,57 +26,76 @@ FORMATS = ("yaml", "safetensors", "torch_export", "onnx")
 
 
 def main(cfg: DictConfig) -> None:
-    """Export a study of this machine."""
+    """Export a study of this machine.
+
+    Raises:
+        UserError: if the study has no front yet, or what is asked for cannot be exported.
+    """
     folder = existing_folder(cfg.study.name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
     formats = listed_formats(cfg.format)
     members = export_front(study, folder)
     if not members:
-        raise UserError(f"study {cfg.study.name} has no network yet that is both trained and within its budget; search on")
+        raise UserError(
+            f"study {cfg.study.name} has no network yet that has an accuracy and is within its budget; search on"
+        )
     trials, console = finished_trials(study), make_console()
     picked = pick(members, str(cfg.pick))
+    pareto = folder / "pareto"
     console.print(front_table(f"Front of {study.study_name}", trials))
-    console.print(f"saved in {folder / 'pareto'}, {folder / 'pareto.csv'} and {folder / 'pareto.png'}", soft_wrap=True)
+    console.print(f"saved in {pareto}, {pareto}.csv and {pareto}.png", soft_wrap=True)
+    files = [pareto / member_name(member) for member in picked]
     if cfg.pick != "front":
-        for one in picked:
-            console.print(f"picked: {folder / 'pareto' / member_name(one)}", soft_wrap=True)
-            if (found := compare(one, trials)) is not None:
-                console.print(str(found), soft_wrap=True, highlight=False, markup=False)
+        for member, file in zip(picked, files, strict=True):
+            console.print(f"picked: {file}", soft_wrap=True)
+            if (comparison := compare(member, trials)) is not None:
+                console.print(str(comparison), soft_wrap=True, highlight=False, markup=False)
     if formats:
-        deploy_all(cfg, study, [folder / "pareto" / member_name(one) for one in picked], formats, folder / "deploy", console)
+        deploy_all(cfg, targets_of(study), files, formats, folder / "deploy", console)
 
 
-def listed_formats(asked: Any) -> list[str]:
+def listed_formats(value: Any) -> list[str]:
     """Formats to write beside the front's YAML. Raises: UserError if one is unknown."""
-    names = [str(name) for name in asked] if isinstance(asked, ListConfig) else [str(asked)]
+    names = [str(name) for name in value] if isinstance(value, ListConfig) else [str(value)]
     if unknown := [name for name in names if name not in FORMATS]:
-        raise UserError(f"format={','.join(unknown)} is unknown; choose of {', '.join(FORMATS)}")
+        raise UserError(f"format={','.join(unknown)} is unknown; choose from {', '.join(FORMATS)}")
     return [name for name in names if name != "yaml"]
 
 
 def deploy_all(
-    cfg: DictConfig, study: optuna.Study, files: list[Path], formats: list[str], folder: Path, console: Console
+    cfg: DictConfig,
+    targets: Mapping[str, Target],
+    files: list[Path],
+    formats: list[str],
+    folder: Path,
+    console: Console,
 ) -> None:
     """Write, check and measure the deployable files of exported networks.
 
-    Raises: UserError if weights cannot be read, or a format cannot be written.
+    Args:
+        targets: of the study. If one is this machine with these settings, the files are measured with its calibration.
+
+    Raises:
+        UserError: if weights cannot be read, or a format cannot be written.
     """
-    from search.latency.base import Calibration
-    from search.latency.target import PairedTarget
-    from search.results.deployment import check_runs_files, deploy  # torch takes seconds that --help need not wait
+    from search.latency.target import PairedTarget  # torch takes seconds, and the front alone is exported without it
+    from search.results.deployment import check_runs_files, deploy
 
     set_up_logging(console, None)
-    device = study.user_attrs["device"]
-    in_chans, side, _ = (int(part) for part in device["input_size"].split("x"))
+    any_target = next(iter(targets.values()))  # all have the same network and anchor
+    in_chans, side, _ = (int(part) for part in any_target.device["input_size"].split("x"))
     target: PairedTarget = construct(
-        target_of(cfg.latency, img_size=side, in_chans=in_chans, num_classes=device["num_classes"])
+        target_of(cfg.latency, img_size=side, in_chans=in_chans, num_classes=any_target.device["num_classes"])
     )
     check_runs_files(target)
-    calibration = Calibration.from_dict(study.user_attrs["calibration"])
-    if target.fingerprint() != device:
-        log.info("this is not the device that the study was measured on: calibrating its anchor network here")
-        calibration = target.calibrate(calibration.anchor)
+    device = target.fingerprint()
+    calibrations = [known.calibration for known in targets.values() if known.device == device]
+    if calibrations:
+        calibration = calibrations[0]
+    else:
+        log.info("the study was not measured on this device with these settings: calibrating its anchor network here")
+        calibration = target.calibrate(any_target.calibration.anchor)
     for file in files:
         written = deploy(file, formats, target, calibration, folder / file.stem)
         console.print(f"deployable files and their card: {written}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""One run of the latency lab: models by name or file, measured in turn, as a table and as JSON."""
+"""`python -m search.measure`: the latency of models given by name or by file, measured in turn, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -28,41 +28,62 @@ from search.commands.cli import construct, set_up_logging, target_of
 from search.latency.base import Calibration, Latency
 from search.latency.target import Network, PairedTarget
 from search.results import architecture_file
+from search.results.architecture_file import IMAGENET, network_input
 from search.results.deployment import FORMATS, check_runs_files, measure_again, read_facts
-from search.results.view import latency_text, make_console
+from search.results.tables import latency_text
+from search.results.view import make_console
 
 log = logging.getLogger(__name__)
 
-# What everything is timed beside: a few milliseconds, every kind of block.
+# The network that all models are timed beside: it takes a few milliseconds and has every kind of block.
 ANCHOR = Architecture(32, (StageSpec(1), StageSpec(1), StageSpec(2, 2, 0.5, 4), StageSpec(1, 1, 1.0, 8)), downsample="conv")
-ANCHOR_SHAPE = (3, 224, 224)
-NUM_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to measure. make: builds it, on whatever device is the default."""
+    """A model to measure.
+
+    Attributes:
+        build: builds it, on whatever device is the default.
+        input_shape: of an input, (C, H, W).
+    """
 
     name: str
-    make: Callable[[], nn.Module]
+    build: Callable[[], nn.Module]
     input_shape: tuple[int, int, int]
 
     def network(self) -> Network:
-        return Network(self._announced, self.input_shape)
+        """The model as a latency target takes it."""
+        return Network(self._log_and_build, self.input_shape)
 
-    def _announced(self) -> nn.Module:
+    def _log_and_build(self) -> nn.Module:
         log.info("preparing %s", self.name)
-        return self.make()
+        return self.build()
 
     def cost(self) -> tuple[int, int]:
-        """Parameters and multiply-accumulates, counted without allocating it."""
+        """Parameters and multiply-accumulates, counted without allocating weights."""
         with torch.device("meta"):
-            model = self.make().eval()
+            model = self.build().eval()
         return count_params(model), count_macs(model, self.input_shape)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A model with its cost and its latency."""
+
+    candidate: Candidate
+    num_params: int
+    num_macs: int
+    latency: Latency
+
+
 def main(cfg: DictConfig) -> None:
-    """Raises: UserError if what is asked for cannot be, SearchStopped if a model cannot be measured."""
+    """Measure models, or the files of an export.
+
+    Raises:
+        UserError: if what is asked for cannot be done.
+        SearchStopped: if a model cannot be measured.
+    """
     console = make_console()
     set_up_logging(console, None)
     if cfg.deployed is not None:
@@ -72,47 +93,50 @@ def main(cfg: DictConfig) -> None:
     if img_size is not None:
         construct(lambda: check_int("latency.input_size", img_size, 1))
     output = output_path(cfg.output)
-    candidates = [from_timm(name, img_size) for name in _listed(cfg.model)]
-    candidates += [from_file(Path(name), img_size) for name in _listed(cfg.arch)]
+    candidates = [from_timm(name, img_size) for name in listed(cfg.model)]
+    candidates += [from_file(Path(name), img_size) for name in listed(cfg.arch)]
     if not candidates:
         raise UserError(
             "nothing to measure: name a timm model (model=litv2_s), an exported architecture (arch=FILE) or its deployable "
             "files (deployed=FOLDER)"
         )
-    in_chans, side, _ = ANCHOR_SHAPE
-    target: PairedTarget = construct(target_of(cfg.latency, img_size=side, in_chans=in_chans, num_classes=NUM_CLASSES))
+    target: PairedTarget = construct(target_of(cfg.latency, **IMAGENET._asdict()))
     costs = [checked_cost(candidate) for candidate in candidates]
     calibration, latencies = time_all(target, candidates)
-    console.print(latency_table(target, candidates, costs, latencies))
-    for candidate, latency in zip(candidates, latencies, strict=True):
-        if latency.warning:
-            log.warning("%s: %s", candidate.name, latency.warning)
+    measured = [
+        Measured(candidate, *cost, latency) for candidate, cost, latency in zip(candidates, costs, latencies, strict=True)
+    ]
+    console.print(latency_table(target, measured))
+    for model in measured:
+        if model.latency.warning:
+            log.warning("%s: %s", model.candidate.name, model.latency.warning)
     if output is not None:
-        output.write_text(json.dumps(as_data(target, calibration, candidates, costs, latencies)), encoding="utf-8")
+        output.write_text(json.dumps(results(target, calibration, measured)), encoding="utf-8")
         console.print(f"saved in {output}", soft_wrap=True)
 
 
 def measure_deployed(folder: Path, latency: DictConfig, console: Console) -> None:
-    """Measure the files of an export again and hold them against their card.
+    """Measure the files of an export again, and compare them with their card.
 
-    Raises: UserError if the folder holds no card, or one of another device.
+    Raises:
+        UserError: if the folder has no card, or one of another device.
     """
     facts = read_facts(folder)
     in_chans, side, _ = facts["input_shape"]
     make_target = target_of(latency, img_size=side, in_chans=in_chans, num_classes=facts["device"]["num_classes"])
     table = Table(title=f"{folder}: with the calibration of its card", title_justify="left")
-    for header in ("file", "card, ms [95 %]", "now", "ratio"):
+    for header in ("file", "card, ms [95 %]", "now, ms [95 %]", "ratio"):
         table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
     target: PairedTarget = construct(make_target)
     check_runs_files(target)
-    for name, (said, found) in measure_again(folder, target).items():
-        texts = (escape(latency_text(one)) for one in (said, found))
-        table.add_row(FORMATS[name].file, *texts, f"{found.latency_ms / said.latency_ms:.3f}")
+    for name, (of_card, now) in measure_again(folder, target).items():
+        texts = (escape(latency_text(latency)) for latency in (of_card, now))
+        table.add_row(FORMATS[name].file, *texts, f"{now.latency_ms / of_card.latency_ms:.3f}")
     console.print(table)
 
 
 def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibration, list[Latency]]:
-    """Calibrate, then measure all in turn. Raises: SearchStopped naming what cannot be measured."""
+    """Calibrate the anchor, then measure all candidates in turn. Raises: SearchStopped naming what cannot be measured."""
     try:
         log.info("calibrating the anchor network for %g s", target.calibration_seconds)
         calibration = target.calibrate(ANCHOR)
@@ -120,11 +144,11 @@ def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibra
         log.info("timing %d model(s) in turn, %g s each at most", len(candidates), target.max_seconds)
         return calibration, target.time(ready, calibration)
     except Exception as error:  # whatever a runtime raises
-        raise SearchStopped(f"{one_line(error)}; leave that model out, or choose another latency=") from error
+        raise SearchStopped(f"{one_line(error)}; omit that model, or choose another latency=") from error
 
 
 def checked_cost(candidate: Candidate) -> tuple[int, int]:
-    """Raises: UserError if a model does not take its input."""
+    """Count the cost of a model. Raises: UserError if it does not take its input."""
     try:
         return candidate.cost()
     except Exception as error:  # whatever a model raises
@@ -135,7 +159,7 @@ def checked_cost(candidate: Candidate) -> tuple[int, int]:
 
 
 def from_timm(name: str, img_size: int | None) -> Candidate:
-    """A registered timm model with random weights. Raises: UserError if there is none of this name."""
+    """A registered timm model with random weights. Raises: UserError if no model has this name."""
     try:
         config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError as error:
@@ -153,24 +177,19 @@ def from_timm(name: str, img_size: int | None) -> Candidate:
 def from_file(path: Path, img_size: int | None) -> Candidate:
     """An exported architecture, for the images and classes it was searched for. Raises: UserError if it cannot be read."""
     architecture, facts = architecture_file.read(path)
-    try:
-        in_chans, side, _ = (int(part) for part in facts["device"]["input_size"].split("x"))
-        num_classes = int(facts["device"]["num_classes"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        in_chans, side, num_classes = ANCHOR_SHAPE[0], ANCHOR_SHAPE[1], NUM_CLASSES
+    in_chans, side, num_classes = network_input(facts)
     size = img_size or side
-    return Candidate(
-        path.stem, partial(build_network, architecture, in_chans=in_chans, num_classes=num_classes), (in_chans, size, size)
-    )
+    build = partial(build_network, architecture, in_chans=in_chans, num_classes=num_classes)
+    return Candidate(path.stem, build, (in_chans, size, size))
 
 
 def output_path(value: Any) -> Path | None:
-    """Raises: UserError if a file of this name cannot be written."""
+    """The file for the results, if any. Raises: UserError if it cannot be written."""
     if value is None:
         return None
     path = Path(str(value))
     if not path.parent.is_dir():
-        raise UserError(f"output={path}: there is no folder {path.parent}; make it first")
+        raise UserError(f"output={path}: there is no folder {path.parent}; create it first")
     try:
         with path.open("a", encoding="utf-8"):
             pass
@@ -179,50 +198,44 @@ def output_path(value: Any) -> Path | None:
     return path
 
 
-def latency_table(
-    target: PairedTarget, candidates: list[Candidate], costs: list[tuple[int, int]], latencies: list[Latency]
-) -> Table:
+def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
+    """The models as rows, with latency, throughput and cost."""
     device = target.fingerprint()
     title = f"{device['backend']} on {device['device']}: {target.dtype}, batch {target.batch_size}"
     table = Table(title=f"{title}, {target.num_threads} thread(s)", title_justify="left")
     table.add_column("model", overflow="fold")
     for header in ("input", "median, ms", "95 % interval", "ratio", "images/s", "MACs", "params", "memory"):
         table.add_column(header, justify="right", no_wrap=True)
-    converted = any(latency.parity is not None for latency in latencies)
-    if converted:
+    are_converted = any(model.latency.parity is not None for model in measured)
+    if are_converted:
         table.add_column("prepared", justify="right")
         table.add_column("parity", justify="right")
-    for candidate, (num_params, num_macs), latency in zip(candidates, costs, latencies, strict=True):
+    for model in measured:
+        latency = model.latency
         cells = [
-            candidate.name,
-            "x".join(map(str, candidate.input_shape)),
+            model.candidate.name,
+            "x".join(map(str, model.candidate.input_shape)),
             f"{latency.latency_ms:.3f}",
             escape(f"[{latency.low_ms:.3f}, {latency.high_ms:.3f}]"),
-            f"{latency.latency_ms / latencies[0].latency_ms:.2f}x",
+            f"{latency.latency_ms / measured[0].latency.latency_ms:.2f}x",
             f"{throughput(latency, target):,.1f}",
-            f"{num_macs / 1e6:,.1f} M",
-            f"{num_params / 1e6:,.2f} M",
+            f"{model.num_macs / 1e6:,.1f} M",
+            f"{model.num_params / 1e6:,.2f} M",
             "-" if latency.peak_bytes is None else f"{latency.peak_bytes / 2**20:,.1f} MiB",
         ]
-        if converted:
+        if are_converted:
             cells += [f"{latency.prepare_seconds:.1f} s", f"{latency.parity:.0e}"]
         table.add_row(*cells)
     return table
 
 
 def throughput(latency: Latency, target: PairedTarget) -> float:
-    """Images a second."""
+    """Images per second."""
     return target.batch_size / latency.latency_ms * 1e3
 
 
-def as_data(
-    target: PairedTarget,
-    calibration: Calibration,
-    candidates: list[Candidate],
-    costs: list[tuple[int, int]],
-    latencies: list[Latency],
-) -> dict[str, Any]:
-    """Everything as plain data, raw times included. The device's input size and classes are the anchor's."""
+def results(target: PairedTarget, calibration: Calibration, measured: list[Measured]) -> dict[str, Any]:
+    """All results as plain data, raw times included."""
     device = target.fingerprint()
     anchor = {key: device.pop(key) for key in ("input_size", "num_classes")}
     return {
@@ -231,21 +244,21 @@ def as_data(
         "calibration": calibration.to_dict(),
         "models": [
             {
-                "name": candidate.name,
-                "input_shape": candidate.input_shape,
-                "parameters": num_params,
-                "multiply_accumulates": num_macs,
-                "images_per_second": throughput(latency, target),
-                "latency": latency.summary(),
-                "rounds": [asdict(one) for one in latency.rounds],
+                "name": model.candidate.name,
+                "input_shape": model.candidate.input_shape,
+                "parameters": model.num_params,
+                "multiply_accumulates": model.num_macs,
+                "images_per_second": throughput(model.latency, target),
+                "latency": model.latency.summary(),
+                "rounds": [asdict(timed) for timed in model.latency.rounds],
             }
-            for candidate, (num_params, num_macs), latency in zip(candidates, costs, latencies, strict=True)
+            for model in measured
         ],
     }
 
 
-def _listed(value: Any) -> list[str]:
-    """One or several, as given at the command line."""
+def listed(value: Any) -> list[str]:
+    """Names from the command line: none, one or a list."""
     if value is None:
         return []
     return [str(item) for item in value] if isinstance(value, ListConfig) else [str(value)]

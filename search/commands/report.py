@@ -11,6 +11,9 @@ from omegaconf import DictConfig
 from models.architecture import check_number
 from search import UserError
 from search.commands.cli import construct
+from search.results.report import sections
+from search.results.report.page import html, markdown
+from search.results.report.study_data import StudyData
 from search.study.storage import existing_folder, open_study
 from search.study.trial import finished_trials
 
@@ -31,16 +34,16 @@ def main(cfg: DictConfig) -> None:
 
 
 def write(cfg: DictConfig, folder: Path, refresh: bool) -> None:
-    """Raises: UserError if there is nothing to report yet."""
-    from search.results.page import html, markdown  # matplotlib takes a second that --help need not wait
-    from search.results.sections import Found, sections
-
+    """Write both files, each whole or not at all. Raises: UserError if there is nothing to report yet."""
     study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
     if not finished_trials(study):
         raise UserError(f"study {cfg.study.name} has no finished trial yet; search on")
-    made = sections(Found(study, folder))
+    parts = sections(StudyData(study, folder))
     title = f"Study {study.study_name}"
-    texts = {"report.html": html(title, made, REFRESH_SECONDS if refresh else None), "report.md": markdown(title, made)}
+    texts = {
+        "report.html": html(title, parts, REFRESH_SECONDS if refresh else None),
+        "report.md": markdown(title, parts),
+    }
     for name, text in texts.items():
         partial = folder / f"{name}.partial"
         partial.write_text(text, encoding="utf-8")

@@ -19,15 +19,12 @@ from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 from rich.console import Console
 
-from models.architecture import NUM_STAGES, check_int, check_number
 from models.complexity import cost
 from search import UserError, differences
-from search.accuracy.base import EXECUTION_KEYS as ACCURACY_EXECUTION_KEYS
 from search.accuracy.base import AccuracyEvaluator, SharedWeights, with_shared_weights
 from search.commands.cli import build, construct, plain, set_up_logging
+from search.commands.settings import REMEDY, check_study, study_settings
 from search.commands.targets import (
-    SMALLEST,
-    check_targets,
     deployed_network,
     limits_of,
     make_engine,
@@ -37,9 +34,10 @@ from search.commands.targets import (
 from search.engine.base import TRAINING, Engine
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel
-from search.results.board import Board
+from search.results.dashboard import DashboardPublisher
 from search.results.export import export_front, member_name, versions
-from search.results.view import LiveView, LogView, front_table, make_console, progress_of
+from search.results.tables import front_table
+from search.results.view import LiveView, LogView, make_console, progress_of
 from search.space import Space
 from search.study.coordinator import Coordinator
 from search.study.evaluate import Rules
@@ -48,7 +46,6 @@ from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import (
     SHARED_SECONDS,
     SUPERNET,
-    has_password,
     has_trials,
     open_study,
     public_url,
@@ -59,19 +56,9 @@ from search.study.storage import (
 from search.study.targets import Target
 from search.study.trial import TrialResult, finished_trials
 from search.study.writer import StudyWriter
-from search.training.data import EXECUTION_KEYS as DATA_EXECUTION_KEYS
 from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
-
-REMEDY = "restore that, or choose another study.name"
-SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
-"""The groups that a study's results depend on."""
-LATENCY_EXECUTION_KEYS = frozenset(
-    {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"}
-)
-EXECUTION_KEYS = {"data": DATA_EXECUTION_KEYS, "accuracy": ACCURACY_EXECUTION_KEYS, "latency": LATENCY_EXECUTION_KEYS}
-"""Their keys that only say how work is done, such as paths and hosts."""
 
 
 def main(cfg: DictConfig) -> None:
@@ -82,7 +69,7 @@ def main(cfg: DictConfig) -> None:
         SearchStopped: if the search cannot continue.
     """
     folder = study_folder(cfg.study.name)
-    construct(check_settings, cfg=cfg)
+    construct(check_study, cfg=cfg)
     space: Space = build(cfg.space)
     with quiet_experimental():
         build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
@@ -116,14 +103,14 @@ async def search(
     try:
         await prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console)
         targets = await prepare_targets(cfg, study, engine, space)
-        board = Board(study, folder)
+        dashboard = DashboardPublisher(study, folder)
         if not has_trials(study):
             study.set_user_attr("versions", versions())
-            board.write_note(public_url(cfg.storage.url), space)
+            dashboard.write_note(public_url(cfg.storage.url), space)
         network = deployed_network(cfg, data)
         view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if console.is_terminal else LogView()
         with view:
-            writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, board.annotate, retry)
+            writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry)
             coordinator = Coordinator(
                 writer=writer,
                 engine=engine,
@@ -132,7 +119,7 @@ async def search(
                 models={name: BlockModel(cfg.deploy.img_size) for name in targets},
                 cost=lambda architecture: cost(architecture, **network),
                 save_samples=partial(save_samples, folder / "latency", targets),
-                publish=board.publish_front,
+                publish=dashboard.publish_front,
                 view=view,
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
             )
@@ -187,33 +174,12 @@ async def prepare_training(
     study.set_user_attr(SUPERNET, str(evaluator.weights_file(seed)))
 
 
-def study_settings(cfg: DictConfig) -> dict[str, Any]:
-    """What a study's results depend on; keys that only say how work is done, such as paths and hosts, are left out."""
-    settings = {name: without(plain(cfg[name]), EXECUTION_KEYS.get(name, frozenset())) for name in SECTIONS}
-    latency, devices = settings["latency"], settings["latency"].pop("devices")
-    if devices:
-        latency["devices"] = {name: without(device, EXECUTION_KEYS["latency"]) for name, device in devices.items()}
-    else:
-        del latency["objectives"]
-    return settings | {"study": {"seed": cfg.study.seed}}
-
-
-def without(settings: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    """Settings without some keys, dotted where they are nested."""
-    nested = {key.partition(".")[0]: key.partition(".")[2] for key in keys if "." in key}
-    return {
-        key: without(value, frozenset({nested[key]})) if key in nested and isinstance(value, dict) else value
-        for key, value in settings.items()
-        if key not in keys
-    }
-
-
 def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console) -> None:
     """Show the front, save it, and say how to go on."""
     trials = finished_trials(study)
     if not trials:
         return
-    Board(study, folder).publish(trials)
+    DashboardPublisher(study, folder).publish(trials)
     members = export_front(study, folder)
     pareto = folder / "pareto"
     lines = [
@@ -248,32 +214,3 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
     config = plain(cfg)
     config["storage"]["url"] = public_url(config["storage"]["url"])
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-
-
-def check_settings(cfg: DictConfig) -> None:
-    """Raises: ValueError naming the first setting that makes no sense."""
-    check_int("study.n_trials", cfg.study.n_trials, 1)
-    check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
-    check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
-    check_number("storage.patience_seconds", cfg.storage.patience_seconds, 0)
-    if cfg.engine.get("address") is not None and has_password(str(cfg.storage.url)):
-        raise ValueError(
-            "storage.url contains a password, and Ray shows the command to all who see the cluster's jobs; keep it in ~/.pgpass"
-        )
-    if cfg.study.timeout_minutes is not None:
-        check_number("study.timeout_minutes", cfg.study.timeout_minutes, SMALLEST)
-    check_targets(cfg)
-    if cfg.deploy.num_classes is not None:
-        check_int("deploy.num_classes", cfg.deploy.num_classes, 0)
-    for key in ("deploy", "proxy"):
-        check_int(f"{key}.img_size", cfg[key].img_size, 1)
-        check_image_fits(f"{key}.img_size", cfg[key].img_size, cfg.space.patch_size)
-    if not isinstance(cfg.storage.url, str):
-        raise ValueError(f"storage.url={cfg.storage.url} must be a database URL such as sqlite:///study.db")
-
-
-def check_image_fits(key: str, img_size: int, patch_size: int) -> None:
-    """Raises: ValueError if the last stage would have no map left."""
-    smallest = patch_size * 2 ** (NUM_STAGES - 1)
-    if img_size < smallest:
-        raise ValueError(f"{key}={img_size} is below {smallest}, the smallest image for patches of {patch_size} pixels")

@@ -1,4 +1,4 @@
-"""A model card in Markdown: what lies beside deployable files, for people."""
+"""The model card of deployable files, in Markdown."""
 
 from __future__ import annotations
 
@@ -7,76 +7,60 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture import Architecture
-from search.space.dimensions import describe
+from search.results.templating import render
+from search.space.dimensions import STAGE_DIMENSIONS, describe
+
+COLUMNS = {dimension.column: dimension for dimension in STAGE_DIMENSIONS if dimension.column is not None}
+STAGE_HEADER = ("stage", "width", *COLUMNS)
+FILE_HEADER = ("file", "ms", "interval", "max. difference from PyTorch's outputs", "use")
 
 
 def card(
-    file: Path, architecture: Architecture, facts: Mapping[str, Any], body: Mapping[str, Any], uses: Mapping[str, str]
+    source: Path, architecture: Architecture, facts: Mapping[str, Any], body: Mapping[str, Any], uses: Mapping[str, str]
 ) -> str:
-    """file, facts: the exported architecture's. body: what was measured of the files beside it. uses: how to run each."""
-    device, files = body["device"], body["files"]
-    macs = f"{facts.get('multiply_accumulates', 0) / 1e6:,.1f} M multiply-accumulates"
-    channels, height, width = body["input_shape"]
-    lines = [
-        f"# LITv2 {describe(architecture)}",
-        "",
-        "A vision transformer with HiLo attention (arXiv 2205.13213), found by a search for accuracy and measured latency.",
-        "",
-        f"- Weights: {body['weights']}.",
-        *accuracies(facts.get("accuracy", {}), body["trained"]),
-        f"- {facts.get('parameters', 0):,} parameters, {macs}.",
-        f"- Input: (batch, {channels}, {height}, {width}) float32, any batch. Output: logits. {normalised(body['trained'])}",
-        "- Licence: the code is Apache-2.0; weights are also subject to the terms of the data that they were trained on.",
-        "",
-        *stages(architecture),
-        "",
-        "## Latency",
-        "",
-        f"On {device['device']}, {device['num_threads']} thread(s), batch {device['batch_size']}: median of runs paired",
-        f"with an anchor network of {body['calibration']['anchor_ms']:.3f} ms; 95 % interval of another such measurement.",
-        "",
-        *latencies(files, uses),
-        "",
-        "Measure again, with the folder of this file: `python -m search.measure deployed=FOLDER`. Written by",
-        f"`python -m search.export study.name={facts.get('study', 'NAME')} format=[{','.join(files)}]` from `{file}`.",
+    """Describe deployable files to people.
+
+    Args:
+        source: the exported architecture that they were made from.
+        facts: what `source` contains beside the architecture.
+        body: what was found out about the files, as in card.json.
+        uses: how to run each of them.
+    """
+    return render(
+        "card.md.jinja",
+        description=describe(architecture),
+        facts=facts,
+        search_accuracy=_search_accuracy(facts),
+        body=body,
+        stage_header=STAGE_HEADER,
+        stage_rows=stage_rows(architecture),
+        file_header=FILE_HEADER,
+        file_rows=_file_rows(body["files"], uses),
+        source=source,
+    )
+
+
+def stage_rows(architecture: Architecture) -> list[list[str]]:
+    """A row for each stage: its number, its width, and its dimensions."""
+    return [
+        [str(number), str(dim), *(dimension.card_cell(stage) for dimension in COLUMNS.values())]
+        for number, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True), start=1)
     ]
-    return "\n".join(lines) + "\n"
 
 
-def normalised(trained: Mapping[str, Any]) -> str:
-    """What to do to pixels before the network sees them."""
-    if "normalisation" not in trained:
-        return "Normalise pixels as in training."
-    mean, std = (", ".join(f"{value:.4f}" for value in trained["normalisation"][key]) for key in ("mean", "std"))
-    return f"Divide pixels by 255, subtract the mean ({mean}), divide by the standard deviation ({std})."
+def _search_accuracy(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The accuracy that the search found, if the file says where it comes from."""
+    accuracy = facts.get("accuracy")
+    is_complete = isinstance(accuracy, dict) and {"validation", "standard_error", "data"} <= set(accuracy)
+    return accuracy if is_complete else None
 
 
-def accuracies(searched: Mapping[str, Any], trained: Mapping[str, Any]) -> list[str]:
-    """What the search said, and what training gave."""
-    lines = []
-    if {"validation", "standard_error", "data"} <= set(searched):
-        said = f"{searched['validation']:.4f} ± {searched['standard_error']:.4f}"
-        lines.append(f"- Score in the search: {said} on {searched['data']}; it ranks networks.")
-    if trained:
-        how = f"{trained['train_size']:,} images, {trained['max_epochs']} epochs, seed {trained['seed']}"
-        lines.append(f"- Trained on {trained['data']} ({how}): test accuracy {trained['test_accuracy']:.4f}.")
-    return lines
-
-
-def stages(architecture: Architecture) -> list[str]:
-    rows = ["| stage | blocks | width | window | Hi-Fi heads | Lo-Fi heads | MLP ratio |", "|---|---|---|---|---|---|---|"]
-    for number, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True), start=1):
-        hi_heads = stage.num_heads - stage.lo_heads if stage.window_size else 0
-        cells = (number, stage.depth, dim, stage.window_size, hi_heads, stage.lo_heads, f"{stage.mlp_ratio:g}")
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    return rows
-
-
-def latencies(files: Mapping[str, Any], uses: Mapping[str, str]) -> list[str]:
-    rows = ["| file | ms | interval | outputs differ from PyTorch's by | use |", "|---|---|---|---|---|"]
-    for name, one in files.items():
-        found = one["latency"]
-        interval = f"[{found['low_ms']:.3f}, {found['high_ms']:.3f}]"
-        cells = (f"`{one['file']}`", f"{found['latency_ms']:.3f}", interval, f"{one['parity']:.0e}", f"`{uses[name]}`")
-        rows.append(f"| {' | '.join(cells)} |")
+def _file_rows(files: Mapping[str, Any], uses: Mapping[str, str]) -> list[list[str]]:
+    rows = []
+    for name, file in files.items():
+        latency = file["latency"]
+        interval = f"[{latency['low_ms']:.3f}, {latency['high_ms']:.3f}]"
+        rows.append(
+            [f"`{file['file']}`", f"{latency['latency_ms']:.3f}", interval, f"{file['parity']:.0e}", f"`{uses[name]}`"]
+        )
     return rows

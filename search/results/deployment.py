@@ -1,8 +1,8 @@
 """Deployable files of a network that a study found: written, checked against eager PyTorch, measured, described in a card.
 
-A folder holds the architecture, the files that were asked for, a model card for people and the same facts for programs. Its
-latencies are those of the files themselves, timed in turn with the study's anchor network, so that they compare with the
-study's own and another measurement with the same anchor can be held against them.
+A folder contains the architecture, the files that were asked for, a model card for people and the same facts for programs.
+Its latencies are those of the files themselves, timed in turn with the study's anchor network, so that they compare with the
+study's latencies and with another measurement beside the same anchor.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from search.latency.onnx_session import open_session
 from search.latency.protocol import Run
 from search.latency.target import PairedTarget
 from search.results import architecture_file
+from search.results.architecture_file import network_input
 from search.results.card import card
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,14 @@ Compute = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file. write: a network, an example input and the path. load: a path and a number of threads."""
+    """A kind of file.
+
+    Attributes:
+        file: its name.
+        write: takes a network, an example input and the path.
+        load: takes the path and a number of threads.
+        use: how to run it, for people.
+    """
 
     file: str
     write: Callable[[LITv2, Tensor, Path], None]
@@ -53,7 +61,12 @@ class Format:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with weights. origin: where they come from, in words. result: what search.train reported of them."""
+    """A network with weights.
+
+    Attributes:
+        origin: where the weights come from, for people.
+        result: what search.train reported about them.
+    """
 
     network: LITv2
     origin: str
@@ -61,60 +74,66 @@ class Trained:
 
 
 def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration: Calibration, folder: Path) -> Path:
-    """Write an exported network in some formats with a card. file: its YAML, beside which trained weights may lie.
+    """Write an exported network in some formats, with a card.
 
-    Returns the folder of the card.
-    Raises: UserError if weights cannot be read, a format is unknown or cannot be written, or computes something else.
+    Args:
+        file: the exported architecture; weights of search.train are read from beside it.
+        formats: keys of FORMATS.
+        target: measures the files.
+        calibration: of the anchor on the target.
+        folder: where to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if weights cannot be read, or a file cannot be written or computes something else than PyTorch.
     """
     architecture, facts = architecture_file.read(file)
     trained = trained_network(file, architecture, facts)
-    if trained.network.num_classes == 0 and target.num_classes:
-        raise UserError(f"{file.with_suffix('.safetensors')} has no head; train again with search.train arch={file}")
-    if trained.network.in_chans != target.in_chans:
-        raise UserError(
-            f"{file.with_suffix('.safetensors')} is for images of {trained.network.in_chans} channel(s), the study's have "
-            f"{target.in_chans}: train on the study's data, or move that file elsewhere"
-        )
+    check_fits(trained.network, target, file.with_suffix(".safetensors"), file)
     folder.mkdir(parents=True, exist_ok=True)
-    architecture_file.write(folder / ARCHITECTURE, f"Architecture of the files beside it; from {file}.", architecture, facts)
-    in_chans, side = trained.network.in_chans, image_side(facts)
-    latencies, parities = {}, {}
-    for name in formats:
-        path = folder / FORMATS[name].file
-        parities[name] = write_checked(trained.network, name, path, (in_chans, side, side))
-        latencies[name] = measure(name, path, target, calibration)
-        log.info("%s: %.3f ms, outputs within %.0e of PyTorch's", path, latencies[name].latency_ms, parities[name])
+    comment = f"Architecture of the files in this folder; from {file}."
+    architecture_file.write(folder / ARCHITECTURE, comment, architecture, facts)
+    side = network_input(facts).img_size
+    shape = (trained.network.in_chans, side, side)
     body = {
         "trained": trained.result,
         "weights": trained.origin,
         "device": target.fingerprint(),
         "calibration": calibration.to_dict(),
-        "input_shape": [in_chans, side, side],
-        "files": {
-            name: {"file": FORMATS[name].file, "parity": parities[name], "latency": latencies[name].summary()}
-            for name in formats
-        },
+        "input_shape": list(shape),
+        "files": {name: write_and_measure(trained.network, name, folder, shape, target, calibration) for name in formats},
     }
     (folder / FACTS).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(
-        card(file, architecture, facts, body, {name: FORMATS[name].use for name in formats}), encoding="utf-8"
-    )
+    uses = {name: FORMATS[name].use for name in formats}
+    (folder / CARD).write_text(card(file, architecture, facts, body, uses), encoding="utf-8")
     return folder
 
 
+def check_fits(network: LITv2, target: PairedTarget, weights: Path, file: Path) -> None:
+    """Raises: UserError if trained weights are not for the images and classes of the study."""
+    if network.num_classes == 0 and target.num_classes:
+        raise UserError(f"{weights} has no head; train again with search.train arch={file}")
+    if network.in_chans != target.in_chans:
+        raise UserError(
+            f"{weights} is for images of {network.in_chans} channel(s), the study's have {target.in_chans}: train on the "
+            "study's data, or move that file elsewhere"
+        )
+
+
 def check_runs_files(target: PairedTarget) -> None:
-    """Raises: UserError if a target cannot measure deployable files, which run on this machine's processor."""
+    """Raises: UserError if a target cannot measure deployable files, which run on this machine's CPU."""
     if not target.runs_files:
         raise UserError(f"latency={target.name}: exported files run on this machine's CPU here; choose latency=cpu")
 
 
 def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, Any]) -> Trained:
-    """The network with the weights that search.train left beside its file, else with random ones."""
+    """Build the network with the weights that search.train left beside its file, or else with random ones."""
     weights, report = file.with_suffix(".safetensors"), file.with_suffix(".result.json")
     if not weights.exists():
         log.warning("there is no %s: the files get random weights; train first with search.train arch=%s", weights, file)
-        num_classes = int(facts.get("device", {}).get("num_classes", 1000))
-        in_chans = int(str(facts.get("device", {}).get("input_size", "3x")).split("x")[0])
+        in_chans, _, num_classes = network_input(facts)
         return Trained(build(architecture, in_chans=in_chans, num_classes=num_classes).eval(), "random, untrained", {})
     try:
         result = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
@@ -126,7 +145,7 @@ def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, 
 
 
 def network_with(architecture: Architecture, state: Mapping[str, Tensor]) -> LITv2:
-    """A network in evaluation mode; channels and classes are those of the weights."""
+    """Build a network in evaluation mode; channels and classes are those of the weights."""
     in_chans = state["patch_embed.proj.weight"].shape[1]
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     network = build(architecture, in_chans=in_chans, num_classes=num_classes)
@@ -134,15 +153,33 @@ def network_with(architecture: Architecture, state: Mapping[str, Tensor]) -> LIT
     return network.eval()
 
 
-def image_side(facts: Mapping[str, Any]) -> int:
-    """Of the images that a network was searched for, in pixels."""
-    return int(str(facts.get("device", {}).get("input_size", "3x224x224")).split("x")[-1])
+def write_and_measure(
+    network: LITv2,
+    name: str,
+    folder: Path,
+    shape: tuple[int, int, int],
+    target: PairedTarget,
+    calibration: Calibration,
+) -> dict[str, Any]:
+    """Write one format, and find out what the card says about it."""
+    path = folder / FORMATS[name].file
+    parity = write_checked(network, name, path, shape)
+    latency = measure(name, path, target, calibration)
+    log.info("%s: %.3f ms, outputs within %.0e of PyTorch's", path, latency.latency_ms, parity)
+    return {"file": path.name, "parity": parity, "latency": latency.summary()}
 
 
 def write_checked(network: LITv2, name: str, path: Path, shape: tuple[int, int, int]) -> float:
-    """Write a file and run it on batches of several sizes. Returns the greatest relative difference from eager PyTorch.
+    """Write a file and run it on batches of several sizes.
 
-    Raises: UserError if it cannot be written or computes something else.
+    Args:
+        shape: of an input, (C, H, W).
+
+    Returns:
+        The greatest relative difference of its outputs from eager PyTorch's.
+
+    Raises:
+        UserError: if it cannot be written, or computes something else.
     """
     kind = FORMATS[name]
     try:
@@ -150,23 +187,24 @@ def write_checked(network: LITv2, name: str, path: Path, shape: tuple[int, int, 
         compute = kind.load(path, 1)
         differences = [difference(network, compute, torch.rand(batch, *shape)) for batch in BATCHES]
     except Exception as error:  # whatever an exporter or a runtime raises
-        raise UserError(f"format={name}: {path} cannot be made ({one_line(error)}); leave that format out") from error
+        raise UserError(f"format={name}: {path} cannot be written and run ({one_line(error)}); omit that format") from error
     if not max(differences) <= PARITY:
         raise UserError(
-            f"format={name}: {path} computes something else than PyTorch, by {max(differences):.1e}; leave it out"
+            f"format={name}: the outputs of {path} differ from PyTorch's by {max(differences):.1e}, which is above "
+            f"{PARITY:.0e}; omit that format"
         )
     return max(differences)
 
 
 def difference(network: nn.Module, compute: Compute, x: Tensor) -> float:
-    """Greatest difference of outputs, relative to the greatest output."""
+    """The greatest difference of outputs, relative to the greatest output."""
     with torch.inference_mode():
         expected = network(x)
     return float((compute(x) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
 
 
 def measure(name: str, path: Path, target: PairedTarget, calibration: Calibration) -> Latency:
-    """Latency of a file as it is, timed in turn with the anchor."""
+    """Measure the latency of a file, timed in turn with the anchor."""
     x = torch.rand(target.batch_size, target.in_chans, target.img_size, target.img_size)
 
     def load() -> Run:
@@ -176,24 +214,29 @@ def measure(name: str, path: Path, target: PairedTarget, calibration: Calibratio
 
 
 def measure_again(folder: Path, target: PairedTarget) -> dict[str, tuple[Latency, Latency]]:
-    """Of each file of a folder: the latency that its card says, and another measurement with the card's calibration.
+    """Measure the files of a folder again, with the calibration of its card.
 
-    Raises: UserError if the folder holds no card, or one of another device.
+    Returns:
+        The latency that the card has and the new one, by format.
+
+    Raises:
+        UserError: if the folder has no card, or one of another device.
     """
     body = read_facts(folder)
     if changed := {key for key, value in target.fingerprint().items() if body["device"].get(key) != value}:
         raise UserError(
-            f"deployed={folder} was measured otherwise ({', '.join(sorted(changed))} differ); export it here again"
+            f"deployed={folder} was measured on another device or with other settings ({', '.join(sorted(changed))}); "
+            "export it here again"
         )
     calibration = Calibration.from_dict(body["calibration"])
     return {
-        name: (Latency(**one["latency"]), measure(name, folder / FORMATS[name].file, target, calibration))
-        for name, one in body["files"].items()
+        name: (Latency(**file["latency"]), measure(name, folder / FORMATS[name].file, target, calibration))
+        for name, file in body["files"].items()
     }
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Raises: UserError if the folder holds none that `deploy` wrote."""
+    """Read the facts that `deploy` wrote. Raises: UserError if the folder has none."""
     try:
         body: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         Calibration.from_dict(body["calibration"])
@@ -201,7 +244,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
             raise ValueError("unknown files or input")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"deployed={folder} has no {FACTS} of an export ({one_line(error)}); name a folder of one"
+            f"deployed={folder} has no {FACTS} of an export ({one_line(error)}); name a folder that search.export wrote"
         ) from error
     return body
 
@@ -211,7 +254,7 @@ def write_weights(network: LITv2, x: Tensor, path: Path) -> None:
 
 
 def load_weights(path: Path, num_threads: int) -> Compute:
-    """In PyTorch, prepared for inference. The architecture lies beside the weights."""
+    """Load weights into PyTorch, prepared for inference. The architecture is read from beside them."""
     architecture, _ = architecture_file.read(path.parent / ARCHITECTURE)
     return without_gradient(prepare(network_with(architecture, load_file(path))))
 

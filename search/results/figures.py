@@ -1,129 +1,209 @@
-"""The figures of a report: matplotlib drawings as SVG, legible on light and dark."""
+"""The figures of a study as Plotly figures, each drawn here alone: for the dashboard, the report and the exported PNG.
+
+The dashboard shows them as they are; static.py renders them for a page and for a file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
 
-from search.results.analysis import PARTS, Influence
-from search.results.page import INK, drawing, figure_style, svg
-from search.study.targets import FIRST
-from search.study.trial import TrialRecord
+import plotly.graph_objects as go
 
-TEAL, GREY, RED, AMBER, BLUE = "#1f9aaf", "#8a94a3", "#e0566b", "#d08c2a", "#5b7fd6"
+from search.results.analysis import PARTS, Effect, Influence
+from search.space.dimensions import describe
+from search.study.front import evaluated, front, latest_of_each
+from search.study.targets import Target, objectives
+from search.study.trial import SAMPLED, TrialRecord, on
+
+TEAL, AMBER, BLUE, RED, GREY = "#1f9aaf", "#e08e0b", "#5b7fd6", "#e0566b", "#8a94a3"  # legible on light and on dark
+CLEAR, GRID = "rgba(0,0,0,0)", "rgba(138,148,163,0.3)"
 PART_COLORS = (GREY, TEAL, AMBER, BLUE, RED)
+GAP = 0.1  # of the accuracies' range: distance of networks without an accuracy below the others
+
+Series = Mapping[str, Sequence[float]]
+"""Numbers by target."""
 
 
-def front_figure(
-    members: Sequence[TrialRecord],
-    dominated: Sequence[TrialRecord],
-    baselines: Sequence[TrialRecord],
-    budget_ms: float | None,
-) -> str:
-    """Accuracy over latency with standard errors and 95 % intervals."""
-    with figure_style():
-        figure = drawing(8, 5.4)
-        axes = figure.add_subplot()
-        predicted = [one for one in dominated if not one.result.latencies[FIRST].measured]
-        axes.plot(*_points(predicted), ".", color=GREY, alpha=0.45, label="dominated, latency predicted")
-        _with_errors(axes, [one for one in dominated if one.result.latencies[FIRST].measured], GREY, "o", "dominated")
-        _with_errors(axes, baselines, AMBER, "s", "the authors' pattern and the ends of the space")
-        _with_errors(axes, members, TEAL, "o", "front")
-        if not any(one.result.latencies for one in members):  # a staircase on one device, on several a surface
-            axes.step(*_points(members), where="post", color=TEAL)
-        if budget_ms is not None:
-            axes.axvline(budget_ms, color=RED, linestyle="--", label=f"budget, {budget_ms:g} ms")
-        axes.set_xlabel("latency, ms")
-        axes.set_ylabel("accuracy")
-        figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        return svg(figure, "front")
+def front_figures(trials: Sequence[TrialRecord], targets: Mapping[str, Target]) -> dict[str, go.Figure]:
+    """Accuracy over latency, one figure for each target that is an objective."""
+    return {name: _front_figure(trials, name, targets) for name in objectives(targets)}
 
 
-def _points(trials: Sequence[TrialRecord]) -> tuple[list[float], list[float]]:
-    return [one.result.latencies[FIRST].latency_ms for one in trials], [one.accuracy for one in trials]
+def _front_figure(trials: Sequence[TrialRecord], name: str, targets: Mapping[str, Target]) -> go.Figure:
+    """The front with its intervals, what it dominates, and below both what a limit ruled out before training."""
+    members = front(trials)
+    in_front = {trial.architecture.key for trial in members}
+    scored = evaluated(trials)
+    baselines = [trial for trial in scored if trial.origin != SAMPLED]
+    dominated = [trial for trial in scored if trial.origin == SAMPLED and trial.architecture.key not in in_front]
+    latest = [trial for trial in latest_of_each(trials) if name in trial.result.latencies]
+    is_curve = len(objectives(targets)) == 1  # with several objectives the front is a surface
+    figure = _figure(f"Accuracy over latency{on(name, targets)}", _latency_axis(name, targets), "accuracy", height=540)
+    bottom = _bottom([trial.accuracy for trial in latest if trial.result.accuracy is not None])
+
+    def add(label: str, group: Sequence[TrialRecord], color: str, symbol: str, **style: Any) -> None:
+        if group:
+            _add_trials(figure, label, group, name, bottom, color, symbol, **style)
+
+    predicted = [trial for trial in dominated if not trial.result.measured]
+    add("dominated, latency predicted", predicted, GREY, "circle", size=5, opacity=0.45, has_errors=False)
+    add("dominated", [trial for trial in dominated if trial.result.measured], GREY, "circle-open")
+    add("infeasible", [trial for trial in latest if not trial.result.feasible], RED, "x", has_errors=False)
+    add("LITv2 pattern and the ends of the space", baselines, AMBER, "square", size=9)
+    add("front", members, TEAL, "circle", mode="lines+markers" if is_curve else "markers")
+    if (limit_ms := targets[name].limit_ms) is not None:
+        figure.add_vline(x=limit_ms, line_dash="dash", line_color=RED, annotation_text=f"budget {limit_ms:g} ms")
+    return figure
 
 
-def _with_errors(axes: object, trials: Sequence[TrialRecord], color: str, marker: str, label: str) -> None:
-    latencies = [one.result.latencies[FIRST] for one in trials]
-    axes.errorbar(  # type: ignore[attr-defined]
-        *_points(trials),
-        xerr=[[one.latency_ms - one.low_ms for one in latencies], [one.high_ms - one.latency_ms for one in latencies]],
-        yerr=[one.result.accuracy.standard_error for one in trials if one.result.accuracy],
-        fmt=marker, markersize=5, capsize=2, color=color, label=label, linestyle="none",
-    )  # fmt: skip
+def hypervolume_figure(volumes: Sequence[float]) -> go.Figure:
+    """The hypervolume after each finished trial."""
+    figure = _figure("Hypervolume of the front", "finished trials", "share that the front dominates", height=320)
+    numbers = list(range(1, len(volumes) + 1))
+    line = {"shape": "hv", "color": TEAL}
+    return figure.add_scatter(x=numbers, y=list(volumes), mode="lines", line=line, showlegend=False)
 
 
-def progress_figure(volumes: Sequence[float]) -> str:
-    """Hypervolume after each finished trial."""
-    with figure_style():
-        figure = drawing(8, 3)
-        axes = figure.add_subplot()
-        axes.step(range(1, len(volumes) + 1), volumes, where="post", color=TEAL)
-        axes.set_xlabel("finished trials")
-        axes.set_ylabel("hypervolume")
-        return svg(figure, "progress")
+def influence_figure(influences: Sequence[Influence]) -> go.Figure:
+    """The share of variance that a dimension explains of each objective, to the left if its highest value lowers that."""
+    figure = _figure(
+        "What mattered, by objective<br><sup>variance explained over all evaluated networks; "
+        "Hyperparameter Importance: what the best tenth of the trials has in common</sup>",
+        "share of variance; right: the highest value raises the objective, left: it lowers it",
+        height=140 + 32 * len(influences),
+    )
+    dimensions = [influence.dimension for influence in influences]
+    _add_effects(figure, "accuracy", dimensions, [influence.accuracy for influence in influences], "+.4f", TEAL)
+    targets = list(influences[0].latencies) if influences else []
+    for name, color in zip(targets, cycle((AMBER, BLUE, RED)), strict=False):
+        effects = [influence.latencies[name] for influence in influences]
+        _add_effects(figure, f"latency{on(name, dict.fromkeys(targets))}", dimensions, effects, "+.1%", color)
+    return figure.update_layout(barmode="group", yaxis={"autorange": "reversed"})
 
 
-def influence_figure(influences: Sequence[Influence]) -> str:
-    """Two bars for each dimension."""
-    with figure_style():
-        figure = drawing(8, 0.5 + 0.42 * len(influences))
-        axes = figure.add_subplot()
-        rows = range(len(influences))
-        axes.barh([row - 0.2 for row in rows], [one.accuracy for one in influences], 0.36, color=TEAL, label="accuracy")
-        axes.barh([row + 0.2 for row in rows], [one.latency for one in influences], 0.36, color=AMBER, label="latency")
-        axes.set_yticks(list(rows), [one.dimension for one in influences])
-        axes.invert_yaxis()
-        axes.set_xlabel("share of the variance that its values explain by themselves")
-        figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        return svg(figure, "influence")
+def stages_figure(networks: Sequence[str], milliseconds: Sequence[Sequence[float]]) -> go.Figure:
+    """A bar for each network: its latency in each part, by the block model.
+
+    Args:
+        milliseconds: (networks, PARTS).
+    """
+    figure = _figure("Latency by stage", "ms, by the block model", height=140 + 32 * len(networks))
+    for part, color, values in zip(PARTS, PART_COLORS, zip(*milliseconds, strict=True), strict=True):
+        figure.add_bar(y=list(networks), x=list(values), orientation="h", name=part, marker_color=color)
+    return figure.update_layout(barmode="stack", yaxis={"autorange": "reversed"})
 
 
-def stages_figure(names: Sequence[str], milliseconds: Sequence[Sequence[float]]) -> str:
-    """A bar for each network: the rest of the network first, then each stage."""
-    with figure_style():
-        figure = drawing(8, 0.8 + 0.36 * len(names))
-        axes = figure.add_subplot()
-        left = [0.0] * len(names)
-        for label, color, widths in zip(PARTS, PART_COLORS, zip(*milliseconds, strict=True), strict=True):
-            axes.barh(list(names), widths, left=left, color=color, label=label)
-            left = [start + width for start, width in zip(left, widths, strict=True)]
-        axes.invert_yaxis()
-        axes.set_xlabel("latency by the block model, ms")
-        figure.legend(loc="outside upper left", ncols=5, frameon=False)
-        return svg(figure, "stages")
+def prediction_figure(predicted_ms: Series, measured_ms: Series) -> go.Figure:
+    """Measured latency over what the block model predicted before each measurement."""
+    figure = _figure("Predicted and measured latency", "predicted, ms", "measured, ms", height=400)
+    values = [value for series in (*predicted_ms.values(), *measured_ms.values()) for value in series]
+    ends = [min(values), max(values)]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "width": 1}, showlegend=False)
+    _add_points(figure, predicted_ms, measured_ms)
+    return figure
 
 
-def prediction_figure(predicted: Sequence[float], measured: Sequence[float]) -> str:
-    """What the block model said before each measurement."""
-    with figure_style():
-        figure = drawing(5, 4)
-        axes = figure.add_subplot()
-        ends = [min(*predicted, *measured), max(*predicted, *measured)]
-        axes.plot(ends, ends, color=INK, linewidth=0.8)
-        axes.plot(predicted, measured, "o", markersize=4, color=TEAL)
-        axes.set_xlabel("predicted, ms")
-        axes.set_ylabel("measured, ms")
-        return svg(figure, "prediction")
+def drift_figure(trials: Series, slowdowns: Series) -> go.Figure:
+    """The anchor's time over its calibrated time, trial by trial."""
+    figure = _figure("Drift of the anchor", "trial", "anchor's time<br>over calibrated", height=280)
+    figure.add_hline(y=1.0, line_color=GREY, line_width=1)
+    _add_points(figure, trials, slowdowns)
+    return figure
 
 
-def drift_figure(numbers: Sequence[int], slowdowns: Sequence[float]) -> str:
-    """The anchor's time over its calibrated time, trial by trial: what ratios cancel."""
-    with figure_style():
-        figure = drawing(8, 2.6)
-        axes = figure.add_subplot()
-        axes.plot(numbers, slowdowns, ".", color=TEAL)
-        axes.axhline(1.0, color=INK, linewidth=0.8)
-        axes.set_xlabel("trial")
-        axes.set_ylabel("anchor's time\nover calibrated")
-        return svg(figure, "drift")
+def time_figure(seconds: Mapping[str, float]) -> go.Figure:
+    """Where the time of a study went."""
+    figure = _figure("Time by part", "minutes", height=120 + 36 * len(seconds))
+    minutes = [value / 60 for value in seconds.values()]
+    figure.add_bar(y=list(seconds), x=minutes, orientation="h", marker_color=TEAL, showlegend=False)
+    return figure.update_layout(yaxis={"autorange": "reversed"})
 
 
-def time_figure(seconds: Mapping[str, float]) -> str:
-    """Where the time went."""
-    with figure_style():
-        figure = drawing(8, 0.8 + 0.4 * len(seconds))
-        axes = figure.add_subplot()
-        axes.barh(list(seconds), [value / 60 for value in seconds.values()], color=TEAL)
-        axes.invert_yaxis()
-        axes.set_xlabel("minutes")
-        return svg(figure, "time")
+def _figure(title: str, x: str, y: str = "", height: int = 400) -> go.Figure:
+    """An empty figure without a background of its own."""
+    axis = {"gridcolor": GRID, "zerolinecolor": GREY}
+    return go.Figure(
+        layout={
+            "title": title,
+            "height": height,
+            "xaxis": {"title": x, **axis},
+            "yaxis": {"title": y, **axis},
+            "font": {"color": GREY},
+            "paper_bgcolor": CLEAR,
+            "plot_bgcolor": CLEAR,
+        }
+    )
+
+
+def _latency_axis(name: str, targets: Mapping[str, Target]) -> str:
+    device = targets[name].device
+    settings = f"{device['device']}, {device['num_threads']} thread(s), batch {device['batch_size']}"
+    return f"latency{on(name, targets)}, ms ({settings})"
+
+
+def _bottom(accuracies: Sequence[float]) -> float:
+    """Where networks without an accuracy are drawn."""
+    lowest, highest = min(accuracies, default=0.0), max(accuracies, default=1.0)
+    return lowest - GAP * (highest - lowest)
+
+
+def _add_trials(
+    figure: go.Figure,
+    label: str,
+    trials: Sequence[TrialRecord],
+    target: str,
+    bottom: float,
+    color: str,
+    symbol: str,
+    size: int = 8,
+    opacity: float = 1.0,
+    has_errors: bool = True,
+    mode: str = "markers",
+) -> None:
+    """Add trials as points; errors are the interval of the latency and the standard error of the accuracy."""
+    latencies = [trial.result.latencies[target] for trial in trials]
+    accuracies = [trial.result.accuracy for trial in trials]
+    errors: dict[str, Any] = {}
+    if has_errors:
+        above = [latency.high_ms - latency.latency_ms for latency in latencies]
+        below = [latency.latency_ms - latency.low_ms for latency in latencies]
+        standard_errors = [0.0 if accuracy is None else accuracy.standard_error for accuracy in accuracies]
+        errors = {"error_x": {"array": above, "arrayminus": below}, "error_y": {"array": standard_errors}}
+    figure.add_scatter(
+        x=[latency.latency_ms for latency in latencies],
+        y=[bottom if accuracy is None else accuracy.accuracy for accuracy in accuracies],
+        text=[_hover_text(trial) for trial in trials],
+        mode=mode,
+        marker={"size": size, "symbol": symbol, "color": color, "opacity": opacity},
+        line={"shape": "hv", "color": color},
+        name=label,
+        **errors,
+    )
+
+
+def _hover_text(trial: TrialRecord) -> str:
+    not_trained = "" if trial.result.accuracy is not None else " (not trained)"
+    return f"trial {trial.number}: {describe(trial.architecture)}{not_trained}"
+
+
+def _add_effects(
+    figure: go.Figure, label: str, dimensions: Sequence[str], effects: Sequence[Effect], gain_format: str, color: str
+) -> None:
+    """Add the signed shares of one objective as bars."""
+    figure.add_bar(
+        y=list(dimensions),
+        x=[effect.share if effect.gain >= 0 else -effect.share for effect in effects],
+        hovertext=[f"{effect.gain:{gain_format}} {label}" for effect in effects],
+        orientation="h",
+        name=label,
+        marker_color=color,
+    )
+
+
+def _add_points(figure: go.Figure, x: Series, y: Series) -> None:
+    """Add a group of points for each target."""
+    for name, color in zip(x, cycle((TEAL, AMBER, BLUE, RED)), strict=False):
+        marker = {"size": 6, "color": color}
+        figure.add_scatter(x=list(x[name]), y=list(y[name]), mode="markers", marker=marker, name=name, showlegend=len(x) > 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from search.study.trial import finished_trials, front
-from tests.support.commands import start
+from search.study.front import front
+from search.study.trial import finished_trials
+from tests.support.commands import Command
 from tests.support.known_engine import studied
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,7 +35,7 @@ FLAGS = [
 
 @dataclass(frozen=True)
 class Shown:
-    """Address of a study in the dashboard; numbers of an infeasible trial and of one of the front."""
+    """Address of a study in the dashboard; numbers of an infeasible trial and of a trial on the front."""
 
     url: str
     infeasible: int
@@ -48,29 +48,22 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     study_folder = folder / "outputs" / "shown"
     study_folder.mkdir(parents=True)
     trials = finished_trials(studied(f"sqlite:///{study_folder / 'study.db'}", 25, BUDGET_MS, folder=study_folder))
-    infeasible = [t.number for t in trials if not t.outcome.feasible]
+    infeasible = [trial.number for trial in trials if not trial.result.feasible]
     assert 0 < len(infeasible) < len(trials)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = start(folder, "search.dashboard", "study.name=shown", f"port={port}")
-    try:
-        _wait_for(port)
+    with Command(folder, "search.dashboard", "study.name=shown", f"port={port}") as server:
+        server.wait_until(lambda: is_served(port))
         yield Shown(f"http://127.0.0.1:{port}/dashboard/studies/1", infeasible[0], front(trials)[0].number)
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.communicate()
-    assert server.returncode in (0, 130)
+        server.send(signal.SIGINT)
+        server.wait()
+        assert server.returncode in (0, 130)
 
 
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("optuna-dashboard did not start")
+def is_served(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def page_of(browser: Browser, scheme: str, complaints: list[str]) -> Page:
@@ -87,14 +80,19 @@ def test_front_plots_and_notes_are_shown(shown: Shown, tmp_path: Path, scheme: s
         page = page_of(browser, scheme, complaints)
         page.goto(shown.url)
         page.locator("#graph-pareto-front .main-svg").first.wait_for(timeout=30_000)
-        for title in ("Front and budget", "Hypervolume over time", "What mattered, by objective", "Latency by stage"):
+        for title in (
+            "Accuracy over latency",
+            "Hypervolume of the front",
+            "What mattered, by objective",
+            "Latency by stage",
+        ):
             page.get_by_text(title).first.wait_for(timeout=30_000)
         text = page.inner_text("body")
         page.screenshot(path=tmp_path / f"dashboard-{scheme}.png", full_page=True)
         assert "accuracy" in text
         assert "latency_ms" in text
-        plot = page.locator(".main-svg", has_text="Front and budget").first
-        assert "Infeasible" in plot.inner_html()
+        plot = page.locator(".main-svg", has_text="Accuracy over latency").first
+        assert "infeasible" in plot.inner_html()
         assert "budget 2 ms" in plot.inner_html()
         page.goto(f"{shown.url}/note")
         page.get_by_text("Search for LITv2 networks", exact=False).first.wait_for(timeout=30_000)

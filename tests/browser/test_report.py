@@ -1,4 +1,4 @@
-"""The report's page, in a real headless browser: no error, nothing asked for from outside, on light and on dark."""
+"""The report's page, in a real headless browser: no error, no request to outside, on light and on dark."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from search.results.page import html
-from search.results.sections import Found, sections
+from search.results.report import sections
+from search.results.report.page import html
+from search.results.report.study_data import StudyData
 from tests.browser.test_dashboard import CHROMIUM, FLAGS
 from tests.support.known_engine import studied
 
@@ -15,12 +16,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_shows_every_figure_and_asks_for_nothing(tmp_path: Path, scheme: str) -> None:
+def test_page_shows_every_figure_and_requests_nothing(tmp_path: Path, scheme: str) -> None:
     from playwright.sync_api import sync_playwright
 
-    made = sections(Found(studied(f"sqlite:///{tmp_path / 'study.db'}", 25, budget_ms=2.0), tmp_path))
+    parts = sections(StudyData(studied(f"sqlite:///{tmp_path / 'study.db'}", 25, limit_ms=2.0), tmp_path))
     page_file = tmp_path / "report.html"
-    page_file.write_text(html("Study shown", made), encoding="utf-8")
+    page_file.write_text(html("Study shown", parts), encoding="utf-8")
     complaints: list[str] = []
     requests: list[str] = []
     with sync_playwright() as playwright:
@@ -31,7 +32,7 @@ def test_page_shows_every_figure_and_asks_for_nothing(tmp_path: Path, scheme: st
         page.on("request", lambda request: requests.append(request.url))
         page.goto(page_file.as_uri())
         figures = page.locator("figure svg")
-        assert figures.count() == sum(len(section.figures) for section in made) > 5
+        assert figures.count() == sum(len(section.figures) for section in parts) > 5
         for index in range(figures.count()):
             box = figures.nth(index).bounding_box()
             assert box is not None

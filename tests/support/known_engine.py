@@ -16,7 +16,7 @@ from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
 from search.engine.base import Fingerprint
 from search.latency.base import Calibration, Latency, Round
 from search.latency.block_model import BlockModel
-from search.results.board import Board
+from search.results.dashboard import DashboardPublisher
 from search.results.view import LogView
 from search.space import Space
 from search.space.space import Parameters
@@ -262,8 +262,8 @@ def studied(
     study.set_user_attr("versions", {"torch": "1"})
     changed: dict[str, Any] = {} if rules is None else {"rules": rules}
     if folder is not None:
-        board = Board(study, folder)
-        board.write_note(storage, SPACE)
-        changed |= {"annotate": board.annotate, "publish": board.publish_front}
+        dashboard = DashboardPublisher(study, folder)
+        dashboard.write_note(storage, SPACE)
+        changed |= {"annotate": dashboard.annotate, "publish": dashboard.publish_front}
     fill(coordinator(study, engine, chosen, **changed), num_trials)
     return study

@@ -19,7 +19,8 @@ QUICK = ["latency.max_seconds=0.5", "latency.calibration_seconds=0.3"]
 def exported(tmp_path: Path) -> Path:
     path = tmp_path / "trial-00003.yaml"
     architecture = Architecture(8, (StageSpec(1, 2, 0.5, 2),) * 4, downsample="conv")
-    architecture_file.write(path, "one", architecture, {"device": {"input_size": "1x32x32", "num_classes": 100}})
+    facts = {"targets": {"first": {"device": {"input_size": "1x32x32", "num_classes": 100}}}}
+    architecture_file.write(path, "a network", architecture, facts)
     return path
 
 
@@ -35,24 +36,25 @@ def test_measures_models_and_files_in_turn(tmp_path: Path, exported: Path, capsy
     assert call("measure", arguments) == 0
     printed = capsys.readouterr().out
     data: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-    assert [one["name"] for one in data["models"]] == ["resnet18", "litv2_s", "trial-00003"]
-    assert [one["input_shape"] for one in data["models"]] == [[3, 64, 64], [3, 64, 64], [1, 64, 64]]
+    assert [model["name"] for model in data["models"]] == ["resnet18", "litv2_s", "trial-00003"]
+    assert [model["input_shape"] for model in data["models"]] == [[3, 64, 64], [3, 64, 64], [1, 64, 64]]
     assert data["device"]["target"] == "cpu"
     assert data["calibration"]["anchor_ms"] > 0
-    for one in data["models"]:
-        assert one["name"] in printed
-        assert one["parameters"] > 0
-        assert one["multiply_accumulates"] > 0
-        assert one["latency"]["low_ms"] < one["latency"]["latency_ms"] < one["latency"]["high_ms"]
-        assert sum(len(r["candidate_ms"]) for r in one["rounds"]) == one["latency"]["repetitions"]
-        assert one["images_per_second"] == pytest.approx(1e3 / one["latency"]["latency_ms"])
+    for model in data["models"]:
+        latency = model["latency"]
+        assert model["name"] in printed
+        assert model["parameters"] > 0
+        assert model["multiply_accumulates"] > 0
+        assert latency["low_ms"] < latency["latency_ms"] < latency["high_ms"]
+        assert sum(len(timed["candidate_ms"]) for timed in model["rounds"]) == latency["repetitions"]
+        assert model["images_per_second"] == pytest.approx(1e3 / latency["latency_ms"])
 
 
 def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path) -> None:
     output = tmp_path / "latency.json"
     assert call("measure", [*QUICK, f"arch={exported}", f"output={output}"]) == 0
-    (one,) = json.loads(output.read_text(encoding="utf-8"))["models"]
-    assert one["input_shape"] == [1, 32, 32]
+    (model,) = json.loads(output.read_text(encoding="utf-8"))["models"]
+    assert model["input_shape"] == [1, 32, 32]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from models.architecture import Architecture
 from models.litv2 import build
 from search import UserError
 from search.results import architecture_file
+from search.results.architecture_file import network_input
 from tests.support.commands import call
 
 STAGE = "{depth: 1, window_size: 2, alpha: 0.5, num_heads: 2, mlp_ratio: 4.0}"
@@ -24,7 +25,8 @@ BOMB = "a: &a [x, x]\n" + "".join(
 
 
 def whole(stages: str, embed_dim: str = "8") -> str:
-    return f"format: 1\narchitecture: {{embed_dim: {embed_dim}, patch_size: 2, downsample: conv, stages: [{stages}]}}\n"
+    """A complete file."""
+    return f"format: 2\narchitecture: {{embed_dim: {embed_dim}, patch_size: 2, downsample: conv, stages: [{stages}]}}\n"
 
 
 HOSTILE = {
@@ -41,6 +43,16 @@ HOSTILE = {
     "references upon references": BOMB + whole(", ".join([STAGE] * 4), "8") + "more: *i\n",
     "deep nesting": "[" * 5000,
 }
+
+
+FORMAT_1 = f"""\
+format: 1
+architecture: {{embed_dim: 8, patch_size: 2, downsample: conv, stages: [{", ".join([STAGE] * 4)}]}}
+accuracy: {{validation: 0.8}}
+latency: {{latency_ms: 1.5}}
+device: {{device: CPU, input_size: 1x32x32, num_classes: 10}}
+further: {{phone: {{latency: {{latency_ms: 9.0}}, device: {{device: phone, input_size: 1x32x32, num_classes: 10}}}}}}
+"""
 
 
 @pytest.fixture
@@ -73,8 +85,8 @@ def test_hostile_file_builds_nothing_in_python(hostile: Path, monkeypatch: pytes
 
 def test_one_network_through_every_loader(tmp_path: Path, architecture: Architecture) -> None:
     file = tmp_path / "network.yaml"
-    facts = {"latency": {"latency_ms": 1.5}, "again": [[1, 2]] * 2}
-    architecture_file.write(file, "one", architecture, facts)
+    facts = {"targets": {"first": {"latency": {"latency_ms": 1.5}}}, "again": [[1, 2]] * 2}
+    architecture_file.write(file, "a network", architecture, facts)
     assert architecture_file.read(file) == (architecture, facts)
     expected = build(architecture).state_dict()
     body = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -83,9 +95,69 @@ def test_one_network_through_every_loader(tmp_path: Path, architecture: Architec
         timm.create_model("litv2", architecture=architecture_file.read(file)[0]),
         build(Architecture.from_dict(body["architecture"])),
     ):
-        assert {name: one.shape for name, one in network.state_dict().items()} == {
-            name: one.shape for name, one in expected.items()
+        assert {name: tensor.shape for name, tensor in network.state_dict().items()} == {
+            name: tensor.shape for name, tensor in expected.items()
         }
         again = tmp_path / "again.yaml"
-        architecture_file.write(again, "one", network.architecture, facts)
+        architecture_file.write(again, "a network", network.architecture, facts)
         assert again.read_bytes() == file.read_bytes()
+
+
+def test_file_of_format_1_is_read_as_one_of_format_2(tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text(FORMAT_1, encoding="utf-8")
+    architecture, facts = architecture_file.read(file)
+    assert architecture.embed_dim == 8
+    assert facts == {
+        "accuracy": {"validation": 0.8},
+        "targets": {
+            "first": {
+                "role": "objective",
+                "latency": {"latency_ms": 1.5},
+                "device": {"device": "CPU", "input_size": "1x32x32", "num_classes": 10},
+            },
+            "phone": {
+                "latency": {"latency_ms": 9.0},
+                "device": {"device": "phone", "input_size": "1x32x32", "num_classes": 10},
+            },
+        },
+    }
+    assert network_input(facts) == (1, 32, 10)
+    architecture_file.write(file, "a network", architecture, facts)
+    assert architecture_file.read(file) == (architecture, facts)
+
+
+@pytest.mark.parametrize("command", ["train", "measure"])
+def test_file_of_format_1_is_taken_by_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.yaml").write_text(FORMAT_1, encoding="utf-8")
+    settings = {
+        "train": ["data.train_size=64", "data.val_size=64", "train.batch_size=32", "train.max_epochs=1"],
+        "measure": ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"],
+    }
+    assert call(command, ["arch=old.yaml", *settings[command]]) == 0
+    assert "1x32x32" in capsys.readouterr().out or (tmp_path / "old.safetensors").exists()
+
+
+def test_file_of_format_1_is_a_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text(FORMAT_1.replace("patch_size: 2", "patch_size: 4"), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["detection", str(file), "--steps", "1", "--img-size", "64"])
+    detect()
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"targets": {}}, {"targets": 3}, {"targets": {"first": {"device": {"input_size": 3}}}}]
+)
+def test_input_that_a_file_does_not_have_is_imagenets(facts: dict[str, object]) -> None:
+    assert network_input(facts) == (3, 224, 1000)
+
+
+@pytest.mark.parametrize("text", ["format: 3\narchitecture: {}", "architecture: {}", "[]", "format: [1]\narchitecture: {}"])
+def test_another_format_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "network.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="it needs `format: 2` and `architecture`"):
+        architecture_file.read(file)

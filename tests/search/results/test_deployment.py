@@ -56,14 +56,16 @@ def test_onnx_file_runs_without_this_project(deployed: Path) -> None:
     assert logits.shape == (4, 100)
 
 
-def test_card_tells_what_was_measured(deployed: Path) -> None:
+def test_card_has_what_was_measured(deployed: Path) -> None:
     facts = json.loads((deployed / "card.json").read_text(encoding="utf-8"))
     card = (deployed / "README.md").read_text(encoding="utf-8")
     assert set(facts["files"]) == set(FORMATS)
-    for one in facts["files"].values():
-        assert one["parity"] <= PARITY
-        assert one["latency"]["repetitions"] > 1
-        assert f"{one['latency']['latency_ms']:.3f}" in card
+    for file in facts["files"].values():
+        assert file["parity"] <= PARITY
+        assert file["latency"]["repetitions"] > 1
+        assert f"{file['latency']['latency_ms']:.3f}" in card
+    assert "| stage | width | blocks | window | Lo-Fi heads | heads | MLP ratio |" in card
+    assert "On " + facts["device"]["device"] in card
     assert f"{facts['trained']['test_accuracy']:.4f}" in card
     assert "Apache-2.0" in card
 
@@ -83,9 +85,9 @@ def test_card_of_another_setting_is_refused(deployed: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["pick=elbow"], "pick=elbow is no rule"),
-        (["pick=latency<=0.001ms"], "the fastest of the front takes"),
-        (["format=tflite"], "format=tflite is unknown; choose of yaml, safetensors, torch_export, onnx"),
+        (["pick=elbow"], "pick=elbow is an invalid rule"),
+        (["pick=latency<=0.001ms"], "the fastest network of the front takes"),
+        (["format=tflite"], "format=tflite is unknown; choose from yaml, safetensors, torch_export, onnx"),
         (["study.name=missing"], "there is no outputs/missing here"),
         (["format=onnx", "latency=ssh", "latency.host=pi"], "latency=ssh: exported files run on this machine's CPU here"),
     ],
@@ -113,18 +115,18 @@ def test_network_without_a_head_is_read(architecture: Architecture) -> None:
 
 def test_architecture_of_a_trained_network_stays(deployed: Path) -> None:
     pareto = Path("outputs/first/pareto")
-    trained, left, own = pareto / "trial-00090.yaml", pareto / "trial-00091.yaml", pareto / "trial-00090-strong.yaml"
-    for file in (trained, left, own):
+    trained, stale, copied = pareto / "trial-00090.yaml", pareto / "trial-00091.yaml", pareto / "trial-00090-strong.yaml"
+    for file in (trained, stale, copied):
         file.write_text("of an earlier front\n", encoding="utf-8")
     begun = pareto / "trial-00092.yaml"
     begun.write_text("of an earlier front\n", encoding="utf-8")
     of_training = [trained.with_suffix(".safetensors"), begun.with_suffix(".0123456789ab.ckpt")]
-    shared = [file.with_suffix(".supernet.safetensors") for file in (trained, left)]
+    shared = [file.with_suffix(".supernet.safetensors") for file in (trained, stale)]
     for file in (*of_training, *shared):
         file.touch()
     assert call("export", EXPORT) == 0
-    assert [file.exists() for file in (trained, begun, left, own, *shared)] == [True, True, False, True, True, False]
-    for file in (trained, begun, own, *of_training, shared[0]):
+    assert [file.exists() for file in (trained, begun, stale, copied, *shared)] == [True, True, False, True, True, False]
+    for file in (trained, begun, copied, *of_training, shared[0]):
         file.unlink()
 
 

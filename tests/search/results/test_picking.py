@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from search import UserError
 from search.results.picking import compare, pick
-from search.study.trial import Finished, latest_of_each
+from search.study.front import latest_of_each
+from search.study.targets import FIRST
+from search.study.trial import TrialRecord
 from tests.support.known_engine import SPACE, finished
 
 
-def front_of_four() -> list[Finished]:
+def front_of_four() -> list[TrialRecord]:
     return [finished(0, 0.70, 1.0), finished(1, 0.88, 1.5), finished(2, 0.90, 3.0), finished(3, 0.91, 5.0)]
 
 
@@ -27,21 +31,21 @@ def front_of_four() -> list[Finished]:
     ],
 )
 def test_rules(rule: str, numbers: list[int]) -> None:
-    assert [one.number for one in pick(front_of_four(), rule)] == numbers
+    assert [member.number for member in pick(front_of_four(), rule)] == numbers
 
 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("latency<=0.5ms", "the fastest of the front takes 1 ms"),
-        ("accuracy>=0.99", "the most accurate of the front reaches 0.9100"),
-        ("latency>=3ms", "is no rule"),
-        ("accuracy<=0.9", "is no rule"),
-        ("accuracy>=0.9ms", "is no rule"),
-        ("elbow", "is no rule"),
-        ("latency<=x", "is no rule"),
-        ("latency<=2..5ms", "is no rule"),
-        ("accuracy>=.", "is no rule"),
+        ("latency<=0.5ms", "the fastest network of the front takes 1 ms"),
+        ("accuracy>=0.99", "the most accurate network of the front reaches 0.9100"),
+        ("latency>=3ms", "is an invalid rule"),
+        ("accuracy<=0.9", "is an invalid rule"),
+        ("accuracy>=0.9ms", "is an invalid rule"),
+        ("elbow", "is an invalid rule"),
+        ("latency<=x", "is an invalid rule"),
+        ("latency<=2..5ms", "is an invalid rule"),
+        ("accuracy>=.", "is an invalid rule"),
     ],
 )
 def test_rules_that_pick_nothing_are_named(rule: str, message: str) -> None:
@@ -64,15 +68,37 @@ def test_front_of_one_has_a_knee() -> None:
 def test_comparison_takes_the_pattern_of_the_nearest_width() -> None:
     patterns = [
         finished(number, 0.8, 4.0 * width / 8, SPACE.architecture(parameters), origin)
-        for number, ((origin, parameters), width) in enumerate(zip(SPACE.known().items(), (8, 16), strict=False), start=10)
+        for number, ((origin, parameters), width) in enumerate(
+            zip(SPACE.baselines().items(), (8, 16), strict=False), start=10
+        )
     ]
     member = finished(0, 0.85, 2.0, SPACE.largest())
     assert member.architecture.embed_dim == 16
     found = compare(member, [*patterns, member])
     assert found is not None
     assert found.pattern.number == 11
-    assert found.speedup == pytest.approx(4.0)
-    assert found.low < 4.0 < found.high
+    speedup = found.speedups[FIRST]
+    assert speedup.ratio == pytest.approx(4.0)
+    assert speedup.low < 4.0 < speedup.high
     assert found.gain == pytest.approx(0.05)
     assert "4.00 [" in str(found)
     assert compare(member, [member]) is None
+
+
+def test_comparison_has_the_speedup_on_each_target() -> None:
+    pattern = finished(7, 0.8, 4.0, SPACE.anchor(), "LITv2 pattern, width 8", phone=3.0)
+    found = compare(finished(0, 0.85, 2.0, phone=1.0), [pattern])
+    assert found is not None
+    assert {name: round(speedup.ratio, 6) for name, speedup in found.speedups.items()} == {FIRST: 2.0, "phone": 3.0}
+    assert "0.8500 in 2.000 ms on first and 1.000 ms on phone" in str(found)
+    assert re.search(r"2\.00 \[.*\] times as fast on first and 3\.00 \[.*\] times as fast on phone at \+0\.0500", str(found))
+
+
+def test_each_target_has_a_rule() -> None:
+    values = [(0.7, 1.0, 9.0), (0.8, 2.0, 3.0), (0.9, 4.0, 12.0)]
+    members = [finished(number, accuracy, ms, phone=phone) for number, (accuracy, ms, phone) in enumerate(values)]
+    assert [member.number for member in pick(members, "latency.phone<=10ms")] == [1]
+    assert [member.number for member in pick(members, "latency.first<=1.5")] == [0]
+    assert [member.number for member in pick(members, "latency<=1.5")] == [0]
+    with pytest.raises(UserError, match="the study has no latency target tablet; its targets are first, phone"):
+        pick(members, "latency.tablet<=10ms")

@@ -1,4 +1,4 @@
-"""The report: every section that a study has something for, as a page that asks for nothing and as Markdown."""
+"""The report: every section that a study has something for, as a page that requests nothing and as Markdown."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from search.results.page import Grid, Section, html, markdown
-from search.results.sections import Found, influences, sections
-from search.study.evaluate import Objective
+from search.results.report import sections
+from search.results.report.page import Section, Table, html, markdown
+from search.results.report.study_data import StudyData
+from search.study.evaluate import Rules
 from search.study.trial import finished_trials
 from tests.support.commands import call
-from tests.support.known_engine import KnownEngine, finished, studied
+from tests.support.known_engine import KnownEngine, constraint, known_targets, studied
 
 ALWAYS = [
-    "What was asked", "Front", "Networks of the front", "Against the authors' pattern", "Progress", "What mattered",
-    "Where the latency goes", "How well latency was measured", "Failed, infeasible and unmeasured", "Time",
-    "Go on from here",
+    "Setup", "Front", "Networks on the front", "Comparison with the LITv2 pattern", "Progress", "What mattered",
+    "Latency by stage", "Quality of the latency measurements", "Failed, infeasible and unmeasured trials", "Time",
+    "Next steps",
 ]  # fmt: skip
 
 
 class Ids(HTMLParser):
-    """Every id of a page, and every address it names."""
+    """Collects every id of a page, and every address in it."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -41,80 +42,105 @@ class Ids(HTMLParser):
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> Found:
-    engine = KnownEngine()
-    objective = Objective(engine.known_devices(), seed=0, accuracy_first=True)
-    return Found(studied(f"sqlite:///{tmp_path / 'study.db'}", 40, objective=objective), tmp_path)
+def study(tmp_path: Path) -> StudyData:
+    rules = Rules(seed=0, scores_before_measuring=True)
+    return StudyData(studied(f"sqlite:///{tmp_path / 'study.db'}", 40, rules=rules), tmp_path)
 
 
-def test_page_has_every_section_and_asks_for_nothing(found: Found) -> None:
-    made = sections(found)
-    assert [section.title for section in made] == ALWAYS
-    parsed = Ids(html("Study", made))
+def test_page_has_every_section_and_requests_nothing(study: StudyData) -> None:
+    parts = sections(study)
+    assert [section.title for section in parts] == ALWAYS
+    parsed = Ids(html("Study", parts))
     assert len(parsed.ids) == len(set(parsed.ids)) > 100
     assert all(address.startswith(("#", "data:")) for address in parsed.addresses)
 
 
-def test_front_of_the_report_is_the_study_s(found: Found) -> None:
-    (section,) = [section for section in sections(found) if section.title == "Front"]
-    assert [int(row[0]) for row in section.tables[0].rows] == [member.number for member in found.members]
+def test_front_of_the_report_is_the_study_s(study: StudyData) -> None:
+    (section,) = [section for section in sections(study) if section.title == "Front"]
+    assert [int(row[0]) for row in section.tables[0].rows] == [member.number for member in study.members]
 
 
-def test_what_was_not_measured_is_counted(found: Found) -> None:
-    (section,) = [section for section in sections(found) if section.title.startswith("Failed")]
-    unmeasured = sum(not trial.outcome.latency.measured for trial in finished_trials(found.study))
+def test_what_was_not_measured_is_counted(study: StudyData) -> None:
+    (section,) = [section for section in sections(study) if section.title.startswith("Failed")]
+    unmeasured = sum(not trial.result.measured for trial in finished_trials(study.study))
+    assert unmeasured
     assert ["dominated by the block model: scored, not measured", str(unmeasured)] in [
         list(row) for row in section.tables[0].rows
     ]
 
 
 def test_budget_is_reported(tmp_path: Path) -> None:
-    study = studied(f"sqlite:///{tmp_path / 'study.db'}", 20, budget_ms=2.0)
-    text = markdown("Study", sections(Found(study, tmp_path)))
+    study = studied(f"sqlite:///{tmp_path / 'study.db'}", 20, limit_ms=2.0)
+    text = markdown("Study", sections(StudyData(study, tmp_path)))
     assert "| budget | 2 ms |" in text
     assert "over the latency budget: not trained" in text
 
 
-def test_check_and_confirmation_are_shown(found: Found) -> None:
+def test_one_target_needs_no_name(study: StudyData) -> None:
+    text = markdown("Study", sections(study))
+    assert "| trial | accuracy | latency, ms [95 %] | on the front |" in text
+    assert "| latency | torch eager, 1 thread(s), batch 1, input 1x32x32 |" in text
+    assert "times as fast [95 %]" in text
+    assert "on first" not in text
+
+
+def test_several_targets_are_named(tmp_path: Path) -> None:
+    targets = known_targets(KnownEngine(targets=("first", "phone", "tablet")), tablet=constraint(20.0))
+    study = StudyData(studied(f"sqlite:///{tmp_path / 'study.db'}", 30, targets=targets), tmp_path)
+    parts = sections(study)
+    text = markdown("Study", parts)
+    assert "| latency on phone | Known CPU, torch eager, 1 thread(s), batch 1, input 1x32x32, minimised |" in text
+    assert "input 1x32x32, constraint, budget 20 ms |" in text
+    assert "| trial | accuracy | first, ms [95 %] | phone, ms [95 %] | tablet, ms [95 %] | on the front |" in text
+    assert "| network of the front | pattern | times as fast on first [95 %] | times as fast on phone [95 %] |" in text
+    assert "| network on phone | stem and head |" in text
+    assert "| of the variance of latency on first | latency on first | of the variance of latency on phone |" in text
+    captions = [caption for section in parts for caption in section.figures]
+    for name in ("first", "phone"):
+        assert f"Accuracy over latency on {name}: standard errors, 95 % intervals" in captions
+        assert f"Latency by stage on {name}" in captions
+    parsed = Ids(html("Study", parts))
+    assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_what_mattered_says_what_it_measures(study: StudyData) -> None:
+    (section,) = [section for section in sections(study) if section.title == "What mattered"]
+    assert "share of the variance" in section.text[0]
+    assert "Hyperparameter Importance" in section.text[1]
+
+
+def test_check_and_confirmation_are_shown(study: StudyData) -> None:
     tau = {"value": 0.7, "low": 0.5, "high": 0.9}
     check = {"meaningful": False, "advice": ["widen the space"], "spread": 0.1, "seed_noise": 0.05, "num_networks": 12}
-    found.folder.joinpath("check.json").write_text(
+    study.folder.joinpath("check.json").write_text(
         json.dumps({**check, **dict.fromkeys(("evaluator", "macs", "params", "seeds"), tau)})
     )
-    latency = found.members[0].outcome.latency.summary()
-    values = {"accuracy": 0.8, "standard_error": 0.01, "latency": latency, "front_probability": 0.5}
-    networks = [{"trial": 3, "search": values, "confirmed": {**values, "accuracies": [1, 2], "accuracy": 0.9}}]
-    found.folder.joinpath("confirmed.json").write_text(json.dumps({"networks": networks}))
-    text = markdown("Study", sections(found))
+    latencies = {name: latency.summary() for name, latency in study.members[0].result.latencies.items()}
+    values = {"accuracy": 0.8, "standard_error": 0.01, "latencies": latencies, "front_probability": 0.5}
+    networks = [
+        {"trial": 3, "search": values, "confirmed": {**values, "accuracies": [1, 2], "accuracy": 0.9}},
+        {"trial": 4, "search": values, "confirmed": {"latencies": {}}},
+    ]
+    study.folder.joinpath("confirmed.json").write_text(json.dumps({"networks": networks}))
+    text = markdown("Study", sections(study))
     assert "Not meaningful: widen the space" in text
     assert "0.70 [0.50, 0.90]" in text
     assert "0.9000 ±0.0100 (2)" in text
+    assert re.search(r"\| 4 \| 0\.8000 \|  \| [\d.]+ \[.*\] \|  \| 50% \|  \|", text)
 
 
-def test_what_cannot_be_read_is_left_out(found: Found) -> None:
-    found.folder.joinpath("check.json").write_text("{torn")
-    assert [section.title for section in sections(found)] == ALWAYS
+def test_what_cannot_be_read_is_left_out(study: StudyData) -> None:
+    study.folder.joinpath("check.json").write_text("{torn")
+    assert [section.title for section in sections(study)] == ALWAYS
 
 
 def test_text_stays_text() -> None:
     hostile = "<script>alert(1)</script> | x"
-    section = Section(hostile, [hostile], [Grid(("a",), [(hostile,)])], commands=[hostile])
+    figures = {hostile: "<svg></svg>"}
+    section = Section(hostile, [hostile], [Table(("a",), [(hostile,)])], figures, commands=[hostile])
     assert "<script>" not in html(hostile, [section])
     assert "&lt;script&gt;" in html(hostile, [section])
     assert re.search(r"\| <script>alert\(1\)</script> \\\| x \|", markdown("", [section]))
-
-
-def test_influence_is_the_share_of_variance_between_values() -> None:
-    judged = [
-        finished(number, 0.5 + 0.1 * (number % 2), 1.0 + number // 2, parameters={"a": number % 2, "b": number // 2})
-        for number in range(4)
-    ]
-    by_name = {one.dimension: one for one in influences(judged)}
-    assert by_name["a"].accuracy == pytest.approx(1.0)
-    assert by_name["a"].accuracy_gain == pytest.approx(0.1)
-    assert by_name["b"].accuracy == pytest.approx(0.0)
-    assert by_name["b"].latency == pytest.approx(1.0)
-    assert by_name["b"].latency_gain == pytest.approx(1.0)
 
 
 def test_report_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,8 @@ from models.architecture import Architecture
 from search import SearchStopped, UserError
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel, Prediction
-from search.results.view import LiveView, LogView, latency_text
+from search.results.tables import latency_text
+from search.results.view import LiveView, LogView
 from search.study.evaluate import Rules
 from search.study.front import front
 from search.study.locks import folder_lock
@@ -160,7 +161,7 @@ def test_terminal_shows_a_search_with_skips_and_failures(storage: str) -> None:
     out = io.StringIO()
     with LiveView(Console(file=out, force_terminal=True, width=160, height=50), 40, []) as view:
         run(storage, 40, KnownEngine(fail), limit_ms=2.2, view=view, max_consecutive_failures=100)
-    assert not view.underway
+    assert not view.running
     study = open_study("test", storage, create=False)
     assert count_skipped(study) > 0
     assert any(trial.state == TrialState.FAIL for trial in study.trials)

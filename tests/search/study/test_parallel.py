@@ -16,7 +16,7 @@ from search import UserError
 from search.accuracy.base import Accuracy, Progress
 from search.latency.block_model import Prediction
 from search.results.picking import pick
-from search.results.view import front_table
+from search.results.tables import front_table
 from search.study.evaluate import Rules, evaluate
 from search.study.front import front
 from search.study.known import Known

@@ -1,0 +1,130 @@
+"""Sections about networks: the front, its pictures, the comparison with the LITv2 pattern, and confirmed values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search.latency.base import Latency
+from search.results.figures import front_figures
+from search.results.picking import compare
+from search.results.picture import picture
+from search.results.report.page import Section, Table
+from search.results.report.study_data import StudyData
+from search.results.static import svg
+from search.results.tables import NETWORK, accuracy_text, latencies_text, latency_cells, latency_headers, latency_text
+from search.space.dimensions import describe
+from search.study.trial import SAMPLED, TrialRecord, on
+
+
+def front(study: StudyData) -> Section:
+    """The networks of the front, and a plot for each target that is an objective."""
+    if not study.members:
+        return Section("Front", ["No network has both an accuracy and a latency within the budget yet."])
+    text = (
+        "The networks that no other network found so far dominates. ± is the standard error from the number of validation "
+        "images. The interval is the one that another measurement would fall into with 95 % probability. On the front: the "
+        "probability that no other network dominates this one, given both errors."
+    )
+    header = ("trial", "accuracy", *latency_headers(list(study.targets)), "on the front", "parameters", "MACs", NETWORK)
+    drawn = {
+        f"Accuracy over latency{on(name, study.targets)}: standard errors, 95 % intervals": svg(figure, f"front-{name}")
+        for name, figure in front_figures(study.trials, study.targets).items()
+    }
+    return Section("Front", [text], [Table(header, [_row(member, study) for member in study.members])], drawn)
+
+
+def _row(member: TrialRecord, study: StudyData) -> Sequence[str]:
+    return (
+        str(member.number),
+        accuracy_text(member),
+        *latency_cells(member, list(study.targets)),
+        f"{study.front_probability[member.architecture.key]:.0%}",
+        f"{member.num_params / 1e6:.2f} M",
+        f"{member.num_macs / 1e6:,.1f} M",
+        describe(member.architecture),
+    )
+
+
+def pictures(study: StudyData) -> Section | None:
+    """A picture of each network of the front."""
+    if not study.members:
+        return None
+    drawn = {
+        f"Trial {member.number}: {accuracy_text(member)}, {latencies_text(member.result, study.targets)}": picture(
+            member.architecture, study.img_size
+        )
+        for member in study.members
+    }
+    text = "Bars are blocks, a square is the map with its windows, dots are attention heads: Hi-Fi first, then Lo-Fi."
+    return Section("Networks on the front", [text], figures=drawn)
+
+
+def comparison(study: StudyData) -> Section | None:
+    """The baselines, and how the networks of the front compare with the LITv2 pattern."""
+    baselines = [trial for trial in study.evaluated if trial.origin != SAMPLED]
+    if not baselines or not study.members:
+        return None
+    targets = list(study.targets)
+    rows = [
+        (trial.origin, accuracy_text(trial), *latency_cells(trial, targets), describe(trial.architecture))
+        for trial in baselines
+    ]
+    compared = [result for member in study.members if (result := compare(member, study.trials)) is not None]
+    compared_rows = [
+        (
+            f"trial {result.member.number}",
+            f"width {result.pattern.architecture.embed_dim}",
+            *(str(result.speedups[name]) if name in result.speedups else "" for name in targets),
+            f"{result.gain:+.4f}",
+        )
+        for result in compared
+    ]
+    speedups = [f"times as fast{on(name, study.targets)} [95 %]" for name in targets]
+    text = (
+        "The LITv2 pattern, as close as the space comes to it: no attention in the first two stages, HiLo in the third, "
+        "plain attention in the fourth."
+    )
+    tables = [
+        Table(("network", "accuracy", *latency_headers(targets), NETWORK), rows),
+        Table(("network of the front", "pattern", *speedups, "difference in accuracy"), compared_rows),
+    ]
+    return Section("Comparison with the LITv2 pattern", [text], tables)
+
+
+def confirmation(study: StudyData) -> Section | None:
+    """What search.confirm found."""
+    confirmed = study.read_json("confirmed.json")
+    if confirmed is None:
+        return None
+    targets = list(study.targets)
+    latencies = latency_headers(targets)
+    header = (
+        "trial", "score", "trained standalone (seeds)", *latencies, *(f"{name}, measured again" for name in latencies),
+        "on the front", "on the front, confirmed",
+    )  # fmt: skip
+    text = "Networks whose place on the front was uncertain: values of the search, and those confirmed since."
+    return Section(
+        "Confirmed networks", [text], [Table(header, [_confirmed_row(row, targets) for row in confirmed["networks"]])]
+    )
+
+
+def _confirmed_row(network: Mapping[str, Any], targets: Sequence[str]) -> Sequence[str]:
+    search, confirmed = network["search"], network["confirmed"]
+    accuracy = probability = ""
+    if "accuracy" in confirmed:
+        accuracy = f"{confirmed['accuracy']:.4f} ±{confirmed['standard_error']:.4f} ({len(confirmed['accuracies'])})"
+        probability = f"{confirmed['front_probability']:.0%}"
+    return (
+        str(network["trial"]),
+        f"{search['accuracy']:.4f}",
+        accuracy,
+        *_stored_latencies(search["latencies"], targets),
+        *_stored_latencies(confirmed["latencies"], targets),
+        f"{search['front_probability']:.0%}",
+        probability,
+    )
+
+
+def _stored_latencies(stored: Mapping[str, Mapping[str, Any]], targets: Sequence[str]) -> list[str]:
+    return [latency_text(Latency(**stored[name])) if name in stored else "" for name in targets]
