@@ -7,7 +7,6 @@ bilinear sampling of deformable convolutions are not counted, as there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +18,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
-from models.layers import HAS_ONEDNN
 from models.litv2 import Block, Stage, build
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -116,10 +114,4 @@ def _deform_conv_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shap
     return int(2 * batch * height * width * out_channels * in_channels * kernel_height * kernel_width)
 
 
-def _linear_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    return int(2 * math.prod(input_shape) * weight_shape[0])
-
-
 CUSTOM_FLOPS = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
-if HAS_ONEDNN:
-    CUSTOM_FLOPS[torch.ops.mkldnn._linear_pointwise] = _linear_flops

@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from models.hilo import HiLo
-from models.layers import Linear
+from models.kernels import Linear
 from models.litv2 import LAYER_NORM_EPS, Block, LITv2, Stage, build, init_weights, make_stage
 
 SKELETONS = 256  # networks without weights that are kept

@@ -20,18 +20,10 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from models.architecture import Architecture, StageSpec, count_hidden
+from models.depthwise import DepthwiseConv, depthwise_conv
 from models.hilo import HiLo
-from models.layers import (
-    DeformConv,
-    DepthwiseConv,
-    ImagePatchConv,
-    Linear,
-    PatchConv,
-    depthwise,
-    linear,
-    num_pieces,
-    runs_eagerly_on_cpu,
-)
+from models.kernels import Linear, linear, num_chunks, runs_eagerly_on_cpu
+from models.layers import DeformConv, ImagePatchConv, PatchConv
 
 LAYER_NORM_EPS = 1e-5  # the official code keeps torch's default
 
@@ -49,7 +41,7 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, H, W, C). Returns the same shape."""
-        pieces = num_pieces(x.shape[:3].numel() * self.hidden_dim) if runs_eagerly_on_cpu(x) else 1
+        pieces = num_chunks(x.shape[:3].numel() * self.hidden_dim) if runs_eagerly_on_cpu(x) else 1
         conv = self.dwconv["dwconv"]
         if pieces > 1 and type(self.fc1) is type(self.fc2) is Linear and type(conv) is DepthwiseConv:  # as they were built
             return self._in_pieces(x, pieces)
@@ -64,7 +56,7 @@ class ConvFFN(nn.Module):
         parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
         out: Tensor | None = None
         for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(pieces) for part in parts), strict=True):
-            hidden = self.act(depthwise(linear(x, weight1, bias1), weight, bias))
+            hidden = self.act(depthwise_conv(linear(x, weight1, bias1), weight, bias))
             share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
             out = share if out is None else out.add_(share)
         return cast(Tensor, out)

@@ -143,7 +143,7 @@ class SupernetEvaluator(Training):
         self.seed(seed)
         network = self._trained[seed].extract(self.proxy(architecture)).to(self.device)
         recalibrate(network, [self._calibration_images()])
-        accuracy = self._top1(models.deploy.prepare_(network))
+        accuracy = self._top1(models.deploy.prepare_in_place(network))
         progress(1.0)
         return Accuracy(accuracy, len(self.images.labels), seed, time.perf_counter() - start)
 
