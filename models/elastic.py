@@ -23,7 +23,7 @@ from torch.func import functional_call
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from models.hilo import HiLo
 from models.kernels import Linear
-from models.litv2 import LAYER_NORM_EPS, Block, LITv2, Stage, build, init_weights, make_stage
+from models.litv2 import LAYER_NORM_EPS, Block, LITv2, Stage, arguments_of, build, init_weights
 
 SKELETONS = 256  # networks without weights that are kept
 STAGES = 1024  # stages of them
@@ -157,12 +157,21 @@ class ElasticLITv2(nn.Module):
 
 @lru_cache(SKELETONS)
 def _skeleton(architecture: Architecture, **arguments: Any) -> LITv2:
-    """A network that has no memory for its weights. It shares its stages with others: building them takes long."""
+    """A network without memory for its weights."""
     with torch.device("meta"):
-        return build(architecture, make_stage=_empty_stage, **arguments)
+        return _Skeleton(**arguments_of(architecture), **arguments)
 
 
-_empty_stage = lru_cache(STAGES)(make_stage)
+class _Skeleton(LITv2):
+    """LITv2 that shares its stages with other networks, because building them takes long."""
+
+    def make_stage(
+        self, dim: int, next_dim: int | None, spec: StageSpec, drop_paths: tuple[float, ...], downsample: str
+    ) -> Stage:
+        return _cached_stage(dim, next_dim, spec, drop_paths, downsample)
+
+
+_cached_stage = lru_cache(STAGES)(Stage)
 
 
 def attention_part(full: Tensor, name: str, attn: HiLo, most: StageBounds, dim: int) -> Tensor:
