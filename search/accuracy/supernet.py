@@ -122,7 +122,7 @@ class SupernetEvaluator(ProxyTraining):
         self.set_threads_and_seed(seed)
         network = self._trained[seed].extract(self.proxy_of(architecture)).to(self.device)
         recalibrate(network, [self._calibration_images()])
-        accuracy = self._top1(models.deploy.prepare_(network))
+        accuracy = self._top1(models.deploy.prepare_in_place(network))
         progress(1.0)
         return Accuracy(accuracy, len(self.images.labels), seed, time.perf_counter() - start)
 
