@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import os
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,21 @@ from tests.support.commands import ROOT, TINY, call
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished study `first` of six trials."""
-    before = Path.cwd()
     folder = tmp_path_factory.mktemp("user")
-    os.chdir(folder)
-    assert call("run", ["+search=cpu_latency", "study.name=first", "study.n_trials=6", *TINY]) == 0
-    yield folder
-    os.chdir(before)
+    with contextlib.chdir(folder):
+        assert call("run", ["+search=cpu_latency", "study.name=first", "study.n_trials=6", *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy for one test, which is the current folder."""
+    copied = tmp_path / "user"
+    shutil.copytree(original, copied)
+    monkeypatch.chdir(copied)
+    return copied
 
 
 def study_of(name: str) -> optuna.Study:
