@@ -68,12 +68,12 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
     """
     architecture, facts = architecture_file.read(file)
     trained = trained_network(file, architecture, facts)
-    if trained.network.num_classes == 0 and target.num_classes:
+    if trained.network.num_classes == 0 and target.settings.num_classes:
         raise UserError(f"{file.with_suffix('.safetensors')} has no head; train again with search.train arch={file}")
-    if trained.network.in_chans != target.in_chans:
+    if trained.network.in_chans != target.settings.in_chans:
         raise UserError(
             f"{file.with_suffix('.safetensors')} is for images of {trained.network.in_chans} channel(s), the study's have "
-            f"{target.in_chans}: train on the study's data, or move that file elsewhere"
+            f"{target.settings.in_chans}: train on the study's data, or move that file elsewhere"
         )
     folder.mkdir(parents=True, exist_ok=True)
     architecture_file.write(folder / ARCHITECTURE, f"Architecture of the files beside it; from {file}.", architecture, facts)
@@ -104,8 +104,8 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
 
 def check_runs_files(target: PairedTarget) -> None:
     """Raises: UserError if a target cannot measure deployable files, which run on this machine's processor."""
-    if not target.runs_files:
-        raise UserError(f"latency={target.name}: exported files run on this machine's CPU here; choose latency=cpu")
+    if not target.runtime.runs_files:
+        raise UserError(f"latency={target.runtime.name}: exported files run on this machine's CPU here; choose latency=cpu")
 
 
 def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, Any]) -> Trained:
@@ -167,10 +167,11 @@ def difference(network: nn.Module, compute: Compute, x: Tensor) -> float:
 
 def measure(name: str, path: Path, target: PairedTarget, calibration: Calibration) -> Latency:
     """Latency of a file as it is, timed in turn with the anchor."""
-    x = torch.rand(target.batch_size, target.in_chans, target.img_size, target.img_size)
+    settings = target.settings
+    x = torch.rand(settings.batch_size, settings.in_chans, settings.img_size, settings.img_size)
 
     def load() -> Run:
-        return partial(FORMATS[name].load(path, target.num_threads), x.clone())
+        return partial(FORMATS[name].load(path, settings.num_threads), x.clone())
 
     return target.time([target.ready(load)], calibration)[0]
 
