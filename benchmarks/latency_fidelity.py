@@ -38,7 +38,8 @@ from search.commands.cli import build, conf_dir, target_of
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel
 from search.latency.machine import keep_to
-from search.latency.target import DTYPES, PairedTarget
+from search.latency.runtime import DTYPES
+from search.latency.target import PairedTarget
 from search.space.space import Space
 
 REPETITIONS = 40
@@ -81,13 +82,13 @@ def main() -> None:
     console = Console(width=120)
     device = target.fingerprint()
     console.print(
-        f"{len(networks)} networks on {device['device']}, {device['backend']}, batch {target.batch_size}, "
-        f"{target.num_threads} thread(s)"
+        f"{len(networks)} networks on {device['device']}, {device['backend']}, batch {target.settings.batch_size}, "
+        f"{target.settings.num_threads} thread(s)"
     )
     console.print(compare("as it is", first, second))
     console.print(compare("two busy processes", first, busy))
     if len(networks) > NUM_FITTED:
-        predict(networks, first, target.img_size, arguments.plot, console)
+        predict(networks, first, target.settings.img_size, arguments.plot, console)
 
 
 def draw(space: Space, number: int, seed: int) -> list[Architecture]:
@@ -121,13 +122,14 @@ def measure_all(
 
 def wall_times_ms(network: Architecture, target: PairedTarget) -> list[float]:
     """What a plain benchmark loop sees, whatever the target: PyTorch eager."""
-    torch.set_num_threads(target.num_threads)
+    settings = target.settings
+    torch.set_num_threads(settings.num_threads)
     if hasattr(os, "sched_setaffinity"):
         keep_to(range(os.cpu_count() or 1))  # the paired protocol has pinned this process,
         time.sleep(SETTLE_SECONDS)  # and others have made room for it; a plain loop finds them where they like to be
-    device, dtype = "cuda" if target.name == "cuda" else "cpu", DTYPES[target.dtype]
-    model = build_network(network, in_chans=target.in_chans, num_classes=target.num_classes).eval().to(device, dtype)
-    x = torch.rand(target.batch_size, target.in_chans, target.img_size, target.img_size).to(device, dtype)
+    device, dtype = "cuda" if target.runtime.name == "cuda" else "cpu", DTYPES[settings.dtype]
+    model = build_network(network, in_chans=settings.in_chans, num_classes=settings.num_classes).eval().to(device, dtype)
+    x = torch.rand(settings.batch_size, settings.in_chans, settings.img_size, settings.img_size).to(device, dtype)
     times = []
     with torch.inference_mode():
         for _ in range(WARMUP_RUNS):

@@ -218,7 +218,7 @@ def compare(case: Case, implementations: Sequence[str], part: str, threads: int,
     with processes(case, ["plain", *implementations, "products"], part, threads) as found:
         runs = {name: run for name, (run, _) in found.items()}
         plain = runs.pop("plain")
-        series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(work=lambda run: run()))  # type: ignore[arg-type, return-value]
+        series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(time_run=lambda run: run()))  # type: ignore[arg-type, return-value]
     one = dict(zip(runs, series, strict=True))
     macs = case.macs * (3 if part == "training step" else 1)  # backward computes two products for each of forward's
     limit = one.pop("products").interval.median * macs / GEMM_SIDE**3  # in times of the plain implementation

@@ -90,7 +90,7 @@ def test_latency(name: str) -> None:
         return
     target: LatencyTarget = make(img_size=32, in_chans=1, num_classes=10)
     if name == "ssh":
-        with pytest.raises(UserError, match="latency.host=127.0.0.1 is not reached"):
+        with pytest.raises(UserError, match="latency.host=127.0.0.1 cannot be reached"):
             target.fingerprint()
         return
     assert target.fingerprint()["target"] == name

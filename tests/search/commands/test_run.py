@@ -302,13 +302,13 @@ def test_weights_to_start_from_are_checked(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("!!python/object/apply:os.system ['touch hacked']", "no YAML of plain data"),
+        ("!!python/object/apply:os.system ['touch hacked']", "is not YAML of plain data"),
         ("format: 1\narchitecture: {_target_: os.system, embed_dim: 8, stages: []}", "unknown _target_"),
-        ("format: 2\narchitecture: {}", "no exported architecture"),
-        ("[1, 2", "no YAML of plain data"),
-        ("just text", "no exported architecture"),
+        ("format: 3\narchitecture: {}", "is not an exported architecture"),
+        ("[1, 2", "is not YAML of plain data"),
+        ("just text", "is not an exported architecture"),
         ("format: 1\narchitecture: {embed_dim: 8, stages: [{depth: 1000000}]}", "4 stages, got 1"),
-        ("\0binary", "no YAML"),
+        ("\0binary", "is not YAML"),
     ],
 )
 def test_hostile_file_is_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
