@@ -30,7 +30,7 @@ from search.latency.remote.ssh import ssh_target
 from search.latency.target import EXECUTION_KEYS, PairedTarget
 from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
-from tests.support.commands import TINY, start
+from tests.support.commands import TINY, Command
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="there is no sshd here (apt-get install openssh-server)")
@@ -232,13 +232,14 @@ def test_search_over_ssh(access: dict[str, Any], tmp_path: Path) -> None:
     arguments = ["study.name=remote", "study.n_trials=4", "accuracy=scratch", "latency=ssh", *TINY]
     arguments += [f"latency.{key}={value}" for key, value in access.items()]
     arguments.append(f"latency.cores=[{min(os.sched_getaffinity(0))}]")
-    search = start(tmp_path, "search.run", *arguments)
-    output, _ = search.communicate(timeout=500)
+    with Command(tmp_path, "search.run", *arguments) as search:
+        output = search.wait(500)
     assert search.returncode == 0, output
     exported = sorted((tmp_path / "outputs/remote/pareto").glob("trial-*.yaml"))
     assert exported
     for file in exported:
-        facts = yaml.safe_load(file.read_text(encoding="utf-8"))
-        assert 0 < facts["latency"]["low_ms"] < facts["latency"]["latency_ms"] < facts["latency"]["high_ms"]
-        assert facts["device"]["node"] == socket.gethostname()
-        assert "host" not in facts["device"]
+        target = yaml.safe_load(file.read_text(encoding="utf-8"))["targets"]["first"]
+        latency, device = target["latency"], target["device"]
+        assert 0 < latency["low_ms"] < latency["latency_ms"] < latency["high_ms"]
+        assert device["node"] == socket.gethostname()
+        assert "host" not in device
