@@ -1,4 +1,4 @@
-"""What the trials of a study show together, against values that are known."""
+"""Analyses of the trials of a study, against values that are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study leaves for the dashboard."""
+"""Notes, artifacts and plots of a study for the dashboard."""
 
 from __future__ import annotations
 
