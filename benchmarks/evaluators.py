@@ -28,10 +28,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from search.commands.standalone import standalone_trainings
 
 from search.accuracy.cache import AccuracyCache
 from search.commands.cli import build, conf_dir
+from search.commands.standalone import standalone_trainings
 from search.commands.targets import make_engine
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency

@@ -1,14 +1,18 @@
-"""An LITv2 network as plain data: what a search proposes, an export writes and `models.litv2.build` builds.
+"""The architecture of an LITv2 network as plain data: proposed by a search, written by an export, built by `models.litv2`.
 
 Standard library only, so that a configuration can be read and checked anywhere, without torch.
-Source of the hyperparameters: "Fast Vision Transformers with HiLo Attention", arXiv 2205.13213, Sec. 3 and 4.
+
+A further choice for each stage is one more field of `StageSpec`: its check, its canonical form and its part of the key are
+methods of that class.
+
+Source of the hyperparameters: "Fast Vision Transformers with HiLo Attention", Sec. 3 and 4, arXiv 2205.13213.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,29 +21,33 @@ DOWNSAMPLES: Final = ("dtm", "conv")
 # Far above any published variant; they keep a mistyped or hostile file from asking for terabytes.
 MAX_DEPTH: Final = 128
 MAX_EMBED_DIM: Final = 4096
+MAX_PATCH_SIZE: Final = 64
 MAX_WINDOW_SIZE: Final = 256
 MAX_MLP_RATIO: Final = 16.0
 MAX_INT: Final = 2**63 - 1
 
 
 def count_hidden(dim: int, mlp_ratio: float) -> int:
-    """Hidden width of a feed-forward layer."""
+    """Return the hidden width of a feed-forward layer on a map of `dim` channels."""
     return int(dim * mlp_ratio)
 
 
 def count_lo_heads(num_heads: int, window_size: int, alpha: float) -> int:
-    """Number of Lo-Fi heads. Window size 1 is plain attention: every head is Lo-Fi, whatever alpha says."""
+    """Return the number of Lo-Fi heads; window size 1 is plain attention, where every head is Lo-Fi whatever alpha is."""
     return num_heads if window_size == 1 else int(num_heads * alpha)
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One of the four stages.
+    """Choices of one of the four stages.
 
-    depth: number of blocks, at least 1.
-    window_size: 0 for a stage without attention, 1 for plain multi-head attention, s > 1 for HiLo with s x s windows.
-    alpha: share of the heads given to low frequencies, in [0, 1]; `int(num_heads * alpha)` heads are Lo-Fi.
-    mlp_ratio: hidden width of the feed-forward layer over the width of the stage.
+    Attributes:
+        depth: Number of blocks, at least 1.
+        window_size: 0 for a stage without attention, 1 for plain multi-head attention, s > 1 for HiLo with windows of
+            s x s tokens.
+        alpha: Share of the heads given to low frequencies, in [0, 1]; `int(num_heads * alpha)` heads are Lo-Fi.
+        num_heads: Number of attention heads; must divide the width of the stage.
+        mlp_ratio: Hidden width of the feed-forward layer over the width of the stage.
     """
 
     depth: int
@@ -50,24 +58,60 @@ class StageSpec:
 
     @property
     def lo_heads(self) -> int:
+        """Number of Lo-Fi heads, 0 without attention."""
         return count_lo_heads(self.num_heads, self.window_size, self.alpha) if self.window_size else 0
 
+    def check(self, name: str, dim: int) -> None:
+        """Check that the stage can be built.
+
+        Args:
+            name: Name of the stage for the error message.
+            dim: Width of the stage, in channels.
+
+        Raises:
+            ValueError: If a value has the wrong type or range, or the heads do not divide the width.
+        """
+        check_int(f"{name}: depth", self.depth, 1, MAX_DEPTH)
+        check_int(f"{name}: window_size", self.window_size, 0, MAX_WINDOW_SIZE)
+        check_int(f"{name}: num_heads", self.num_heads, 1, MAX_EMBED_DIM)
+        check_number(f"{name}: alpha", self.alpha, 0.0, 1.0)
+        check_number(f"{name}: mlp_ratio", self.mlp_ratio, 1 / dim, MAX_MLP_RATIO)
+        if self.window_size and dim % self.num_heads:
+            raise ValueError(
+                f"{name}: dim={dim} is not divisible by num_heads={self.num_heads}; change embed_dim or num_heads"
+            )
+
     def canonical(self) -> StageSpec:
-        """The one way to write this stage: values that do not change the network get a fixed value."""
-        if self.window_size == 0:
-            return replace(self, alpha=0.0, num_heads=1)
+        """Return the same stage with every value that does not change the network set to a fixed one."""
+        if self.window_size == 0:  # choices of the attention keep their defaults
+            return StageSpec(self.depth, mlp_ratio=self.mlp_ratio)
         # The smallest four-digit alpha with this number of Lo-Fi heads: `int(num_heads * alpha)` gives it back.
         alpha = round(self.lo_heads / self.num_heads, 4)
         while int(self.num_heads * alpha) < self.lo_heads:
             alpha = round(alpha + 1e-4, 4)
         return replace(self, alpha=alpha)
 
+    def key(self, dim: int) -> str:
+        """Return a string that is equal for two canonical stages of width `dim` exactly if they are the same network.
+
+        A choice added later has to leave the key as it is at its default: results are stored under these keys.
+        """
+        heads = f"h{self.num_heads}l{self.lo_heads}" if self.window_size else ""
+        return f"d{self.depth}w{self.window_size}{heads}m{count_hidden(dim, self.mlp_ratio)}"
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """A whole network; stage i is `embed_dim * 2**i` wide.
+    """A whole network; stage i (from 0) is `embed_dim * 2**i` channels wide.
 
-    Raises: ValueError naming the stage, the value and the remedy if such a network cannot be built.
+    Attributes:
+        embed_dim: Width of the first stage, in channels.
+        stages: Choices of each of the four stages.
+        patch_size: Side of the patches of the image that become tokens, in pixels.
+        downsample: Layer between stages, "dtm" (deformable token merging) or "conv" (a plain convolution).
+
+    Raises:
+        ValueError: If such a network cannot be built; the message names the stage, the value and the remedy.
     """
 
     embed_dim: int
@@ -77,13 +121,13 @@ class Architecture:
 
     def __post_init__(self) -> None:
         check_int("embed_dim", self.embed_dim, 1, MAX_EMBED_DIM)
-        check_int("patch_size", self.patch_size, 1, 64)
+        check_int("patch_size", self.patch_size, 1, MAX_PATCH_SIZE)
         if self.downsample not in DOWNSAMPLES:
             raise ValueError(f"downsample={self.downsample!r} is unknown; choose one of {', '.join(DOWNSAMPLES)}")
         if len(self.stages) != NUM_STAGES:
             raise ValueError(f"an architecture has {NUM_STAGES} stages, got {len(self.stages)}")
         for number, (stage, dim) in enumerate(zip(self.stages, self.dims, strict=True), start=1):
-            _check_stage(f"stage {number}", stage, dim)
+            stage.check(f"stage {number}", dim)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -92,34 +136,30 @@ class Architecture:
 
     @property
     def stride(self) -> int:
-        """Input pixels per cell of the last map: the smallest side that an image may have."""
+        """Input pixels for each cell of the last map: the smallest side that an image may have."""
         return int(self.patch_size * 2 ** (NUM_STAGES - 1))
 
     def canonical(self) -> Architecture:
-        """The same network with everything that does not matter set to a fixed value."""
+        """Return the same network with every value that does not change it set to a fixed one."""
         return replace(self, stages=tuple(stage.canonical() for stage in self.stages))
 
     @cached_property
     def key(self) -> str:
-        """Equal for two architectures exactly if they are the same network by construction."""
-        canon = self.canonical()
-        stages = (
-            f"d{s.depth}w{s.window_size}"
-            + (f"h{s.num_heads}l{s.lo_heads}" if s.window_size else "")
-            + f"m{count_hidden(dim, s.mlp_ratio)}"
-            for s, dim in zip(canon.stages, canon.dims, strict=True)
-        )
-        return "-".join([f"c{canon.embed_dim}p{canon.patch_size}{canon.downsample}", *stages])
+        """String that is equal for two architectures exactly if they are the same network by construction."""
+        canonical = self.canonical()
+        stages = (stage.key(dim) for stage, dim in zip(canonical.stages, canonical.dims, strict=True))
+        return "-".join([f"c{canonical.embed_dim}p{canonical.patch_size}{canonical.downsample}", *stages])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for YAML or JSON."""
+        """Return plain data, ready for YAML or JSON."""
         return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
-        """Inverse of `to_dict`. Builds nothing but numbers and strings from `data`.
+        """Build an architecture from plain data, the inverse of `to_dict`; nothing in it is run or looked up.
 
-        Raises: ValueError if a key is unknown or missing, or a value has the wrong type or range.
+        Raises:
+            ValueError: If a key is unknown or missing, or a value has the wrong type or range.
         """
         _check_keys("architecture", data, cls)
         stages = data["stages"]
@@ -132,7 +172,7 @@ class Architecture:
         return cls(**{**data, "stages": tuple(specs)})
 
     def scaled(self, width_multiplier: float) -> Architecture:
-        """The same pattern at another width, rounded so that every stage stays divisible by its heads."""
+        """Return the same pattern at another width, rounded so that every stage stays divisible by its heads."""
         step = math.lcm(*(_width_step(stage, i) for i, stage in enumerate(self.stages)))
         return replace(self, embed_dim=max(step, round(self.embed_dim * width_multiplier / step) * step))
 
@@ -142,38 +182,37 @@ def _width_step(stage: StageSpec, index: int) -> int:
     return stage.num_heads // math.gcd(stage.num_heads, 2**index) if stage.window_size else 1
 
 
-def _check_stage(name: str, stage: StageSpec, dim: int) -> None:
-    check_int(f"{name}: depth", stage.depth, 1, MAX_DEPTH)
-    check_int(f"{name}: window_size", stage.window_size, 0, MAX_WINDOW_SIZE)
-    check_int(f"{name}: num_heads", stage.num_heads, 1, MAX_EMBED_DIM)
-    check_number(f"{name}: alpha", stage.alpha, 0.0, 1.0)
-    check_number(f"{name}: mlp_ratio", stage.mlp_ratio, 1 / dim, MAX_MLP_RATIO)
-    if stage.window_size and dim % stage.num_heads:
-        raise ValueError(f"{name}: dim={dim} is not divisible by num_heads={stage.num_heads}; change embed_dim or num_heads")
-
-
 def check_int(name: str, value: object, low: int, high: int = MAX_INT) -> None:
-    """Raises: ValueError naming the value unless it is a whole number in the range."""
+    """Check a whole number.
+
+    Raises:
+        ValueError: If the value is not an `int` from `low` to `high`; the message names it.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         bounds = f"from {low} to {high}" if high < MAX_INT else f"of at least {low}"
         raise ValueError(f"{name}={value!r} must be a whole number {bounds}")
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
-    """Raises: ValueError naming the value unless it is a finite number in the range."""
+    """Check a number.
+
+    Raises:
+        ValueError: If the value is not a finite `int` or `float` from `low` to `high`; the message names it.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
         bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
         raise ValueError(f"{name}={value!r} must be a number {bounds}")
 
 
 def _check_keys(name: str, data: object, cls: type[Any]) -> None:
+    """Check that data is a mapping from names of the fields of a dataclass, with all that have no default."""
+    names = {field.name for field in fields(cls)}
     if not isinstance(data, Mapping):
-        raise ValueError(f"{name}={data!r} must be a mapping of {', '.join(f.name for f in fields(cls))}")
-    known = {f.name for f in fields(cls)}
-    if unknown := set(data) - known:
+        raise ValueError(f"{name}={data!r} must be a mapping with the keys {', '.join(field.name for field in fields(cls))}")
+    if unknown := set(data) - names:
         raise ValueError(
-            f"{name}: unknown {', '.join(map(str, sorted(unknown, key=str)))}; known are {', '.join(sorted(known))}"
+            f"{name}: unknown {', '.join(map(str, sorted(unknown, key=str)))}; valid keys are {', '.join(sorted(names))}"
         )
-    required = {"embed_dim", "stages"} if cls is Architecture else {"depth"}
+    required = {field.name for field in fields(cls) if field.default is MISSING}
     if missing := required - set(data):
         raise ValueError(f"{name}: {', '.join(sorted(missing))} missing")

@@ -1,13 +1,12 @@
 """Cost of a network that does not depend on a machine: parameters and multiply-accumulates.
 
-Multiply-accumulates are counted like the official LITv2 table: matrix products, convolutions (deformable ones too) and the
-two attention products one each, and one for every element that a norm layer reads. Biases, activations, pooling and the
-bilinear sampling of deformable convolutions are not counted, as there.
+Multiply-accumulates are counted as in the official LITv2 table: those of matrix products, of convolutions (deformable ones
+too) and of the two products of attention, and one for each element that a norm layer reads. Biases, activations, pooling and
+the bilinear sampling of deformable convolutions are not counted.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +18,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
-from models.layers import HAS_ONEDNN
 from models.litv2 import Block, Stage, build
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -28,14 +26,16 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters."""
+    """Count the parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one forward pass.
+    """Count the multiply-accumulates of one forward pass in evaluation mode.
 
-    input_size: shape of the input without the batch, such as (3, 224, 224).
+    Args:
+        model: Any model, which is left as it is.
+        input_size: Shape of the input without the batch, such as (3, 224, 224).
     """
     modes = [(module, module.training) for module in model.modules()]
     like = next(model.parameters())
@@ -59,15 +59,24 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
 
 
 def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: int) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of a LITv2: what `count_params` and `count_macs` say of it.
+    """Count the parameters and multiply-accumulates of an LITv2, as `count_params` and `count_macs` do.
 
-    Put together from its blocks and the rest, each of which is built and counted once: a network of a search takes 0.1 ms
-    where building and counting it takes 45.
+    They are the sum over its blocks and the rest, each of which is built and counted once: a network of a search takes
+    0.1 ms where building and counting it takes 45 ms.
+
+    Args:
+        architecture: The network.
+        in_chans: Number of channels of the images.
+        num_classes: Number of classes.
+        img_size: Side of the images, in pixels.
+
+    Returns:
+        Number of parameters, number of multiply-accumulates.
     """
     rest = _rest(architecture.embed_dim, architecture.patch_size, architecture.downsample, in_chans, num_classes, img_size)
     num_params, num_macs = rest.num_params, rest.num_macs
     for stage, dim, map_size in zip(architecture.canonical().stages, architecture.dims, rest.map_sizes, strict=True):
-        block_params, block_macs = _of_block(dim, replace(stage, depth=1), map_size)
+        block_params, block_macs = _block_cost(dim, replace(stage, depth=1), map_size)
         num_params += stage.depth * block_params
         num_macs += stage.depth * block_macs
     return num_params, num_macs
@@ -75,7 +84,7 @@ def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: 
 
 @dataclass(frozen=True)
 class _Rest:
-    """A network without blocks. map_sizes: (H, W) that the blocks of each stage would take."""
+    """Cost of a network without blocks, and the (H, W) of the maps that the blocks of each stage would take."""
 
     num_params: int
     num_macs: int
@@ -84,8 +93,8 @@ class _Rest:
 
 @lru_cache
 def _rest(embed_dim: int, patch_size: int, downsample: str, in_chans: int, num_classes: int, img_size: int) -> _Rest:
-    plain = Architecture(embed_dim, (StageSpec(depth=1, window_size=0),) * NUM_STAGES, patch_size, downsample)
-    model = _without_values(lambda: build(plain, in_chans=in_chans, num_classes=num_classes))
+    architecture = Architecture(embed_dim, (StageSpec(depth=1),) * NUM_STAGES, patch_size, downsample)
+    model = _build_zero(lambda: build(architecture, in_chans=in_chans, num_classes=num_classes))
     map_sizes: list[tuple[int, int]] = []
     for stage in model.layers:
         blocks = cast(Stage, stage).blocks = nn.Sequential()
@@ -95,13 +104,13 @@ def _rest(embed_dim: int, patch_size: int, downsample: str, in_chans: int, num_c
 
 
 @lru_cache(maxsize=4096)
-def _of_block(dim: int, stage: StageSpec, map_size: tuple[int, int]) -> tuple[int, int]:
-    block = _without_values(lambda: Block(dim, stage, drop_path=0.0, qkv_bias=True))
+def _block_cost(dim: int, stage: StageSpec, map_size: tuple[int, int]) -> tuple[int, int]:
+    block = _build_zero(lambda: Block(dim, stage))
     return count_params(block), count_macs(block, (*map_size, dim))
 
 
-def _without_values(make: Callable[[], Model]) -> Model:
-    """A module on the CPU, all zero: initialising it would take long, and counting on the meta device twice as long."""
+def _build_zero(make: Callable[[], Model]) -> Model:
+    """Build a module on the CPU, all zero: initialising it would take long, counting on the meta device twice as long."""
     with torch.device("meta"):
         model = make()
     model.to_empty(device="cpu")
@@ -116,10 +125,4 @@ def _deform_conv_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shap
     return int(2 * batch * height * width * out_channels * in_channels * kernel_height * kernel_width)
 
 
-def _linear_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    return int(2 * math.prod(input_shape) * weight_shape[0])
-
-
 CUSTOM_FLOPS = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
-if HAS_ONEDNN:
-    CUSTOM_FLOPS[torch.ops.mkldnn._linear_pointwise] = _linear_flops

@@ -1,12 +1,16 @@
 """One set of weights for every LITv2 of a search space: a supernet.
 
-A network of the space takes the leading blocks of each stage, the leading channels of each layer, the leading hidden
-channels of each feed-forward layer, and of the attention layers the leading Hi-Fi and Lo-Fi heads with the leading channels
-of each; window sizes need no weights. A channel of the map keeps its row in the attention's output projections whichever
-branch writes it. Source of sharing by leading parts: "Once-for-All", Sec. 3, arXiv 1908.09791; "AutoFormer", Sec. 3.2, arXiv
-2107.00651.
+A network takes leading parts of the shared weights, as in "Once-for-All" (Sec. 3, arXiv 1908.09791) and "AutoFormer"
+(Sec. 3.2, arXiv 2107.00651):
 
-The networks are computed by `models.litv2` itself, so that there is one way to compute each layer.
+- of each stage its first blocks,
+- of each layer its first input and output channels, of each feed-forward layer its first hidden channels,
+- of each attention layer the first Hi-Fi and the first Lo-Fi heads, and of each head the first channels. Hi-Fi heads write
+  the first channels of the map and Lo-Fi heads the last, so a channel of the map has one row in each output projection,
+  whichever branch writes it.
+
+Window sizes have no weights. `share_plan` says for each parameter which part of which shared tensor it is; a network without
+memory of its own, computed by `models.litv2`, is called with these parts in place of its parameters.
 """
 
 from __future__ import annotations
@@ -22,16 +26,24 @@ from torch.func import functional_call
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from models.hilo import HiLo
-from models.layers import Linear
-from models.litv2 import LAYER_NORM_EPS, Block, LITv2, Stage, build, init_weights, make_stage
+from models.kernels import Linear
+from models.litv2 import LAYER_NORM_EPS, LITv2, Stage, arguments_of, build, init_weights
 
-SKELETONS = 256  # networks without weights that are kept
-STAGES = 1024  # stages of them
+CACHED_SKELETONS = 256
+CACHED_STAGES = 1024
 
 
 @dataclass(frozen=True)
 class StageBounds:
-    """The most that any network takes of a stage: no heads, of channels head_dim each, where none has attention there."""
+    """Largest values that any network takes in a stage.
+
+    Attributes:
+        depth: Number of blocks.
+        hi_heads: Number of Hi-Fi heads, 0 if no network has attention in this stage.
+        lo_heads: Number of Lo-Fi heads, 0 if no network has attention in this stage.
+        head_dim: Number of channels of a head, 0 if no network has attention in this stage.
+        mlp_ratio: Hidden width of the feed-forward layers over the width of the stage.
+    """
 
     depth: int
     hi_heads: int
@@ -42,7 +54,14 @@ class StageBounds:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least set of weights that holds some networks."""
+    """Size of the smallest set of weights that holds some networks.
+
+    Attributes:
+        embed_dim: Largest width of the first stage, in channels.
+        stages: Largest values of each stage.
+        patch_size: Patch size of all networks, in pixels.
+        downsample: Kind of downsampling of all networks.
+    """
 
     embed_dim: int
     stages: tuple[StageBounds, ...]
@@ -51,7 +70,11 @@ class Bounds:
 
     @classmethod
     def of(cls, architectures: Iterable[Architecture]) -> Self:
-        """Raises: ValueError if they do not have the same patches and the same kind of downsampling."""
+        """Return the bounds of some networks.
+
+        Raises:
+            ValueError: If the networks differ in patch size or kind of downsampling.
+        """
         networks = list(architectures)
         kinds = {(a.patch_size, a.downsample) for a in networks}
         if len(kinds) != 1:
@@ -62,25 +85,29 @@ class Bounds:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `dataclasses.asdict`."""
+        """Build bounds from plain data, the inverse of `dataclasses.asdict`."""
         return cls(**{**data, "stages": tuple(StageBounds(**stage) for stage in data["stages"])})
 
     def check(self, architecture: Architecture) -> None:
-        """Raises: ValueError naming what an architecture has more of than there is."""
-        own = Bounds.of([architecture])
-        if (own.patch_size, own.downsample) != (self.patch_size, self.downsample):
+        """Check that the weights hold a network.
+
+        Raises:
+            ValueError: If the network is larger in some value; the message names it.
+        """
+        needed = Bounds.of([architecture])
+        if (needed.patch_size, needed.downsample) != (self.patch_size, self.downsample):
             raise ValueError(f"shared weights are for patch_size={self.patch_size}, downsample={self.downsample}")
-        pairs = [("embed_dim", own.embed_dim, self.embed_dim)]
-        for number, (stage, most) in enumerate(zip(own.stages, self.stages, strict=True), start=1):
+        limits = [("embed_dim", needed.embed_dim, self.embed_dim)]
+        for number, (stage, bounds) in enumerate(zip(needed.stages, self.stages, strict=True), start=1):
             for name in ("depth", "hi_heads", "lo_heads", "head_dim", "mlp_ratio"):
-                pairs.append((f"stage {number}: {name}", getattr(stage, name), getattr(most, name)))
-        for name, value, limit in pairs:
+                limits.append((f"stage {number}: {name}", getattr(stage, name), getattr(bounds, name)))
+        for name, value, limit in limits:
             if value > limit:
                 raise ValueError(f"{name}={value} is above the {limit} that the shared weights hold")
 
 
 def _stage_bounds(specs: list[tuple[StageSpec, int]]) -> StageBounds:
-    """specs: of one stage, each with the stage's width."""
+    """Bounds of one stage of some networks, each given with the width of the stage."""
     attending = [(spec, dim) for spec, dim in specs if spec.window_size]
     return StageBounds(
         depth=max(spec.depth for spec, _ in specs),
@@ -92,10 +119,19 @@ def _stage_bounds(specs: list[tuple[StageSpec, int]]) -> StageBounds:
 
 
 class ElasticLITv2(nn.Module):
-    """The networks of a space, one of them active.
+    """All networks of a space, one of them active.
 
-    drop_path_rate: of each network when it is trained. BatchNorm keeps statistics of whatever ran in training mode:
-    `recalibrate` an extracted network.
+    BatchNorm collects statistics of whatever network runs in training mode: `recalibrate` an extracted network.
+
+    Args:
+        bounds: Size of the weights.
+        in_chans: Number of channels of the images.
+        num_classes: Number of classes.
+        drop_path_rate: Stochastic depth of each network in training, as in LITv2.
+
+    Attributes:
+        weights: The shared weights, under the names of a plain LITv2; a module that is not run.
+        active: Network that `forward` computes.
     """
 
     def __init__(
@@ -107,107 +143,193 @@ class ElasticLITv2(nn.Module):
     ) -> None:
         super().__init__()
         self.bounds = bounds
-        self.weights = _hull(bounds, in_chans, num_classes)
+        self.weights = _shared_weights(bounds, in_chans, num_classes)
         self.drop_path_rate = drop_path_rate
         self.active: Architecture | None = None
 
     def activate(self, architecture: Architecture) -> None:
-        """From now on compute this network. Copies no weights. Raises: ValueError if the weights do not hold it."""
+        """Compute this network from now on; no weights are copied.
+
+        Raises:
+            ValueError: If the weights do not hold the network.
+        """
         self.bounds.check(architecture)
         self.active = architecture
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: image, (B, in_chans, H, W). Returns the active network's logits, (B, num_classes)."""
+        """Classify images, (B, in_chans, H, W), by the active network. Returns logits, (B, num_classes)."""
         if self.active is None:
             raise RuntimeError("no network is active; call activate first")
-        skeleton = self._skeleton(self.active).train(self.training)
-        return cast(Tensor, functional_call(skeleton, self._share(skeleton), (x,), strict=True))
+        skeleton, plan = _skeleton(self.active, self.bounds, **self._arguments())
+        return cast(Tensor, functional_call(skeleton.train(self.training), self._share(plan), (x,), strict=True))
 
     def extract(self, architecture: Architecture) -> LITv2:
-        """A plain network with a copy of its share of the weights. Raises: ValueError if they do not hold it."""
+        """Return a plain network with a copy of its part of the weights.
+
+        Raises:
+            ValueError: If the weights do not hold the network.
+        """
         self.bounds.check(architecture)
         with torch.device("meta"):
             network = build(architecture, **self._arguments())
-        share = self._share(network)
+        share = self._share(share_plan(network, self.bounds))
         network.load_state_dict({name: part.detach().clone() for name, part in share.items()}, assign=True)
         return network.train(self.training)
-
-    def _skeleton(self, architecture: Architecture) -> LITv2:
-        return _skeleton(architecture, **self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
         chans, classes = self.weights.in_chans, self.weights.num_classes
         return {"in_chans": chans, "num_classes": classes, "drop_path_rate": self.drop_path_rate}
 
-    def _share(self, skeleton: LITv2) -> dict[str, Tensor]:
-        """A network's parameters and buffers, as parts of the shared ones."""
-        full = self.weights.state_dict(keep_vars=True)
+    def _share(self, plan: SharePlan) -> dict[str, Tensor]:
+        """Parameters and buffers of a network, as parts of the shared tensors."""
+        shared = self.weights.state_dict(keep_vars=True)
         share = {}
-        for name, own in skeleton.state_dict().items():
-            if ".attn." in name:
-                index, block = int(name.split(".")[1]), name.partition(".attn.")[0]
-                attn = cast(Block, skeleton.get_submodule(block)).attn
-                share[name] = attention_part(
-                    full[name], name, attn, self.bounds.stages[index], skeleton.architecture.dims[index]
-                )
-            else:
-                share[name] = full[name][tuple(map(slice, own.shape))]  # leading channels, out and in
+        for name, parts in plan.items():
+            share[name] = shared[name]
+            for axis, part in enumerate(parts):
+                share[name] = part.of(share[name], axis)
         return share
 
 
-@lru_cache(SKELETONS)
-def _skeleton(architecture: Architecture, **arguments: Any) -> LITv2:
-    """A network that has no memory for its weights. It shares its stages with others: building them takes long."""
-    with torch.device("meta"):
-        return build(architecture, make_stage=_empty_stage, **arguments)
+# Which part of which shared tensor a parameter is.
 
 
-_empty_stage = lru_cache(STAGES)(make_stage)
+@dataclass(frozen=True)
+class Channels:
+    """Consecutive channels along one axis of a shared tensor, from `start` up to `stop`."""
+
+    stop: int
+    start: int = 0
+
+    def of(self, shared: Tensor, axis: int) -> Tensor:
+        """Return a view of these channels."""
+        return shared.narrow(axis, self.start, self.stop - self.start)
 
 
-def attention_part(full: Tensor, name: str, attn: HiLo, most: StageBounds, dim: int) -> Tensor:
-    """What a network's attention takes of a shared weight or bias.
+@dataclass(frozen=True)
+class HeadChannels:
+    """First channels of the first heads along one axis of a shared tensor, ordered (query/key/value, head, channel).
 
-    full: rows of the query, key and value projections are (part, head, channel), columns of the output projections
-    (head, channel), and their rows the map's channels: Hi-Fi heads write the first ones, Lo-Fi heads the last.
-    dim: width of the network's map.
+    Attributes:
+        heads: Number of heads of the network.
+        head_dim: Number of channels of each head of the network.
+        shared_heads: Number of heads of the shared tensor.
+        shared_head_dim: Number of channels of each head of the shared tensor.
     """
-    layer, kind = name.split(".")[-2:]
-    heads, all_heads = (attn.hi_heads, most.hi_heads) if layer.startswith("h_") else (attn.lo_heads, most.lo_heads)
-    width = heads * attn.head_dim
-    if not layer.endswith("_proj"):
-        rows = full.view(-1, all_heads, most.head_dim, *full.shape[1:])[:, :heads, : attn.head_dim].flatten(0, 2)
-        return rows if kind == "bias" else rows[:, :dim]
-    rows = full[:width] if layer == "h_proj" else full[dim - width : dim]
-    return rows if kind == "bias" else rows.view(width, all_heads, most.head_dim)[:, :heads, : attn.head_dim].flatten(1)
+
+    heads: int
+    head_dim: int
+    shared_heads: int
+    shared_head_dim: int
+
+    def of(self, shared: Tensor, axis: int) -> Tensor:
+        """Return these channels in the order of the axis, a copy unless they are consecutive."""
+        split = shared.unflatten(axis, (-1, self.shared_heads, self.shared_head_dim))  # type: ignore[no-untyped-call]
+        heads = split.narrow(axis + 1, 0, self.heads).narrow(axis + 2, 0, self.head_dim)
+        return cast(Tensor, heads.flatten(axis, axis + 2))
 
 
-def _hull(bounds: Bounds, in_chans: int, num_classes: int) -> LITv2:
-    """All weights, under the names of a plain network: it holds them and is not run."""
+# For the name of each parameter and buffer, which is also that of the shared tensor: the part to take along each axis.
+SharePlan = dict[str, tuple[Channels | HeadChannels, ...]]
+
+
+def share_plan(network: LITv2, bounds: Bounds) -> SharePlan:
+    """Return the part of the shared tensors that each parameter and buffer of a network is.
+
+    Args:
+        network: The network; its weights are not read.
+        bounds: Size of the shared weights, which must hold the network.
+    """
+    plan: SharePlan = {name: tuple(map(Channels, tensor.shape)) for name, tensor in network.state_dict().items()}
+    for i, stage_bounds in enumerate(bounds.stages):
+        for prefix, module in network.layers[i].named_modules(prefix=f"layers.{i}"):
+            if isinstance(module, HiLo):
+                parts = _attention_plan(module, network.architecture.dims[i], stage_bounds)
+                plan |= {f"{prefix}.{name}": part for name, part in parts.items()}
+    return plan
+
+
+def _attention_plan(attn: HiLo, dim: int, bounds: StageBounds) -> SharePlan:
+    """Parts that are the parameters of an attention layer on a map of `dim` channels."""
+    inputs = Channels(dim)
+    hi = HeadChannels(attn.hi_heads, attn.head_dim, bounds.hi_heads, bounds.head_dim)
+    lo = HeadChannels(attn.lo_heads, attn.head_dim, bounds.lo_heads, bounds.head_dim)
+    hi_outputs = Channels(attn.hi_heads * attn.head_dim)
+    lo_outputs = Channels(dim, start=dim - attn.lo_heads * attn.head_dim)
+    weights: SharePlan = {  # parts along (out_features, in_features)
+        "h_qkv": (hi, inputs),
+        "h_proj": (hi_outputs, hi),
+        "l_q": (lo, inputs),
+        "l_kv": (lo, inputs),
+        "l_proj": (lo_outputs, lo),
+    }
+    return {
+        f"{layer}.{name}": weights[layer][: parameter.ndim]  # biases have the first axis alone
+        for layer, module in attn.named_children()
+        for name, parameter in module.named_parameters()
+    }
+
+
+class _Skeleton(LITv2):
+    """LITv2 that shares its stages with other networks, because building them takes long."""
+
+    def make_stage(
+        self, dim: int, next_dim: int | None, spec: StageSpec, drop_paths: tuple[float, ...], downsample: str
+    ) -> Stage:
+        return _cached_stage(dim, next_dim, spec, drop_paths, downsample)
+
+
+_cached_stage = lru_cache(CACHED_STAGES)(Stage)
+
+
+@lru_cache(CACHED_SKELETONS)
+def _skeleton(architecture: Architecture, bounds: Bounds, **arguments: Any) -> tuple[LITv2, SharePlan]:
+    """A network without memory for its weights, and its plan."""
+    with torch.device("meta"):
+        skeleton = _Skeleton(**arguments_of(architecture), **arguments)
+    return skeleton, share_plan(skeleton, bounds)
+
+
+def _shared_weights(bounds: Bounds, in_chans: int, num_classes: int) -> LITv2:
+    """The largest network without attention, to each block of which the weights of all its attention heads are added."""
     stages = tuple(StageSpec(stage.depth, mlp_ratio=stage.mlp_ratio) for stage in bounds.stages)
-    hull = build(
-        Architecture(bounds.embed_dim, stages, bounds.patch_size, bounds.downsample),
-        in_chans=in_chans,
-        num_classes=num_classes,
-    )
-    for dim, most, stage in zip(hull.architecture.dims, bounds.stages, hull.layers, strict=True):
-        hi_dim, lo_dim = most.hi_heads * most.head_dim, most.lo_heads * most.head_dim
-        sizes = {"h_qkv": (dim, 3 * hi_dim), "h_proj": (hi_dim, hi_dim)} if hi_dim else {}
-        sizes |= {"l_q": (dim, lo_dim), "l_kv": (dim, 2 * lo_dim), "l_proj": (lo_dim, dim)} if lo_dim else {}
-        for block in cast(Stage, stage).blocks if sizes else ():
-            block.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-            block.attn = nn.ModuleDict({layer: Linear(*size) for layer, size in sizes.items()}).apply(init_weights)
-    return hull
+    architecture = Architecture(bounds.embed_dim, stages, bounds.patch_size, bounds.downsample)
+    weights = build(architecture, in_chans=in_chans, num_classes=num_classes)
+    for dim, stage_bounds, stage in zip(architecture.dims, bounds.stages, weights.layers, strict=True):
+        if stage_bounds.head_dim:
+            for block in cast(Stage, stage).blocks:
+                block.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+                block.attn = _shared_attention(dim, stage_bounds)
+    return weights
+
+
+def _shared_attention(dim: int, bounds: StageBounds) -> nn.ModuleDict:
+    """Weights of the largest Hi-Fi and Lo-Fi branches, which together may have more heads than any network."""
+    hi_dim, lo_dim = bounds.hi_heads * bounds.head_dim, bounds.lo_heads * bounds.head_dim
+    layers = {}
+    if hi_dim:
+        layers["h_qkv"] = Linear(dim, 3 * hi_dim)
+        layers["h_proj"] = Linear(hi_dim, hi_dim)
+    if lo_dim:
+        layers["l_q"] = Linear(dim, lo_dim)
+        layers["l_kv"] = Linear(dim, 2 * lo_dim)
+        layers["l_proj"] = Linear(lo_dim, dim)
+    return nn.ModuleDict(layers).apply(init_weights)
 
 
 @torch.no_grad()
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give BatchNorm the mean statistics of some batches of images, (B, in_chans, H, W); the weights stay as they are."""
+    """Replace the statistics of BatchNorm by the mean of those of some batches; the weights stay as they are.
+
+    Args:
+        network: Network whose BatchNorm layers are changed in place; it stays in its mode.
+        batches: Images, (B, in_chans, H, W).
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta, was_training = [norm.momentum for norm in norms], network.training
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a mean of all batches, each alike
+        norm.momentum = None  # a mean over all batches, each with the same weight
     network.train()
     for images in batches:
         network(images)

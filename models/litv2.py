@@ -4,13 +4,15 @@ Source: "Fast Vision Transformers with HiLo Attention", Sec. 4 and appendix, arX
 of the official checkpoints, which `checkpoint_filter_fn` loads. The network takes images of any size. It exports with
 torch.export; TorchScript, which PyTorch has deprecated in its favour, is not supported.
 
+Longer than other modules, as timm's are: the network, its variants and their registration read best in one place.
+
 Shape letters: B batch, H and W map, C channels. Between the layers a map is (B, H, W, C).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -20,80 +22,85 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from models.architecture import Architecture, StageSpec, count_hidden
+from models.depthwise import DepthwiseConv, depthwise_conv
 from models.hilo import HiLo
-from models.layers import (
-    DeformConv,
-    DepthwiseConv,
-    ImagePatchConv,
-    Linear,
-    PatchConv,
-    depthwise,
-    linear,
-    num_pieces,
-    runs_eagerly_on_cpu,
-)
+from models.kernels import Linear, linear, num_chunks, runs_eagerly_on_cpu
+from models.layers import DeformConv, ImagePatchConv, PatchConv
 
 LAYER_NORM_EPS = 1e-5  # the official code keeps torch's default
 
 
 class ConvFFN(nn.Module):
-    """Linear, 3x3 depthwise convolution (which also encodes position), GELU, Linear."""
+    """Feed-forward layer: Linear, 3x3 depthwise convolution (which also encodes position), GELU, Linear.
+
+    Args:
+        dim: Number of channels.
+        hidden_dim: Number of channels between the linear layers.
+    """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
         self.fc1 = Linear(dim, hidden_dim)
-        self.dwconv = nn.ModuleDict({"dwconv": DepthwiseConv(hidden_dim)})
+        self.dwconv = nn.Sequential(OrderedDict(dwconv=DepthwiseConv(hidden_dim)))  # mlp.dwconv.dwconv in checkpoints
         self.act = nn.GELU()
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns the same shape."""
-        pieces = num_pieces(x.shape[:3].numel() * self.hidden_dim) if runs_eagerly_on_cpu(x) else 1
-        conv = self.dwconv["dwconv"]
-        if pieces > 1 and type(self.fc1) is type(self.fc2) is Linear and type(conv) is DepthwiseConv:  # as they were built
-            return self._in_pieces(x, pieces)
-        return self.fc2(self.act(conv(self.fc1(x))))  # type: ignore[no-any-return]
+        """Map (B, H, W, C) to the same shape."""
+        chunks = num_chunks(x.shape[:3].numel() * self.hidden_dim) if runs_eagerly_on_cpu(x) else 1
+        conv = self.dwconv[0]
+        if chunks > 1 and type(self.fc1) is type(self.fc2) is Linear and type(conv) is DepthwiseConv:  # as they were built
+            return self._in_chunks(x, conv, chunks)
+        return self.fc2(self.act(self.dwconv(self.fc1(x))))  # type: ignore[no-any-return]
 
-    def _in_pieces(self, x: Tensor, pieces: int) -> Tensor:
+    def _in_chunks(self, x: Tensor, conv: DepthwiseConv, chunks: int) -> Tensor:
         """The same, some hidden channels at a time: what lies between the layers stays in the cache.
 
         1.5 times as fast on a map of 56x56x96, where memory for all hidden channels is asked of the system every time.
         """
-        conv = cast(DepthwiseConv, self.dwconv["dwconv"])
         parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
         out: Tensor | None = None
-        for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(pieces) for part in parts), strict=True):
-            hidden = self.act(depthwise(linear(x, weight1, bias1), weight, bias))
+        for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(chunks) for part in parts), strict=True):
+            hidden = self.act(depthwise_conv(linear(x, weight1, bias1), weight, bias))
             share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
             out = share if out is None else out.add_(share)
         return cast(Tensor, out)
 
 
 class Block(nn.Module):
-    """Pre-norm residual attention (if the stage has any) and feed-forward."""
+    """Residual block with norms first: attention, if the stage has any, then the feed-forward layer.
 
-    def __init__(self, dim: int, stage: StageSpec, drop_path: float, qkv_bias: bool) -> None:
+    Args:
+        dim: Number of channels.
+        stage: Choices of the stage that the block is part of; the depth does not matter.
+        drop_path: Probability of dropping a branch in training (stochastic depth), in [0, 1).
+    """
+
+    def __init__(self, dim: int, stage: StageSpec, drop_path: float = 0.0) -> None:
         super().__init__()
         self.has_attention = stage.window_size > 0
         if self.has_attention:
             self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-            self.attn = HiLo(dim, stage.num_heads, stage.window_size, stage.alpha, qkv_bias)
+            self.attn = HiLo(dim, stage.num_heads, stage.window_size, stage.alpha)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = ConvFFN(dim, count_hidden(dim, stage.mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         if self.has_attention:
             x = x + self.drop_path(self.attn(self.norm1(x)))
         return cast(Tensor, x + self.drop_path(self.mlp(self.norm2(x))))
 
 
 class Downsample(nn.Module):
-    """Between stages: halve the map, double the width; then BatchNorm and GELU.
+    """Layer between stages, which halves the map and doubles its width: 2x2 stride-2 convolution, BatchNorm, GELU.
 
-    kind: "dtm", the official deformable token merging, or "conv", a plain convolution of the same shape.
+    Args:
+        in_dim: Number of channels of the stage before.
+        out_dim: Number of channels of the stage after.
+        kind: "dtm" for the official deformable token merging, "conv" for a plain convolution of the same shape.
     """
 
     def __init__(self, in_dim: int, out_dim: int, kind: str) -> None:
@@ -103,13 +110,20 @@ class Downsample(nn.Module):
         self.act_layer = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns (B, H/2, W/2, 2C)."""
-        x = self.norm_layer(self.dconv(x).permute(0, 3, 1, 2))  # (B, C, H, W), channels last in memory: no copy
-        return cast(Tensor, self.act_layer(x.permute(0, 2, 3, 1)))  # (B, H, W, C)
+        """Map (B, H, W, C) to (B, H // 2, W // 2, 2 * C)."""
+        x = self.dconv(x).permute(0, 3, 1, 2)  # (B, C, H, W) for BatchNorm, channels last in memory: no copy
+        x = self.norm_layer(x).permute(0, 2, 3, 1)  # (B, H, W, C)
+        return cast(Tensor, self.act_layer(x))
 
 
 class PatchEmbed(nn.Module):
-    """Image to tokens: a convolution whose stride is its kernel, then LayerNorm."""
+    """First layer, from an image to tokens: a convolution whose stride is its kernel, then LayerNorm.
+
+    Args:
+        in_chans: Number of channels of the image.
+        dim: Number of channels of the tokens.
+        patch_size: Side of the patches, in pixels.
+    """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -117,41 +131,60 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: image, (B, in_chans, H, W). Returns (B, H/patch, W/patch, C)."""
+        """Map an image, (B, in_chans, H, W), to (B, H // patch_size, W // patch_size, C)."""
         return cast(Tensor, self.norm(self.proj(x)))
 
 
 class Stage(nn.Module):
-    """Blocks of one width and, but for the last stage, the way to the next one."""
+    """Blocks of one width and, but for the last stage, the layer that leads to the next one.
 
-    def __init__(self, blocks: Sequence[Block], downsample: nn.Module) -> None:
+    Args:
+        dim: Number of channels.
+        next_dim: Number of channels of the next stage; None for the last stage.
+        spec: Choices of the stage.
+        drop_paths: Probability of stochastic depth of each block.
+        downsample: Kind of the layer to the next stage, see `Downsample`.
+    """
+
+    def __init__(
+        self, dim: int, next_dim: int | None, spec: StageSpec, drop_paths: Sequence[float], downsample: str
+    ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-        self.downsample = downsample
+        self.blocks = nn.Sequential(*(Block(dim, spec, drop_path) for drop_path in drop_paths))
+        self.downsample = nn.Identity() if next_dim is None else Downsample(dim, next_dim, downsample)
         self.grad_checkpointing = False
 
     def forward_blocks(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns the same shape."""
+        """Map (B, H, W, C) to the same shape by the blocks alone."""
         if self.grad_checkpointing and self.training:
             return cast(Tensor, checkpoint_seq(self.blocks, x))
         return cast(Tensor, self.blocks(x))
 
-
-def make_stage(
-    dim: int, out_dim: int | None, spec: StageSpec, drop_paths: tuple[float, ...], qkv_bias: bool, downsample: str
-) -> Stage:
-    """out_dim: width of the next stage, None after the last. drop_paths: of each block."""
-    blocks = [Block(dim, spec, drop_path, qkv_bias) for drop_path in drop_paths]
-    return Stage(blocks, nn.Identity() if out_dim is None else Downsample(dim, out_dim, downsample))
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the first map of the next stage, (B, H // 2, W // 2, 2 * C)."""
+        return cast(Tensor, self.downsample(self.forward_blocks(x)))
 
 
 class LITv2(nn.Module):
-    """LITv2 for classification and as a backbone of four maps.
+    """LITv2 for classification, and as a backbone of four maps.
 
-    Per stage: depths, num_heads, window_sizes (0: no attention, 1: plain attention), alphas, mlp_ratio (or one for all).
-    downsample: "dtm" or "conv", see `Downsample`. global_pool: "avg", or "" to leave the map as it is.
-    drop_path_rate: stochastic depth of the last block; it grows linearly from 0. make_stage: gives the stages.
-    Raises: ValueError naming the stage and the value if such a network cannot be built.
+    Args:
+        in_chans: Number of channels of the images.
+        num_classes: Number of classes; 0 for no classifier.
+        embed_dim: Width of the first stage, in channels; each stage is twice as wide as the one before.
+        depths: Number of blocks of each stage.
+        num_heads: Number of attention heads of each stage.
+        window_sizes: Window size of each stage: 0 for no attention, 1 for plain attention, s > 1 for HiLo.
+        alphas: Share of Lo-Fi heads of each stage, in [0, 1].
+        mlp_ratio: Hidden width of the feed-forward layers over the width of the stage, for each stage or for all.
+        patch_size: Side of the patches of the image that become tokens, in pixels.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 in the first.
+        downsample: Layer between stages, "dtm" or "conv", see `Downsample`.
+        global_pool: "avg", or "" to leave the last map as it is.
+
+    Raises:
+        ValueError: If such a network cannot be built; the message names the stage and the value.
     """
 
     def __init__(
@@ -168,9 +201,7 @@ class LITv2(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         downsample: str = "dtm",
-        qkv_bias: bool = True,
         global_pool: str = "avg",
-        make_stage: Callable[..., Stage] = make_stage,
     ) -> None:
         super().__init__()
         self.architecture = architecture_of(
@@ -185,21 +216,27 @@ class LITv2(nn.Module):
             {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"layers.{i}.blocks"} for i, dim in enumerate(dims)
         ]
         self.patch_embed = PatchEmbed(in_chans, dims[0], patch_size)
-        drop_paths = iter(cast(list[float], calculate_drop_path_rates(drop_path_rate, sum(depths))))
-        self.layers = nn.ModuleList()
-        for dim, out_dim, spec in zip(dims, (*dims[1:], None), self.architecture.stages, strict=True):
-            rates = tuple(itertools.islice(drop_paths, spec.depth))
-            self.layers.append(make_stage(dim, out_dim, spec, rates, qkv_bias, downsample))
+        drop_paths = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
+        stages = zip(dims, (*dims[1:], None), self.architecture.stages, map(tuple, drop_paths), strict=True)
+        self.layers = nn.ModuleList(self.make_stage(*arguments, downsample) for arguments in stages)
         self.norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         self.head_drop = nn.Dropout(drop_rate)
         self.head = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(init_weights)
 
+    def make_stage(
+        self, dim: int, next_dim: int | None, spec: StageSpec, drop_paths: tuple[float, ...], downsample: str
+    ) -> Stage:
+        """Build one stage; a subclass may return one that networks share."""
+        return Stage(dim, next_dim, spec, drop_paths, downsample)
+
     def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay, for timm's optimizers; they leave out norms and biases themselves."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by layer, for timm's layer-wise learning rates."""
         blocks = r"^layers\.(\d+)" if coarse else [
             (r"^layers\.(\d+)\.blocks\.(\d+)", None),
             (r"^layers\.(\d+)\.downsample", (0,)),
@@ -208,14 +245,21 @@ class LITv2(nn.Module):
         return {"stem": r"^patch_embed", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of storing their activations."""
         for stage in self.layers:
             cast(Stage, stage).grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new, untrained head; num_classes 0 leaves it out."""
+        """Replace the classifier by an untrained one.
+
+        Args:
+            num_classes: Number of classes; 0 for no classifier.
+            global_pool: "avg", "" to leave the last map as it is, or None to keep the present pooling.
+        """
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
@@ -232,10 +276,21 @@ class LITv2(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps of the chosen stages (the last n if indices is an int, all if None), before downsampling.
+        """Compute the maps of some stages, before downsampling.
 
-        x: image, (B, in_chans, H, W). norm: also apply the final norm to the last stage's map.
-        Returns (final map, maps), or the maps alone. Raises: ValueError if output_fmt is neither NCHW nor NHWC.
+        Args:
+            x: Image, (B, in_chans, H, W).
+            indices: Indices of the stages; an int for the last n, None for all.
+            norm: Whether to apply the final norm to the map of the last stage.
+            stop_early: Whether to leave out the stages after the last chosen one.
+            output_fmt: Order of the axes of the maps, "NCHW" or "NHWC".
+            intermediates_only: Whether to leave out the final map.
+
+        Returns:
+            The maps alone, or the final map, (B, H, W, C), and the maps.
+
+        Raises:
+            ValueError: If `output_fmt` is neither NCHW nor NHWC.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt={output_fmt!r} must be NCHW or NHWC")
@@ -248,7 +303,7 @@ class LITv2(nn.Module):
             final = i == len(self.layers) - 1
             if i in take:
                 feature = self.norm(x) if norm and final else x
-                maps.append(feature.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else feature)
+                maps.append(feature.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else feature)  # (B, C, H, W)
             if final and not intermediates_only:
                 x = self.norm(x)
             elif i < len(stages) - 1:
@@ -258,7 +313,16 @@ class LITv2(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the chosen maps do not need. Returns their indices."""
+        """Remove the layers that the chosen maps do not need.
+
+        Args:
+            indices: Indices of the stages; an int for the last n.
+            prune_norm: Whether to remove the final norm.
+            prune_head: Whether to remove the classifier.
+
+        Returns:
+            Indices of the chosen stages.
+        """
         take, last = feature_take_indices(len(self.layers), indices)
         self.layers = self.layers[: last + 1]
         cast(Stage, self.layers[-1]).downsample = nn.Identity()
@@ -269,26 +333,44 @@ class LITv2(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """x: image, (B, in_chans, H, W). Returns the normalised last map, (B, H/stride, W/stride, num_features)."""
+        """Compute the normalised last map.
+
+        Args:
+            x: Image, (B, in_chans, H, W).
+
+        Returns:
+            (B, H // stride, W // stride, num_features).
+        """
         x = self.patch_embed(x)
         for stage in self.layers:
-            x = stage.downsample(stage.forward_blocks(x))  # type: ignore[operator]
+            x = stage(x)
         return cast(Tensor, self.norm(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """x: the last map. Returns logits, (B, num_classes), or the pooled features before them."""
+        """Classify the last map.
+
+        Args:
+            x: Last map as `forward_features` returns it.
+            pre_logits: Whether to return the pooled features instead, (B, num_features).
+
+        Returns:
+            Logits, (B, num_classes).
+        """
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else cast(Tensor, self.head(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: image, (B, in_chans, H, W). Returns logits, (B, num_classes)."""
+        """Classify images, (B, in_chans, H, W). Returns logits, (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
 
 def init_weights(module: nn.Module) -> None:
-    """As the official code: truncated normal for linear layers, torch's default for convolutions, zero offsets."""
+    """Initialise the parameters of one module as the official code does.
+
+    Linear layers start from a truncated normal distribution, convolutions from torch's default, offsets at zero.
+    """
     if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-        return  # without memory there is nothing to fill, and pretending takes most of the time of building a network
+        return  # nothing to fill, and filling meta tensors would take most of the time of building a network
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -307,7 +389,11 @@ def architecture_of(
     patch_size: int,
     downsample: str,
 ) -> Architecture:
-    """The architecture that constructor arguments describe. Raises: ValueError if their lengths differ."""
+    """Return the architecture that constructor arguments of LITv2 describe.
+
+    Raises:
+        ValueError: If the arguments have different lengths, or such a network cannot be built.
+    """
     ratios = [mlp_ratio] * len(depths) if isinstance(mlp_ratio, int | float) else list(mlp_ratio)
     lengths = {"num_heads": num_heads, "window_sizes": window_sizes, "alphas": alphas, "mlp_ratio": ratios}
     for name, values in lengths.items():
@@ -318,7 +404,7 @@ def architecture_of(
 
 
 def arguments_of(architecture: Architecture) -> dict[str, Any]:
-    """Constructor arguments of LITv2 that an architecture stands for: the inverse of `architecture_of`."""
+    """Return the constructor arguments of LITv2 for an architecture, the inverse of `architecture_of`."""
     stages = architecture.stages
     return {
         "embed_dim": architecture.embed_dim,
@@ -333,12 +419,17 @@ def arguments_of(architecture: Architecture) -> dict[str, Any]:
 
 
 def build(architecture: Architecture, **kwargs: Any) -> LITv2:
-    """An untrained network of this architecture. kwargs: further arguments of LITv2, such as num_classes."""
+    """Build an untrained network.
+
+    Args:
+        architecture: Architecture of the network.
+        **kwargs: Further arguments of LITv2, such as num_classes.
+    """
     return LITv2(**arguments_of(architecture), **kwargs)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Official checkpoints keep the weights under `model`; their names are ours already."""
+    """Return the weights of an official checkpoint, which are under `model`; their names are those of LITv2."""
     for wrapper in ("model", "state_dict"):
         state_dict = state_dict.get(wrapper, state_dict)
     return state_dict
@@ -386,7 +477,13 @@ def litv2_b(pretrained: bool = False, **kwargs: Any) -> LITv2:
 
 @register_model
 def litv2(pretrained: bool = False, architecture: Architecture | Mapping[str, Any] | None = None, **kwargs: Any) -> LITv2:
-    """Any LITv2: pass `architecture`, an Architecture or the mapping that an export wrote under that name."""
+    """Any LITv2.
+
+    Args:
+        pretrained: Whether to load weights, as in timm.
+        architecture: An Architecture, or the mapping that an export wrote under that name.
+        **kwargs: Further arguments of LITv2.
+    """
     if isinstance(architecture, Mapping):
         architecture = Architecture.from_dict(architecture)
     args = arguments_of(architecture) if architecture is not None else {}

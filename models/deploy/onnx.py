@@ -10,14 +10,19 @@ from torch import Tensor, nn
 
 
 def export_onnx(model: nn.Module, x: Tensor, path: Path, any_batch: bool = False) -> None:
-    """Write a model in evaluation mode, weights inside the file.
+    """Write a model as an ONNX file with its weights inside.
 
-    x: an example input, (B, C, H, W); the file takes inputs of this shape, or of any batch if it is asked to.
+    Args:
+        model: Model in evaluation mode.
+        x: Example of the input, (B, C, H, W); the file takes inputs of this shape.
+        path: File to write.
+        any_batch: Whether the file takes any number of images.
 
-    Raises: whatever torch.onnx.export raises for a model that has no ONNX form.
+    Raises:
+        Exception: Whatever `torch.onnx.export` raises for a model that has no ONNX form.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own, inside the exporter
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, inside the exporter
         warnings.simplefilter("ignore", FutureWarning)
         with torch.no_grad():
             shapes = ({0: torch.export.Dim("batch")},) if any_batch else None

@@ -1,1 +1,1 @@
-"""Accuracy of an architecture on the proxy task: the role, and one module for each way to get it."""
+"""Accuracy of architectures on the proxy task: the role, one module per evaluator, and statistics of their accuracies."""

@@ -1,4 +1,4 @@
-"""The role of an accuracy evaluator, and what an evaluation says."""
+"""The role of an accuracy evaluator, the result of an evaluation, and the optional role of evaluators that share weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from models.architecture import Architecture
+from search.training.progress import Progress as Progress
 
-Progress = Callable[[float], None]
-"""Takes the share of the work that is done, in [0, 1]."""
+EXECUTION_KEYS: frozenset[str] = frozenset({"cache"})
+"""Keys below the configuration group `accuracy` that only say how the work is done; accuracies depend on all others."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy on the validation split, in [0, 1], of a network trained with this seed."""
+    """Accuracy of a network on the validation split.
+
+    Args:
+        accuracy: Top-1 accuracy, in [0, 1].
+        num_images: Number of validation images.
+        seed: Seed of the training.
+        seconds: Duration of the evaluation.
+    """
 
     accuracy: float
     num_images: int
@@ -25,54 +33,77 @@ class Accuracy:
 
     @property
     def standard_error(self) -> float:
-        """From the size of the validation split alone; seeds come on top."""
+        """Binomial standard error over validation images. It does not contain the noise of seeds."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_images)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
         return asdict(self)
 
 
 class AccuracyEvaluator(Protocol):
-    """Gives an architecture its accuracy. The same architecture and seed give the same accuracy on one CPU.
+    """Gives architectures their accuracy. On one CPU, the same architecture and seed give the same accuracy.
 
     Attributes:
-        scores_before_measuring: whether, once prepared, it takes no longer than measuring a latency does.
+        scores_before_measuring: Whether an evaluation, once prepared, takes no longer than measuring a latency, so that
+            it comes first.
     """
 
     scores_before_measuring: ClassVar[bool]
 
     def fingerprint(self) -> dict[str, str | int]:
-        """What accuracies depend on beyond the configuration, such as threads. Studies refuse to mix different ones."""
+        """Return what accuracies depend on beyond the configuration, such as threads. A study refuses to mix them."""
         ...
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
-        """Raises: any error of building or training it, such as a loss that is not finite; never returns a guess."""
+        """Evaluate one architecture.
+
+        Args:
+            architecture: The network whose accuracy is wanted.
+            seed: Seed of the training.
+            progress: Called with the fraction of the work that is done.
+
+        Raises:
+            Exception: Any error of building or training the network, such as `NonFiniteLoss`. An evaluator never
+                returns a guess.
+        """
         ...
 
 
 @runtime_checkable
 class SharedWeights(Protocol):
-    """An evaluator whose networks share weights, which are trained once and handed to evaluators elsewhere."""
+    """Optional role of an `AccuracyEvaluator` that trains one set of weights and scores every architecture with them."""
 
     def weights_file(self, seed: int) -> Path:
-        """The file of the weights that networks are scored with."""
+        """Return the file that holds the weights of a seed once they are trained."""
         ...
 
     def prepare(self, seed: int, progress: Progress) -> None:
-        """Train the weights that all evaluations with a seed share; without it the first evaluation does."""
+        """Train the weights of a seed unless they exist; without this call the first evaluation does it.
+
+        Args:
+            seed: Seed of the training.
+            progress: Called with the fraction of the training that is done.
+        """
         ...
 
     def pack(self, seed: int) -> bytes | None:
-        """The shared weights for an evaluator elsewhere, or None if they are not trained."""
+        """Return the trained weights of a seed for an evaluator in another process, or None if they do not exist."""
         ...
 
     def unpack(self, seed: int, packed: bytes) -> None:
-        """Take over the weights that another evaluator has trained."""
+        """Take over the weights that another evaluator has packed."""
         ...
 
 
 def with_shared_weights(make: Callable[[], AccuracyEvaluator], seed: int, packed: bytes) -> AccuracyEvaluator:
-    """An evaluator that takes over the weights of another one."""
+    """Make an evaluator that uses weights trained elsewhere.
+
+    Args:
+        make: Makes the evaluator, which must have the role `SharedWeights`.
+        seed: Seed of the weights.
+        packed: What `SharedWeights.pack` returned.
+    """
     evaluator = make()
     assert isinstance(evaluator, SharedWeights)
     evaluator.unpack(seed, packed)

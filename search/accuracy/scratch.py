@@ -9,21 +9,27 @@ from typing import ClassVar
 from models.architecture import Architecture
 from models.litv2 import build
 from search.accuracy.base import Accuracy, Progress
-from search.accuracy.conditions import Training
+from search.accuracy.proxy_training import ProxyTraining
 from search.training.task import ImageClassification, fit, test_accuracy
 
 
 @dataclass
-class ScratchEvaluator(Training):
-    """Train every architecture alike: same images, same order, same schedule."""
+class ScratchEvaluator(ProxyTraining):
+    """Train every architecture with the same images, batch order and schedule. Arguments as in `ProxyTraining`."""
 
     scores_before_measuring: ClassVar[bool] = False
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        """Train the architecture's proxy and validate it.
+
+        Raises:
+            NonFiniteLoss: If training diverges.
+            KeyboardInterrupt: If the user stops it.
+        """
         start = time.perf_counter()
-        self.seed(seed)
+        self.set_threads_and_seed(seed)
         model = build(
-            self.proxy(architecture),
+            self.proxy_of(architecture),
             in_chans=self.data.in_chans,
             num_classes=self.data.num_classes,
             drop_path_rate=self.train.drop_path_rate,

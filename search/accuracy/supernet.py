@@ -1,9 +1,9 @@
 """Accuracy from shared weights: one supernet is trained once, then every network of the space is scored with its share.
 
-A step trains a largest network on the labels, and a smallest and some random ones on what the largest says: the sandwich
-rule and in-place distillation of "Universally Slimmable Networks", arXiv 1903.05134. Largest and smallest are so in width
-and depth; their attention is drawn at random like that of the others: with the same in every step, scores were 5 points
-lower and ranked worse. A network is scored as a plain one that has a copy of its weights and batch statistics of its own.
+A training step computes one largest, one smallest and some random networks. The largest learns from the labels, the others
+from its outputs: sandwich rule and in-place distillation of "Universally Slimmable Networks", arXiv 1903.05134. Largest and
+smallest refer to width and depth; attention is random in all of them. With the same attention in every step, scores were 5
+points lower and ranked worse. To score a network, a plain one gets a copy of its weights and new batch statistics.
 """
 
 from __future__ import annotations
@@ -30,22 +30,26 @@ from models.architecture import Architecture, check_int
 from models.elastic import Bounds, ElasticLITv2, recalibrate
 from search import UserError, one_line
 from search.accuracy.base import Accuracy, Progress
-from search.accuracy.conditions import Training
+from search.accuracy.proxy_training import ProxyTraining
 from search.space.space import Size, Space
 from search.training.data import Batches, Images
-from search.training.task import Batch, ImageClassification, TrainSettings, finite, fit
+from search.training.task import Batch, ImageClassification, TrainSettings, check_logits, fit
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
-VERSION = 1  # of how it is trained: raise it with every change that moves the weights, or kept ones are taken for new ones
-CALIBRATION_BATCH = 256  # images for batch statistics: with 1,024 networks rank no better and a score takes a quarter longer
-SCORING_BATCH = 256
+TRAINING_VERSION = 1  # raise it with every change of the training that moves the weights: cached ones are then not used
+CALIBRATION_BATCH_SIZE = 256  # with 1,024 images networks rank no better, and a score takes a quarter longer
+SCORING_BATCH_SIZE = 256
 
 
 class SupernetTraining(ImageClassification):
-    """Sandwich rule with in-place distillation.
+    """Train a supernet by the sandwich rule with in-place distillation.
 
-    networks: gives those of a step; the first one learns from the labels, the others from it.
+    Args:
+        elastic: The supernet.
+        settings: Optimiser and schedule.
+        num_classes: Labels lie in [0, num_classes).
+        sample_networks: Returns the networks of a step; the first one learns from the labels, the others from it.
     """
 
     def __init__(
@@ -53,33 +57,39 @@ class SupernetTraining(ImageClassification):
         elastic: ElasticLITv2,
         settings: TrainSettings,
         num_classes: int,
-        networks: Callable[[int], Sequence[Architecture]],
+        sample_networks: Callable[[int], Sequence[Architecture]],
     ) -> None:
         super().__init__(elastic, settings, num_classes)
         self.elastic = elastic
-        self.networks = networks
+        self.sample_networks = sample_networks
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Raises: NonFiniteLoss, naming the step."""
         images, labels = batch
-        teacher, *students = self.networks(self.global_step)
+        teacher, *students = self.sample_networks(self.global_step)
         self.elastic.activate(teacher)
         logits = self(images)
         losses = [F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)]
         targets = logits.detach().softmax(1)
-        for architecture in students:
-            self.elastic.activate(architecture)
+        for student in students:
+            self.elastic.activate(student)
             losses.append(F.cross_entropy(self(images), targets))
-        return self.checked(torch.stack(losses).mean())
+        return self.check_loss(torch.stack(losses).mean())
 
 
 @dataclass
-class SupernetEvaluator(Training):
-    """Train a supernet of a space or find it in the cache, and score networks with their share of its weights.
+class SupernetEvaluator(ProxyTraining):
+    """Train a supernet of a space or take it from the cache, and score networks with their share of its weights.
 
-    num_random: networks of a step beside the largest and the smallest. num_images: of the validation split to score with, at
-    most; None for all. cache: folder that keeps supernets by what they were
-    trained on, for further studies.
+    The first arguments are those of `ProxyTraining`.
+
+    Args:
+        space: The networks that share weights.
+        num_random: Number of networks per step beside the largest and the smallest.
+        num_images: Largest number of validation images to score with; None for all.
+        cache: Folder of trained supernets, for further studies.
+
+    Raises:
+        ValueError: If a setting is out of range or the accelerator is missing; the message names it.
     """
 
     scores_before_measuring: ClassVar[bool] = True
@@ -97,39 +107,59 @@ class SupernetEvaluator(Training):
             check_int("accuracy.num_images", self.num_images, 1)
         count = min(self.num_images or self.data.num_val, self.data.num_val)
         self.images = Images(self.data.val.images[:count], self.data.val.labels[:count])
-        self.bounds = Bounds.of(map(self.proxy, self.space.covering()))
+        self.bounds = Bounds.of(map(self.proxy_of, self.space.covering()))
+
+    def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        """Score an architecture of the space with its share of the supernet's weights.
+
+        Raises:
+            NonFiniteLoss: If training the supernet diverged.
+            ValueError: If the supernet does not contain the architecture.
+            KeyboardInterrupt: If the user stops the training.
+        """
+        self.prepare(seed, progress)
+        start = time.perf_counter()
+        self.set_threads_and_seed(seed)
+        network = self._trained[seed].extract(self.proxy_of(architecture)).to(self.device)
+        recalibrate(network, [self._calibration_images()])
+        accuracy = self._top1(models.deploy.prepare_in_place(network))
+        progress(1.0)
+        return Accuracy(accuracy, len(self.images.labels), seed, time.perf_counter() - start)
+
+    def weights_file(self, seed: int) -> Path:
+        """Return the file that holds the weights of a seed once they are trained."""
+        return self.cache_folder(seed) / WEIGHTS
 
     def prepare(self, seed: int, progress: Progress) -> None:
-        """Train the supernet of this seed, unless it was before; a training that was cut off goes on.
+        """Train the supernet of a seed unless it is in the cache; a training that was killed is resumed.
 
-        Raises: NonFiniteLoss if training diverges, KeyboardInterrupt if the user stops it.
+        Raises:
+            NonFiniteLoss: If training diverges.
+            KeyboardInterrupt: If the user stops it.
         """
         if seed in self._trained:
             return
-        folder = self.folder(seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / WEIGHTS
-        with locked(folder / ".lock"):
-            elastic = kept(weights)
+        weights = self.weights_file(seed)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        with cache_lock(weights.parent):
+            elastic = open_if_whole(weights)
             if elastic is not None:
-                log.info("the supernet is there already: %s", weights)
+                log.info("using the trained supernet %s", weights)
             else:
-                elastic = self.untrained(seed)
-                checkpoint = folder / "epoch.ckpt"
-                fit(self.training(elastic, seed), self.data, progress, checkpoint)
-                save(elastic, weights)
-                checkpoint.unlink(missing_ok=True)
+                elastic = self._train(weights, seed, progress)
         self._trained[seed] = elastic.eval()
 
     def pack(self, seed: int) -> bytes | None:
+        """Return the trained weights of a seed for an evaluator in another process, or None if they do not exist."""
         weights = self.weights_file(seed)
-        return weights.read_bytes() if kept(weights) is not None else None
+        return weights.read_bytes() if open_if_whole(weights) is not None else None
 
     def unpack(self, seed: int, packed: bytes) -> None:
+        """Take over the weights that another evaluator has packed."""
         weights = self.weights_file(seed)
         weights.parent.mkdir(parents=True, exist_ok=True)
-        with locked(weights.parent / ".lock"):
-            elastic = kept(weights)
+        with cache_lock(weights.parent):
+            elastic = open_if_whole(weights)
             if elastic is None:
                 partial = weights.with_suffix(".partial")
                 partial.write_bytes(packed)
@@ -137,25 +167,11 @@ class SupernetEvaluator(Training):
                 elastic = open_supernet(weights)
         self._trained[seed] = elastic.eval()
 
-    def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
-        self.prepare(seed, progress)
-        start = time.perf_counter()
-        self.seed(seed)
-        network = self._trained[seed].extract(self.proxy(architecture)).to(self.device)
-        recalibrate(network, [self._calibration_images()])
-        accuracy = self._top1(models.deploy.prepare_(network))
-        progress(1.0)
-        return Accuracy(accuracy, len(self.images.labels), seed, time.perf_counter() - start)
-
-    def weights_file(self, seed: int) -> Path:
-        """The file that keeps this supernet."""
-        return self.folder(seed) / WEIGHTS
-
-    def folder(self, seed: int) -> Path:
-        """Where this supernet is kept: named by all that its weights depend on."""
+    def cache_folder(self, seed: int) -> Path:
+        """Return the folder of a supernet, named by everything that its weights depend on."""
         settings = {
-            "version": VERSION,
-            "architectures": sorted({self.proxy(architecture).key for architecture in self.space.covering()}),
+            "version": TRAINING_VERSION,
+            "architectures": sorted({self.proxy_of(architecture).key for architecture in self.space.covering()}),
             "train": asdict(self.train),
             "num_random": self.num_random,
             "seed": seed,
@@ -165,42 +181,54 @@ class SupernetEvaluator(Training):
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return Path(self.cache) / digest[:16]
 
-    def untrained(self, seed: int) -> ElasticLITv2:
-        self.seed(seed)
+    def make_supernet(self, seed: int) -> ElasticLITv2:
+        """Initialise a supernet."""
+        self.set_threads_and_seed(seed)
         data = self.data
         return ElasticLITv2(self.bounds, data.in_chans, data.num_classes, self.train.drop_path_rate)
 
-    def training(self, elastic: ElasticLITv2, seed: int) -> SupernetTraining:
-        def drawn(step: int, index: int) -> Architecture:
+    def make_task(self, elastic: ElasticLITv2, seed: int) -> SupernetTraining:
+        """Make the training of a supernet; its networks depend on the seed and the step."""
+
+        def sample(step: int, index: int) -> Architecture:
             size: Size = "largest" if index == 0 else "smallest" if index == 1 else "any"
-            return self.proxy(self.space.sample([seed, step, index], size))
+            return self.proxy_of(self.space.sample([seed, step, index], size))
 
-        def networks(step: int) -> list[Architecture]:
-            return [drawn(step, index) for index in range(2 + self.num_random)]
+        def sample_networks(step: int) -> list[Architecture]:
+            return [sample(step, index) for index in range(2 + self.num_random)]
 
-        return SupernetTraining(elastic, self.train, self.data.num_classes, networks)
+        return SupernetTraining(elastic, self.train, self.data.num_classes, sample_networks)
+
+    def _train(self, weights: Path, seed: int, progress: Progress) -> ElasticLITv2:
+        elastic = self.make_supernet(seed)
+        checkpoint = weights.with_name("epoch.ckpt")
+        fit(self.make_task(elastic, seed), self.data, progress, checkpoint)
+        save_supernet(elastic, weights)
+        checkpoint.unlink(missing_ok=True)
+        return elastic
 
     def _calibration_images(self) -> Tensor:
-        images, _ = next(iter(Batches(self.data, self.data.train, CALIBRATION_BATCH)))
+        images, _ = next(iter(Batches(self.data, self.data.train, CALIBRATION_BATCH_SIZE)))
         return images.to(self.device)
 
     @torch.inference_mode()
     def _top1(self, network: nn.Module) -> float:
-        """Accuracy on the validation split, without a Trainer, which would take an eighth of the time."""
-        correct = 0
-        for images, labels in Batches(self.data, self.images, SCORING_BATCH):
-            correct += int((finite(network(images.to(self.device)), self.train).argmax(1).cpu() == labels).sum())
-        return correct / len(self.images.labels)
+        """Accuracy on the validation images, without a Trainer, whose overhead is an eighth of the time."""
+        num_correct = 0
+        for images, labels in Batches(self.data, self.images, SCORING_BATCH_SIZE):
+            logits = check_logits(network(images.to(self.device)), self.train)
+            num_correct += int((logits.argmax(1).cpu() == labels).sum())
+        return num_correct / len(self.images.labels)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for another search that trains the same supernet, which then need not be trained again."""
-    lock = FileLock(path)
+def cache_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a supernet; wait while another search trains it, so that it need not be trained again."""
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("waiting for another search that trains this supernet (%s)", path.parent)
+        log.info("waiting for another search that trains this supernet (%s)", folder)
         lock.acquire()
     try:
         yield
@@ -208,20 +236,19 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def kept(path: Path) -> ElasticLITv2 | None:
-    """The supernet of an earlier search, or None if there is none or it is not whole."""
+def open_if_whole(path: Path) -> ElasticLITv2 | None:
+    """Open a supernet, or return None if there is none or its file is incomplete."""
     if not path.exists():
         return None
     try:
-        elastic = open_supernet(path)
+        return open_supernet(path)
     except UserError as error:
         log.warning("%s", error)
         return None
-    return elastic
 
 
-def save(elastic: ElasticLITv2, path: Path) -> None:
-    """Write the weights, and what they are for, whole or not at all."""
+def save_supernet(elastic: ElasticLITv2, path: Path) -> None:
+    """Write a supernet's weights and shape to a file, completely or not at all."""
     shape = {
         "bounds": asdict(elastic.bounds),
         "in_chans": elastic.weights.in_chans,
@@ -233,12 +260,18 @@ def save(elastic: ElasticLITv2, path: Path) -> None:
 
 
 def open_supernet(path: Path) -> ElasticLITv2:
-    """A supernet as it was kept. Raises: UserError if the file is missing or not whole."""
+    """Read a supernet that `save_supernet` wrote.
+
+    Raises:
+        UserError: If the file is missing or incomplete.
+    """
     try:
         with safe_open(path, "pt") as file:
             shape = json.loads(file.metadata()["shape"])
         elastic = ElasticLITv2(Bounds.from_dict(shape.pop("bounds")), **shape)
         elastic.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the supernet {path} cannot be read ({one_line(error)}); a search trains it anew") from error
+        raise UserError(
+            f"the supernet {path} cannot be read ({one_line(error)}); the next search trains it again"
+        ) from error
     return elastic

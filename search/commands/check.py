@@ -1,4 +1,4 @@
-"""One check of a search's accuracy signal: random networks trained long and alone, against what the evaluator says."""
+"""`search.check`: can the accuracies of a search be trusted? Scores are compared with long standalone trainings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,101 +18,145 @@ from rich.table import Table
 from models.architecture import Architecture, check_int, check_number
 from models.complexity import cost
 from search import UserError
-from search.accuracy.cache import KeptAccuracies
-from search.accuracy.ranking import Effect, Fidelity, Judged, effects, judge
+from search.accuracy.base import SharedWeights
+from search.accuracy.cache import AccuracyCache
+from search.accuracy.ranking import Effect, EvaluatedNetwork, SignalQuality, assess, summarise_effects
 from search.commands.cli import build, construct, plain, set_up_logging
-from search.commands.run import alone, check_limits
+from search.commands.settings import check_study
+from search.commands.standalone import standalone_trainings
 from search.results.view import make_console, progress_of
 from search.space.dimensions import describe
 from search.space.space import Space
-from search.study.storage import locked, study_folder
+from search.study.locks import folder_lock
+from search.study.storage import study_folder
 from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
-
-
-def main(cfg: DictConfig) -> None:
-    """Train, score, compare, and say whether the search's accuracies mean anything.
-
-    Raises: UserError if what is asked for cannot be, KeyboardInterrupt if the user stops it; what was trained is kept.
-    """
-    folder = study_folder(cfg.study.name)
-    construct(check_limits, cfg=cfg)
-    construct(check_settings, settings=cfg.check)
-    space: Space = build(cfg.space)
-    start = time.monotonic()
-    with locked(folder):
-        console = make_console()
-        set_up_logging(console, folder / "check.log")
-        data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-        judges = make_judges(cfg, data, folder / "check.jsonl")
-        networks = distinct(space, cfg.check.num_architectures, cfg.check.seed)
-        with progress_of(console, "training shared weights") as progress:
-            judges.search.evaluator.prepare(cfg.study.seed, progress)
-        judged = judge_networks(networks, judges, cfg, data, console)
-        found = measure_effects(space, judges.search, cfg, console)
-        fidelity = judge(judged)
-        minutes = (time.monotonic() - start) / 60
-        save(folder / "check.json", cfg, judged, fidelity, found, minutes)
-        report(console, cfg, judged, fidelity, found, minutes)
-        console.print(f"kept in {folder / 'check.json'}", highlight=False, soft_wrap=True)
+SECTIONS = ("space", "data", "train", "accuracy", "proxy", "check")
+"""Sections of the configuration that the result depends on."""
 
 
 @dataclass(frozen=True)
-class Judges:
-    """search: what the search goes by. alone: long trainings of single networks."""
+class CheckResult:
+    """Result of a check.
 
-    search: KeptAccuracies
-    alone: KeptAccuracies
+    Args:
+        networks: Random networks with scores and accuracies.
+        quality: Statistics of their accuracies.
+        effects: Effect of each dimension on the score.
+        minutes: Duration of the check.
+    """
+
+    networks: list[EvaluatedNetwork]
+    quality: SignalQuality
+    effects: list[Effect]
+    minutes: float
 
 
-def make_judges(cfg: DictConfig, data: ImageData, file: Path) -> Judges:
-    images = {"data": data.fingerprint(), "images": data.num_val}
+@dataclass(frozen=True)
+class Evaluators:
+    """The evaluator of the search, and the long standalone trainings that it is compared with."""
+
+    search: AccuracyCache
+    standalone: AccuracyCache
+
+
+def main(cfg: DictConfig) -> None:
+    """Check a search's accuracies, save the figures and report whether they are meaningful.
+
+    Raises:
+        UserError: If a setting cannot be used.
+        KeyboardInterrupt: If the user stops the check; finished evaluations are kept.
+    """
+    folder = study_folder(cfg.study.name)
+    construct(check_study, cfg=cfg)
+    construct(check_settings, settings=cfg.check)
+    space: Space = build(cfg.space)
+    with folder_lock(folder):
+        console = make_console()
+        set_up_logging(console, folder / "check.log")
+        result = check(cfg, space, folder, console)
+        save(folder / "check.json", cfg, result)
+        report(console, cfg, result)
+        console.print(f"saved in {folder / 'check.json'}", highlight=False, soft_wrap=True)
+
+
+def check(cfg: DictConfig, space: Space, folder: Path, console: Console) -> CheckResult:
+    """Evaluate random networks, and pairs of networks that differ in one dimension."""
+    start = time.monotonic()
+    data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
+    evaluators = make_evaluators(cfg, data, folder / "check.jsonl")
+    architectures = distinct(space, cfg.check.num_architectures, cfg.check.seed)
+    train_shared_weights(evaluators.search, cfg.study.seed, console)
+    networks = evaluate_networks(architectures, evaluators, cfg, data, console)
+    effects = measure_effects(space, evaluators.search, cfg, console)
+    return CheckResult(networks, assess(networks), effects, minutes=(time.monotonic() - start) / 60)
+
+
+def make_evaluators(cfg: DictConfig, data: ImageData, file: Path) -> Evaluators:
+    """Make both evaluators; their results are kept in one file."""
     evaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
-    return Judges(
-        search=KeptAccuracies(evaluator, {"train": plain(cfg.train), "accuracy": plain(cfg.accuracy), **images}, file),
-        alone=alone(cfg, cfg.check.long, data, file),
+    images = {"data": data.fingerprint(), "images": data.num_val}
+    settings = {"train": plain(cfg.train), "accuracy": plain(cfg.accuracy), **images}
+    return Evaluators(
+        search=AccuracyCache(evaluator, settings, file),
+        standalone=standalone_trainings(cfg, cfg.check.long, data, file),
     )
 
 
 def distinct(space: Space, count: int, seed: int) -> list[Architecture]:
-    """Random networks, all different. Raises: UserError if the space has fewer."""
+    """Draw random architectures that are all different. Raises: UserError if the space has fewer."""
     if space.num_architectures() < count:
         raise UserError(
-            f"check.num_architectures={count} is more than the {space.num_architectures()} networks of the space"
+            f"check.num_architectures={count} is more than the {space.num_architectures()} networks of the space; lower it"
         )
-    found: dict[str, Architecture] = {}
+    architectures: dict[str, Architecture] = {}
     for number in itertools.count():
         architecture = space.sample([seed, number])
-        found.setdefault(architecture.key, architecture)
-        if len(found) == count:
+        architectures.setdefault(architecture.key, architecture)
+        if len(architectures) == count:
             break
-    return list(found.values())
+    return list(architectures.values())
 
 
-def judge_networks(
-    networks: list[Architecture], judges: Judges, cfg: DictConfig, data: ImageData, console: Console
-) -> list[Judged]:
-    """Score each network as the search does, and train it long and alone with every seed."""
-    network = {"img_size": cfg.deploy.img_size, "in_chans": data.in_chans, "num_classes": data.num_classes}
-    log.info("scoring %d networks, then training each %d times", len(networks), cfg.check.num_seeds)
-    judged = []
-    with progress_of(console, "scoring and training alone") as progress:
-        for number, architecture in enumerate(networks, start=1):
-            score = judges.search.accuracy(architecture, cfg.study.seed).accuracy
-            alone = tuple(judges.alone.accuracy(architecture, seed).accuracy for seed in range(cfg.check.num_seeds))
-            one = Judged(architecture, *cost(architecture, **network), score, alone)
-            judged.append(one)
-            accuracies = ", ".join(f"{accuracy:.4f}" for accuracy in alone)
-            log.info("%s: score %.4f, trained alone %s", describe(architecture), score, accuracies)
-            progress(number / len(networks))
-    return judged
+def train_shared_weights(scores: AccuracyCache, seed: int, console: Console) -> None:
+    """Train the weights that all scores share, if the evaluator has any."""
+    if isinstance(scores.evaluator, SharedWeights):
+        with progress_of(console, "training shared weights") as progress:
+            scores.evaluator.prepare(seed, progress)
 
 
-def measure_effects(space: Space, judge: KeptAccuracies, cfg: DictConfig, console: Console) -> list[Effect]:
-    """Score pairs of networks that differ in one dimension alone, each dimension in turn, until the time is up."""
+def evaluate_networks(
+    architectures: Sequence[Architecture], evaluators: Evaluators, cfg: DictConfig, data: ImageData, console: Console
+) -> list[EvaluatedNetwork]:
+    """Evaluate each network, one after the other."""
+    log.info("scoring %d networks, and training each of them %d times", len(architectures), cfg.check.num_seeds)
+    networks = []
+    with progress_of(console, "scores and standalone trainings") as progress:
+        for number, architecture in enumerate(architectures, start=1):
+            network = evaluate_network(architecture, evaluators, cfg, data)
+            accuracies = ", ".join(f"{accuracy:.4f}" for accuracy in network.accuracies)
+            log.info("%s: score %.4f, standalone %s", describe(architecture), network.score, accuracies)
+            networks.append(network)
+            progress(number / len(architectures))
+    return networks
+
+
+def evaluate_network(
+    architecture: Architecture, evaluators: Evaluators, cfg: DictConfig, data: ImageData
+) -> EvaluatedNetwork:
+    """Score a network as the search does, and train it standalone with every seed."""
+    score = evaluators.search.evaluate(architecture, cfg.study.seed).accuracy
+    seeds = range(cfg.check.num_seeds)
+    accuracies = tuple(evaluators.standalone.evaluate(architecture, seed).accuracy for seed in seeds)
+    num_params, num_macs = cost(architecture, data.in_chans, data.num_classes, cfg.deploy.img_size)
+    return EvaluatedNetwork(architecture, num_params, num_macs, score, accuracies)
+
+
+def measure_effects(space: Space, scores: AccuracyCache, cfg: DictConfig, console: Console) -> list[Effect]:
+    """Score pairs of networks that differ in one dimension, for each dimension in turn, until the time is up."""
     dimensions = space.dimensions()
-    gains: dict[str, list[float]] = {name: [] for name in dimensions}
+    gains: dict[str, list[float]] = {dimension: [] for dimension in dimensions}
     start, limit = time.monotonic(), 60 * cfg.check.effects_minutes
     turns = ((dimension, number) for number in itertools.count() for dimension in dimensions)
     with progress_of(console, "effects of the dimensions") as progress:
@@ -119,65 +164,75 @@ def measure_effects(space: Space, judge: KeptAccuracies, cfg: DictConfig, consol
             elapsed = time.monotonic() - start
             if elapsed > limit:
                 break
-            low, high = (
-                judge.accuracy(one, cfg.study.seed).accuracy for one in space.pair(dimension, [cfg.check.seed, number])
-            )
+            pair = space.pair(dimension, [cfg.check.seed, number])
+            low, high = (scores.evaluate(architecture, cfg.study.seed).accuracy for architecture in pair)
             gains[dimension].append(high - low)
             progress(elapsed / limit)
-    return effects(gains, dimensions)
+    return summarise_effects(gains, dimensions)
 
 
-def save(file: Path, cfg: DictConfig, judged: list[Judged], fidelity: Fidelity, found: list[Effect], minutes: float) -> None:
+def save(file: Path, cfg: DictConfig, result: CheckResult) -> None:
+    """Write the figures, and the settings they depend on, as JSON."""
     body = {
-        "meaningful": fidelity.meaningful,
-        "advice": fidelity.advice(),
-        **asdict(fidelity),
-        "effects": [asdict(effect) for effect in found],
-        "networks": [{**asdict(one), "architecture": one.architecture.to_dict()} for one in judged],
-        "minutes": round(minutes, 1),
-        "settings": {name: plain(cfg)[name] for name in ("space", "data", "train", "accuracy", "proxy", "check")},
+        "meaningful": result.quality.meaningful,
+        "advice": result.quality.advice(),
+        **asdict(result.quality),
+        "effects": [asdict(effect) for effect in result.effects],
+        "networks": [{**asdict(network), "architecture": network.architecture.to_dict()} for network in result.networks],
+        "minutes": round(result.minutes, 1),
+        "settings": {section: plain(cfg)[section] for section in SECTIONS},
     }
     file.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
 
 
-def report(
-    console: Console, cfg: DictConfig, judged: list[Judged], fidelity: Fidelity, found: list[Effect], minutes: float
-) -> None:
-    accuracies = [one.accuracy for one in judged]
-    table = Table(title=f"{cfg.data.name}: {len(judged)} random networks, {minutes:.0f} minutes", title_justify="left")
-    table.add_column("what")
-    table.add_column("found", justify="right", no_wrap=True)
-    epochs = f"{cfg.check.long.max_epochs} epochs"
-    rows = {
-        f"accuracies, trained alone for {epochs}": f"{min(accuracies):.3f} to {max(accuracies):.3f}",
-        "their standard deviation": f"{fidelity.spread:.4f}",
-        "what a seed moves one by": f"{fidelity.seed_noise:.4f}",
-        "the one over the other": f"{fidelity.spread_over_noise:.1f}",
-        "Kendall's tau with them, and 90 % interval: the search's evaluator": str(fidelity.evaluator),
-        "multiply-accumulates": str(fidelity.macs),
-        "parameters": str(fidelity.params),
-        "one seed with another": str(fidelity.seeds),
-    }
-    for what, value in rows.items():
-        table.add_row(what, escape(value))
-    console.print(table)
-    if found:
-        gains = Table(title="What a dimension moves the score by", title_justify="left")
-        for header in ("dimension", "from", "to", "gain", "± standard error", "pairs"):
-            gains.add_column(header, justify="left" if header == "dimension" else "right")
-        for effect in found:
-            error = "" if effect.standard_error is None else f"{effect.standard_error:.4f}"
-            cells = (f"{effect.lowest:g}", f"{effect.highest:g}", f"{effect.gain:+.4f}", error, str(effect.num_pairs))
-            gains.add_row(effect.dimension, *cells)
-        console.print(gains)
-    if fidelity.meaningful:
-        console.print("meaningful: this search's accuracies tell its networks apart, and rank them as long trainings do")
-    for advice in fidelity.advice():
+def report(console: Console, cfg: DictConfig, result: CheckResult) -> None:
+    """Print the figures, and what to do if the accuracies are not meaningful."""
+    console.print(signal_table(cfg, result))
+    if result.effects:
+        console.print(effects_table(result.effects))
+    if result.quality.meaningful:
+        console.print("meaningful: the accuracies tell networks apart and rank them as long trainings do")
+    for advice in result.quality.advice():
         console.print(f"not meaningful: {advice}", highlight=False, soft_wrap=True)
 
 
+def signal_table(cfg: DictConfig, result: CheckResult) -> Table:
+    """Signal, noise and rank correlations of the networks' accuracies."""
+    accuracies, quality = [network.accuracy for network in result.networks], result.quality
+    title = f"{cfg.data.name}: {len(accuracies)} random networks, {result.minutes:.0f} minutes"
+    table = Table(title=title, title_justify="left")
+    table.add_column("quantity")
+    table.add_column("value", justify="right", no_wrap=True)
+    training = f"standalone training for {cfg.check.long.max_epochs} epochs"
+    rows = {
+        f"accuracy, {training}": f"{min(accuracies):.3f} to {max(accuracies):.3f}",
+        "standard deviation over networks (signal)": f"{quality.spread:.4f}",
+        "standard deviation over seeds (noise)": f"{quality.seed_noise:.4f}",
+        "signal-to-noise ratio": f"{quality.signal_to_noise:.1f}",
+        "Kendall's tau with these accuracies, 90 % interval: scores of the search": str(quality.evaluator),
+        "multiply-accumulates": str(quality.macs),
+        "parameters": str(quality.params),
+        "one seed with another": str(quality.seeds),
+    }
+    for quantity, value in rows.items():
+        table.add_row(quantity, escape(value))
+    return table
+
+
+def effects_table(effects: Sequence[Effect]) -> Table:
+    """Effect of each dimension on the score."""
+    table = Table(title="Effect of each dimension on the score", title_justify="left")
+    for header in ("dimension", "from", "to", "gain", "± standard error", "pairs"):
+        table.add_column(header, justify="left" if header == "dimension" else "right")
+    for effect in effects:
+        error = "" if effect.standard_error is None else f"{effect.standard_error:.4f}"
+        cells = (f"{effect.lowest:g}", f"{effect.highest:g}", f"{effect.gain:+.4f}", error, str(effect.num_pairs))
+        table.add_row(effect.dimension, *cells)
+    return table
+
+
 def check_settings(settings: DictConfig) -> None:
-    """Raises: ValueError naming the first number that makes no sense."""
+    """Check the settings of `check`. Raises: ValueError naming the first one that is out of range."""
     check_int("check.num_architectures", settings.num_architectures, 3)
     check_int("check.num_seeds", settings.num_seeds, 2)
     check_int("check.seed", settings.seed, 0)

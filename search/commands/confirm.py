@@ -17,7 +17,7 @@ from rich.table import Table
 from models.architecture import check_int, check_number
 from search import UserError
 from search.commands.cli import build, construct, set_up_logging
-from search.commands.run import REMEDY, check_settings, study_settings
+from search.commands.settings import REMEDY, check_study, study_settings
 from search.commands.standalone import standalone_trainings
 from search.commands.targets import make_engine, prepare_targets
 from search.results import architecture_file
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
         UserError: if there is no such study, or its settings are others.
     """
     folder = existing_folder(cfg.study.name)
-    construct(check_settings, cfg=cfg)
+    construct(check_study, cfg=cfg)
     construct(check_confirm_settings, settings=cfg.confirm)
     with folder_lock(folder):
         console = make_console()

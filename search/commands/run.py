@@ -19,14 +19,12 @@ from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 from rich.console import Console
 
-from models.architecture import NUM_STAGES, check_int, check_number
 from models.complexity import cost
 from search import UserError, differences
 from search.accuracy.base import AccuracyEvaluator, SharedWeights, with_shared_weights
 from search.commands.cli import build, construct, plain, set_up_logging
+from search.commands.settings import REMEDY, check_study, study_settings
 from search.commands.targets import (
-    SMALLEST,
-    check_targets,
     deployed_network,
     limits_of,
     make_engine,
@@ -48,7 +46,6 @@ from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import (
     SHARED_SECONDS,
     SUPERNET,
-    has_password,
     has_trials,
     open_study,
     public_url,
@@ -63,10 +60,6 @@ from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
 
-REMEDY = "restore that, or choose another study.name"
-SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
-"""The groups that a study's results depend on, but for the keys that only say how work is done."""
-
 
 def main(cfg: DictConfig) -> None:
     """Check the configuration, then search until the study is complete.
@@ -76,7 +69,7 @@ def main(cfg: DictConfig) -> None:
         SearchStopped: if the search cannot continue.
     """
     folder = study_folder(cfg.study.name)
-    construct(check_settings, cfg=cfg)
+    construct(check_study, cfg=cfg)
     space: Space = build(cfg.space)
     with quiet_experimental():
         build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
@@ -181,34 +174,6 @@ async def prepare_training(
     study.set_user_attr(SUPERNET, str(evaluator.weights_file(seed)))
 
 
-EXECUTION_KEYS = {
-    "data": {"source.path"},
-    "accuracy": {"cache"},
-    "latency": {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"},
-}
-
-
-def study_settings(cfg: DictConfig) -> dict[str, Any]:
-    """What a study's results depend on; keys that only say how work is done, such as paths and hosts, are left out."""
-    settings = {name: without(plain(cfg[name]), EXECUTION_KEYS.get(name, set())) for name in SECTIONS}
-    latency, devices = settings["latency"], settings["latency"].pop("devices")
-    if devices:
-        latency["devices"] = {name: without(device, EXECUTION_KEYS["latency"]) for name, device in devices.items()}
-    else:
-        del latency["objectives"]
-    return settings | {"study": {"seed": cfg.study.seed}}
-
-
-def without(settings: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    """Settings without some keys, dotted where they are nested."""
-    nested = {key.partition(".")[0]: key.partition(".")[2] for key in keys if "." in key}
-    return {
-        key: without(value, {nested[key]}) if key in nested and isinstance(value, dict) else value
-        for key, value in settings.items()
-        if key not in keys
-    }
-
-
 def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console) -> None:
     """Show the front, save it, and say how to go on."""
     trials = finished_trials(study)
@@ -249,32 +214,3 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
     config = plain(cfg)
     config["storage"]["url"] = public_url(config["storage"]["url"])
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-
-
-def check_settings(cfg: DictConfig) -> None:
-    """Raises: ValueError naming the first setting that makes no sense."""
-    check_int("study.n_trials", cfg.study.n_trials, 1)
-    check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
-    check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
-    check_number("storage.patience_seconds", cfg.storage.patience_seconds, 0)
-    if cfg.engine.get("address") is not None and has_password(str(cfg.storage.url)):
-        raise ValueError(
-            "storage.url contains a password, and Ray shows the command to all who see the cluster's jobs; keep it in ~/.pgpass"
-        )
-    if cfg.study.timeout_minutes is not None:
-        check_number("study.timeout_minutes", cfg.study.timeout_minutes, SMALLEST)
-    check_targets(cfg)
-    if cfg.deploy.num_classes is not None:
-        check_int("deploy.num_classes", cfg.deploy.num_classes, 0)
-    for key in ("deploy", "proxy"):
-        check_int(f"{key}.img_size", cfg[key].img_size, 1)
-        check_image_fits(f"{key}.img_size", cfg[key].img_size, cfg.space.patch_size)
-    if not isinstance(cfg.storage.url, str):
-        raise ValueError(f"storage.url={cfg.storage.url} must be a database URL such as sqlite:///study.db")
-
-
-def check_image_fits(key: str, img_size: int, patch_size: int) -> None:
-    """Raises: ValueError if the last stage would have no map left."""
-    smallest = patch_size * 2 ** (NUM_STAGES - 1)
-    if img_size < smallest:
-        raise ValueError(f"{key}={img_size} is below {smallest}, the smallest image for patches of {patch_size} pixels")

@@ -8,10 +8,9 @@ from typing import Any
 
 from models.architecture import Architecture
 from search.results.templating import render
-from search.space.dimensions import STAGE_DIMENSIONS, describe
+from search.space import dimensions
+from search.space.dimensions import describe
 
-COLUMNS = {dimension.column: dimension for dimension in STAGE_DIMENSIONS if dimension.column is not None}
-STAGE_HEADER = ("stage", "width", *COLUMNS)
 FILE_HEADER = ("file", "ms", "interval", "max. difference from PyTorch's outputs", "use")
 
 
@@ -32,7 +31,7 @@ def card(
         facts=facts,
         search_accuracy=_search_accuracy(facts),
         body=body,
-        stage_header=STAGE_HEADER,
+        stage_header=stage_header(),
         stage_rows=stage_rows(architecture),
         file_header=FILE_HEADER,
         file_rows=_file_rows(body["files"], uses),
@@ -40,10 +39,19 @@ def card(
     )
 
 
+def stage_header() -> list[str]:
+    """Headings of `stage_rows`."""
+    return ["stage", "width", *(dimension.column for dimension in dimensions.STAGE_DIMENSIONS if dimension.column)]
+
+
 def stage_rows(architecture: Architecture) -> list[list[str]]:
     """A row for each stage: its number, its width, and its dimensions."""
     return [
-        [str(number), str(dim), *(dimension.card_cell(stage) for dimension in COLUMNS.values())]
+        [
+            str(number),
+            str(dim),
+            *(dimension.card_cell(stage) for dimension in dimensions.STAGE_DIMENSIONS if dimension.column),
+        ]
         for number, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True), start=1)
     ]
 

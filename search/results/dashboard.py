@@ -14,7 +14,7 @@ from optuna.trial import Trial
 
 from search.results import architecture_file
 from search.results.analysis import MIN_EVALUATED, hypervolumes, influences, latency_by_stage
-from search.results.card import STAGE_HEADER, stage_rows
+from search.results.card import stage_header, stage_rows
 from search.results.export import target_facts
 from search.results.figures import front_figures, hypervolume_figure, influence_figure, stages_figure
 from search.results.picture import picture
@@ -93,7 +93,7 @@ class DashboardPublisher:
             "trial_note.md.jinja",
             title=f"{accuracy_text(record)}, {latencies_text(record.result, self.targets)}",
             picture_url=f"/artifacts/{self.study._study_id}/{trial._trial_id}/{picture_id}",
-            header=STAGE_HEADER,
+            header=stage_header(),
             rows=stage_rows(record.architecture),
             yaml=yaml,
         )

@@ -1,1 +1,1 @@
-"""Training: images and where they come from, the LightningModule, recipes."""
+"""Training: datasets and their sources, the LightningModule, recipes of full trainings."""

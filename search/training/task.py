@@ -1,4 +1,8 @@
-"""Image classification as a LightningModule, and the lean training run around it."""
+"""Image classification as a LightningModule, and a resumable training run with a minimal Lightning Trainer.
+
+Every random number of an epoch depends on the seed and the epoch alone: a training that is killed and resumed gives the same
+weights as one that was not.
+"""
 
 from __future__ import annotations
 
@@ -23,32 +27,42 @@ from torchmetrics.classification import MulticlassAccuracy
 from models.architecture import check_int, check_number
 from models.deploy.memory import keep_freed_memory
 from search import UserError, one_line
-from search.accuracy.base import Progress
 from search.training.data import Batches, epoch_seed
+from search.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
-REPORT_EVERY = 10  # steps between two reports of progress
+REPORT_INTERVAL = 10  # steps between two reports of progress
 
 
-class TrainingImages(Protocol):
-    """What a training reads: data.ImageData or streamed.StreamedData."""
+class TrainingData(Protocol):
+    """Images to train on: `data.ImageData` or `streamed.StreamedData`."""
 
     def train_dataloader(self, batch_size: int) -> Iterable[Any]: ...
 
 
 class NonFiniteLoss(UserError):
-    """Training diverged: a mistake of the settings, or in a search a failed trial."""
+    """Training diverged: a mistake in the settings, or in a search a failed trial."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a network is trained: AdamW without decay on norms and biases, warm-up, cosine, label smoothing, clipping.
+    """Optimiser and schedule: AdamW without weight decay on norms and biases, linear warm-up, cosine decay.
 
-    lr: highest learning rate. warmup: share of the steps spent rising to it. clip_norm: limit for the gradient's norm, 0
-    for none. batch_size: images of a step, on each device.
-    accelerator: as Lightning names it; "auto" takes a GPU if there is one.
+    Args:
+        max_epochs: Number of passes over the training images.
+        batch_size: Number of images per step and device.
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Fraction of the steps in which the learning rate rises to its peak, in [0, 1).
+        label_smoothing: Probability that is spread over all classes, in [0, 1).
+        clip_norm: Largest norm of the gradient; 0 for no limit.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        accelerator: As in `lightning.Trainer`; "auto" uses a GPU if there is one.
+
+    Raises:
+        ValueError: If a setting is out of range; the message names it.
     """
 
     max_epochs: int
@@ -72,12 +86,15 @@ class TrainSettings:
 
 
 class ImageClassification(lightning.LightningModule):
-    """Cross-entropy training of any classifier. Batches: images (B, C, H, W) float, labels (B,) int64.
+    """Train any classifier with cross-entropy. Batches: images (B, C, H, W) float32, labels (B,) int64.
 
-    lr_floor: share of the highest learning rate that the schedule ends at.
+    Args:
+        model: From images to logits, (B, num_classes).
+        settings: Optimiser and schedule.
+        num_classes: Labels lie in [0, num_classes).
     """
 
-    lr_floor: float = 0.0
+    lr_floor: float = 0.0  # final learning rate over the peak
 
     def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int) -> None:
         super().__init__()
@@ -89,66 +106,80 @@ class ImageClassification(lightning.LightningModule):
         return self.model(images)  # type: ignore[no-any-return]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Raises: NonFiniteLoss, naming the step."""
         images, labels = batch
-        return self.checked(F.cross_entropy(self(images), labels, label_smoothing=self.settings.label_smoothing))
+        return self.check_loss(F.cross_entropy(self(images), labels, label_smoothing=self.settings.label_smoothing))
 
-    def checked(self, loss: Tensor) -> Tensor:
-        """Raises: NonFiniteLoss, naming the step."""
+    def check_loss(self, loss: Tensor) -> Tensor:
+        """Return a loss that is finite. Raises: NonFiniteLoss, naming the step."""
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"loss is {loss.item()} at step {self.global_step}; lower train.lr={self.settings.lr:g}")
         return loss
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        self.accuracy(finite(self(images), self.settings), labels)
+        self.accuracy(check_logits(self(images), self.settings), labels)
         self.log("accuracy", self.accuracy, on_epoch=True, on_step=False)
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=settings.lr, fused=True)
         num_steps = int(self.trainer.estimated_stepping_batches)
+        # LambdaLR: Lightning steps and checkpoints torch's schedulers, and timm's CosineLRScheduler is not one of them.
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup, self.lr_floor)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: parameters with weight decay, and norms and biases without."""
         groups: list[dict[str, Any]] = param_groups_weight_decay(self.model, self.settings.weight_decay)
         return groups
 
 
-def finite(logits: Tensor, settings: TrainSettings) -> Tensor:
-    """A trained network's outputs. Raises: NonFiniteLoss if some are not finite."""
+def check_logits(logits: Tensor, settings: TrainSettings) -> Tensor:
+    """Return the outputs of a trained network, (B, num_classes). Raises: NonFiniteLoss if they are not finite."""
     if not torch.isfinite(logits).all():
         raise NonFiniteLoss(f"the trained network's outputs are not finite; lower train.lr={settings.lr:g}")
     return logits
 
 
 def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0) -> float:
-    """Share of the highest learning rate at a step: a linear rise over `warmup` of the steps, half a cosine to the floor."""
-    rising = max(1, round(warmup * num_steps))
-    if step < rising:
-        return (step + 1) / rising
-    return floor + (1 - floor) * (1 + math.cos(math.pi * (step + 1 - rising) / (num_steps + 1 - rising))) / 2
+    """Return the learning rate at a step over its peak: a linear rise, then half a cosine down to the floor.
+
+    Args:
+        step: Number of the step, from 0.
+        num_steps: Number of steps of the training.
+        warmup: Fraction of the steps in which the rate rises.
+        floor: Value after the last step.
+    """
+    num_warmup = max(1, round(warmup * num_steps))
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    return floor + (1 - floor) * (1 + math.cos(math.pi * (step + 1 - num_warmup) / (num_steps + 1 - num_warmup))) / 2
 
 
 class ReportProgress(Callback):
-    """Tell the share of the training that is done."""
+    """Report the fraction of the training that is done."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.global_step % REPORT_EVERY == 0:
+        if trainer.global_step % REPORT_INTERVAL == 0:
             self.progress(trainer.global_step / max(1, int(trainer.estimated_stepping_batches)))
 
 
 def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = (), **options: Any) -> lightning.Trainer:
-    """A Trainer without files, bars or tables: about ten milliseconds a run. options: of lightning.Trainer, beyond that."""
+    """Make a Trainer without files, bars and tables, which starts in about ten milliseconds.
+
+    Args:
+        settings: Epochs, accelerator and clipping.
+        callbacks: Callbacks of the Trainer.
+        options: Further arguments of `lightning.Trainer`, which take precedence.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    lean: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "max_epochs": settings.max_epochs,
         "accelerator": settings.accelerator,
         "devices": 1,
@@ -160,80 +191,98 @@ def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = (), **
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return lightning.Trainer(**{**lean, **options})
+    return lightning.Trainer(**{**defaults, **options})
 
 
 def fit(
     task: ImageClassification,
-    data: TrainingImages,
+    data: TrainingData,
     progress: Progress,
     checkpoint: Path | None = None,
     callbacks: Sequence[Callback] = (),
     validation: Iterable[Any] | None = None,
     **options: Any,
 ) -> None:
-    """Train a model; the batch order and everything drawn at random follow torch's current seed.
+    """Train a model. Batch order and everything random follow torch's current seed.
 
-    checkpoint: a file to keep the state in after each epoch, and to go on from if it is there. validation: batches to
-    validate on meanwhile. options: of lightning.Trainer.
-    Raises: NonFiniteLoss if training diverges, KeyboardInterrupt if the user stops it.
+    Args:
+        task: The model with its settings.
+        data: Images to train on.
+        progress: Called with the fraction of the training that is done.
+        checkpoint: File that holds the state after each epoch; training resumes from it if it exists.
+        callbacks: Further callbacks of the Trainer.
+        validation: Batches to validate on during the training.
+        options: Further arguments of `lightning.Trainer`.
+
+    Raises:
+        NonFiniteLoss: If training diverges.
+        KeyboardInterrupt: If the user stops it.
     """
     keep_freed_memory()
     seed, batches = torch.initial_seed(), data.train_dataloader(task.settings.batch_size)
 
-    done = epochs_done(checkpoint)
-    if checkpoint is not None and done >= task.settings.max_epochs:  # Lightning would leave averaged weights aside
+    num_finished = num_finished_epochs(checkpoint)
+    if checkpoint is not None and num_finished >= task.settings.max_epochs:  # Lightning would ignore averaged weights
         task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
         return
     if isinstance(batches, DataLoader):
-        batches.sampler.set_epoch(done)  # type: ignore[attr-defined]  # Lightning tells the later ones in time
+        batches.sampler.set_epoch(num_finished)  # type: ignore[attr-defined]  # Lightning sets that of later epochs in time
+    if checkpoint is not None:
+        callbacks = [*callbacks, epoch_checkpoint(checkpoint)]
+    callbacks = [ReportProgress(progress), seed_epochs(batches, seed), *callbacks]
+    trainer = make_trainer(task.settings, callbacks, **options)
+    resume_from = str(checkpoint) if num_finished else None
+    if resume_from:
+        log.info("resuming the training from %s", resume_from)
+    with ignore_loader_warnings():
+        try:
+            trainer.fit(task, batches, validation, ckpt_path=resume_from, weights_only=True)
+        except SystemExit as stop:  # Lightning turns Ctrl-C into it
+            raise KeyboardInterrupt from stop
+
+
+def seed_epochs(batches: Iterable[Any], seed: int) -> Callback:
+    """Seed each epoch by its number, so that a resumed training draws what an uninterrupted one would."""
 
     def start_epoch(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         if isinstance(batches, Batches):
             batches.epoch = trainer.current_epoch
-        of_epoch = epoch_seed(seed, trainer.current_epoch)  # a resumed training draws what the first would have
-        lightning.seed_everything((of_epoch + trainer.global_rank) % 2**32, verbose=False)
+        seed_of_epoch = epoch_seed(seed, trainer.current_epoch)
+        lightning.seed_everything((seed_of_epoch + trainer.global_rank) % 2**32, verbose=False)
 
-    callbacks = [ReportProgress(progress), LambdaCallback(on_train_epoch_start=start_epoch), *callbacks]
-    if checkpoint is not None:
-        callbacks.append(
-            ModelCheckpoint(checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False)
-        )
-    trainer = make_trainer(task.settings, callbacks, **options)
-    resumed = str(checkpoint) if done else None
-    if resumed:
-        log.info("going on with the training from %s", resumed)
-    with quiet_loader_advice():
-        try:
-            trainer.fit(task, batches, validation, ckpt_path=resumed, weights_only=True)
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from stop
+    return LambdaCallback(on_train_epoch_start=start_epoch)
 
 
-def epochs_done(checkpoint: Path | None) -> int:
-    """Epochs that a checkpoint comes after, 0 if there is none; one that cannot be read is removed."""
+def epoch_checkpoint(file: Path) -> Callback:
+    """Write the state of the training to one file after each epoch."""
+    return ModelCheckpoint(file.parent, file.stem, save_on_train_epoch_end=True, enable_version_counter=False)
+
+
+def num_finished_epochs(checkpoint: Path | None) -> int:
+    """Return the number of epochs before a checkpoint, 0 if there is none. One that cannot be read is removed."""
     if checkpoint is None or not checkpoint.exists():
         return 0
     try:
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
-    except Exception as error:  # of pickle, zip or torch, by where it is torn
+    except Exception as error:  # from pickle, zip or torch, depending on where the file is cut
         log.warning("%s cannot be read (%s); training from the start", checkpoint, one_line(error))
         checkpoint.unlink()
         return 0
 
 
 def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> float:
-    """Top-1 accuracy of a trained model, in [0, 1]."""
-    with quiet_loader_advice():
+    """Return the top-1 accuracy of a trained model, in [0, 1]. Raises: NonFiniteLoss if its outputs are not finite."""
+    with ignore_loader_warnings():
         (metrics,) = make_trainer(settings).test(task, dataloaders=batches, verbose=False)
     return float(metrics["accuracy"])
 
 
 @contextlib.contextmanager
-def quiet_loader_advice() -> Iterator[None]:
-    """Lightning advises workers and lengths for loaders that read files; ours are tensors in memory."""
+def ignore_loader_warnings() -> Iterator[None]:
+    """Ignore Lightning's warnings about data loaders: they are meant for loaders that read files."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it holds a lock
+        # Its folder holds a lock, or an architecture.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", message=".*(does not have many workers|smaller than the logging interval).*")
         warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")

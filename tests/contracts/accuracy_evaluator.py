@@ -1,17 +1,24 @@
-"""What every accuracy evaluator must do. An evaluator's test module makes a fixture `evaluator` and imports these tests."""
+"""Contract of accuracy evaluators. The test module of an evaluator defines a fixture `evaluator` and imports these tests."""
 
 from __future__ import annotations
+
+import json
 
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy, AccuracyEvaluator
 
 
-def test_accuracy_is_a_share_with_its_error(evaluator: AccuracyEvaluator, architecture: Architecture) -> None:
+def test_accuracy_is_a_fraction_with_a_standard_error(evaluator: AccuracyEvaluator, architecture: Architecture) -> None:
     result = evaluator.evaluate(architecture, seed=0, progress=lambda share: None)
     assert 0 <= result.accuracy <= 1
     assert 0 <= result.standard_error < 0.5
     assert result.seconds > 0
     assert Accuracy(**result.to_dict()) == result
+
+
+def test_fingerprint_is_plain_data(evaluator: AccuracyEvaluator) -> None:
+    assert json.loads(json.dumps(evaluator.fingerprint())) == evaluator.fingerprint()
+    assert isinstance(evaluator.scores_before_measuring, bool)
 
 
 def test_same_seed_same_accuracy(evaluator: AccuracyEvaluator, architecture: Architecture) -> None:

@@ -1,4 +1,4 @@
-"""Layers that are computed in their own way equal those of torch and torchvision, gradients included."""
+"""Layers with an implementation of their own equal those of torch and torchvision, gradients included."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from models import layers
-from models.layers import DeformConv, DepthwiseConv, ImagePatchConv, Linear, PatchConv
+from models import kernels
+from models.depthwise import DepthwiseConv
+from models.kernels import Linear
+from models.layers import DeformConv, ImagePatchConv, PatchConv
 from models.litv2 import ConvFFN
 
 
@@ -101,7 +103,7 @@ def test_not_a_number_stays_one() -> None:
 def test_large_products() -> None:
     layer = Linear(2048, 2048)
     x = torch.randn(2, 3, 2048)
-    assert x.numel() * 2048 < layers.LARGE < 8 * x.numel() * 2048
+    assert x.numel() * 2048 < kernels.LARGE_PRODUCT < 8 * x.numel() * 2048
     with torch.no_grad():
         for tokens in (x, x.repeat(8, 1, 1), x.repeat(8, 1, 1).transpose(0, 1)):
             torch.testing.assert_close(layer(tokens), F.linear(tokens, layer.weight, layer.bias), rtol=1e-4, atol=1e-5)
@@ -114,14 +116,14 @@ def test_large_products_keep_to_what_is_asked() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype is torch.bfloat16
     assert layer.double()(x.double()).dtype is torch.float64
-    assert layers.linear(torch.randn(8192), torch.randn(8192, 8192), None).shape == (8192,)
+    assert kernels.linear(torch.randn(8192), torch.randn(8192, 8192), None).shape == (8192,)
 
 
-def test_feed_forward_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_feed_forward_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = ConvFFN(10, 30)
     x = torch.randn(2, 6, 5, 10)
     whole = layer(x)
-    monkeypatch.setattr(layers, "PIECE", 500)
+    monkeypatch.setattr(kernels, "CHUNK_SIZE", 500)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), whole)
 
@@ -131,6 +133,6 @@ def test_feed_forward_asks_layers_that_were_replaced(monkeypatch: pytest.MonkeyP
     layer.fc1 = nn.Sequential(layer.fc1, nn.Hardtanh(0, 1))  # type: ignore[assignment]
     x = torch.randn(1, 3, 3, 4)
     whole = layer(x)
-    monkeypatch.setattr(layers, "PIECE", 10)
+    monkeypatch.setattr(kernels, "CHUNK_SIZE", 10)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), whole)

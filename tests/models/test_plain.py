@@ -39,7 +39,7 @@ def test_litv2(architecture: Architecture, img_size: int) -> None:
         torch.testing.assert_close(ours.eval()(x), plain.eval()(x), rtol=1e-5, atol=1e-5)
 
 
-def test_large_map_in_pieces() -> None:
+def test_large_map_in_chunks() -> None:
     architecture = Architecture(
         32, (StageSpec(1, 0), StageSpec(1, 2, 0.5, 2), StageSpec(1, 4, 0.5, 4), StageSpec(1, 1, 1.0, 8))
     )

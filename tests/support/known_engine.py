@@ -35,6 +35,7 @@ SPACE = Space(
     patch_size=2,
     downsample="conv",
 )
+ANCHOR = SPACE.anchor()
 DEVICE = {
     "device": "Known CPU", "cores": 2, "backend": "torch eager", "num_threads": 1, "batch_size": 1,
     "input_size": "1x32x32", "num_classes": 100,
@@ -133,7 +134,7 @@ class ShuffledEngine(KnownEngine):
 
 def known_targets(engine: KnownEngine, limit_ms: float | None = None, **changed: Target) -> dict[str, Target]:
     """The targets of an engine as a search sees them; the limit is the first one's."""
-    calibration = Calibration(SPACE.anchor(), 1.0, 0.99, 1.01, 50)
+    calibration = Calibration(ANCHOR, 1.0, 0.99, 1.01, 50)
     target = Target(calibration, device=DEVICE, reference_ms=10.0)
     targets = {name: replace(target, reference_ms=10.0 * (1 + 2 * index)) for index, name in enumerate(engine.targets)}
     targets[FIRST] = replace(targets[FIRST], limit_ms=limit_ms)

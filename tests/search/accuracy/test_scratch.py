@@ -1,4 +1,4 @@
-"""Training from scratch keeps the contract of an accuracy evaluator, and its own promises."""
+"""Training from scratch: the contract of accuracy evaluators, and what is particular to it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import nn
 
 from models.architecture import Architecture
 from models.litv2 import build
-from search.accuracy.cache import KeptAccuracies
+from search.accuracy.cache import AccuracyCache
 from search.accuracy.scratch import ScratchEvaluator
 from search.training import sources
 from search.training.data import ImageData
-from search.training.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, make_trainer, quiet_loader_advice
+from search.training.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, ignore_loader_warnings, make_trainer
 from search.training.task import test_accuracy as evaluate  # pytest would collect it under its own name
 from tests.contracts.accuracy_evaluator import *  # noqa: F403
 
@@ -31,7 +31,7 @@ SETTINGS = TrainSettings(
 
 
 class _Probe(Callback):
-    """Records the learning rate of every step."""
+    """Record the learning rate of every step."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -50,14 +50,16 @@ def evaluator(data: ImageData) -> ScratchEvaluator:
     return ScratchEvaluator(data, SETTINGS, width_multiplier=1.0, num_threads=1)
 
 
-def test_line_cut_short_costs_no_other(tmp_path: Path, evaluator: ScratchEvaluator, architecture: Architecture) -> None:
-    file = tmp_path / "alone.jsonl"
+def test_result_after_a_line_that_was_cut_short_is_read(
+    tmp_path: Path, evaluator: ScratchEvaluator, architecture: Architecture
+) -> None:
+    file = tmp_path / "standalone.jsonl"
     file.write_text('{"name": "torn', encoding="utf-8")
-    accuracy = KeptAccuracies(evaluator, {}, file).accuracy(architecture, seed=0)
-    assert KeptAccuracies(evaluator, {}, file).known(architecture, seed=0) == accuracy
+    accuracy = AccuracyCache(evaluator, {}, file).evaluate(architecture, seed=0)
+    assert AccuracyCache(evaluator, {}, file).get(architecture, seed=0) == accuracy
 
 
-def test_proxy_is_narrower_than_what_is_deployed(
+def test_proxy_is_narrower_than_the_deployed_network(
     data: ImageData, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[Architecture] = []
@@ -74,7 +76,7 @@ def test_proxy_is_narrower_than_what_is_deployed(
 def test_norms_and_biases_are_not_decayed(architecture: Architecture, data: ImageData) -> None:
     task = ImageClassification(build(architecture, in_chans=1, num_classes=100), SETTINGS, 100)
     fit_probe = _Probe()
-    with quiet_loader_advice():
+    with ignore_loader_warnings():
         trainer = make_trainer(dataclasses.replace(SETTINGS, max_epochs=1), [fit_probe])
         trainer.fit(task, train_dataloaders=data.train_dataloader(32))
     for group in trainer.optimizers[0].param_groups:
@@ -101,7 +103,7 @@ def test_network_that_diverged_in_its_last_step_gets_no_accuracy(data: ImageData
         evaluate(ImageClassification(model, SETTINGS, 100), data.val_dataloader(), SETTINGS)
 
 
-def test_interruption_is_not_taken_for_a_result(data: ImageData, architecture: Architecture) -> None:
+def test_interruption_gives_no_result(data: ImageData, architecture: Architecture) -> None:
     settings = dataclasses.replace(SETTINGS, max_epochs=50)
     task = ImageClassification(build(architecture, in_chans=1, num_classes=100), settings, 100)
     handler = signal.getsignal(signal.SIGINT)
@@ -115,7 +117,7 @@ def test_interruption_is_not_taken_for_a_result(data: ImageData, architecture: A
 @pytest.mark.parametrize("accelerator", ["abacus", "cuda"])
 def test_missing_accelerator_is_named(data: ImageData, accelerator: str) -> None:
     if accelerator == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is one here")
+        pytest.skip("this machine has a GPU")
     settings = dataclasses.replace(SETTINGS, accelerator=accelerator)
     with pytest.raises(ValueError, match=f"train.accelerator={accelerator} cannot be used"):
         ScratchEvaluator(data, settings, width_multiplier=1.0, num_threads=1)

@@ -1,4 +1,4 @@
-"""Scoring with shared weights keeps the contract of an accuracy evaluator, and its own promises."""
+"""Scoring with shared weights: the contracts of its two roles, and what is particular to it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from models.elastic import Bounds, ElasticLITv2
 from search.accuracy import supernet
+from search.accuracy.base import EXECUTION_KEYS
 from search.accuracy.supernet import SupernetEvaluator, SupernetTraining
 from search.space.space import Space
 from search.training import sources
 from search.training.data import Batches, ImageData
-from search.training.task import NonFiniteLoss, TrainSettings, make_trainer, quiet_loader_advice
+from search.training.task import NonFiniteLoss, TrainSettings, ignore_loader_warnings, make_trainer
 from tests.contracts.accuracy_evaluator import *  # noqa: F403
+from tests.contracts.shared_weights import *  # noqa: F403
 
 SETTINGS = TrainSettings(
     max_epochs=2, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=0.2, label_smoothing=0.1, clip_norm=1.0,
@@ -60,12 +62,12 @@ def make_evaluator(data: ImageData, cache: Path, **changes: Any) -> SupernetEval
 
 
 def vars_of(evaluator: SupernetEvaluator) -> dict[str, Any]:
-    """What it was constructed with."""
+    """The arguments it was constructed with."""
     return {field.name: getattr(evaluator, field.name) for field in dataclasses.fields(evaluator) if field.init}
 
 
 def train_until_killed(cache: Path) -> None:
-    """In a process of its own: progress is told first in the second epoch."""
+    """For another process: the first progress report comes in the second epoch."""
     make_evaluator(make_data(), cache).prepare(0, lambda share: os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -77,6 +79,11 @@ def data() -> ImageData:
 @pytest.fixture(scope="module")
 def evaluator(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> SupernetEvaluator:
     return make_evaluator(data, tmp_path_factory.mktemp("supernets"))
+
+
+@pytest.fixture
+def other_evaluator(data: ImageData, tmp_path: Path) -> SupernetEvaluator:
+    return make_evaluator(data, tmp_path)
 
 
 @pytest.fixture
@@ -103,38 +110,38 @@ def test_further_study_takes_the_supernet_from_the_cache(
     assert other.evaluate(SPACE.sample([0]), 0, lambda share: None).accuracy == expected.accuracy
 
 
-def test_torn_weights_are_trained_again(
+def test_incomplete_weights_are_trained_again(
     data: ImageData, evaluator: SupernetEvaluator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluator.prepare(0, lambda share: None)
     other = make_evaluator(data, tmp_path)
-    folder = other.folder(0)
+    folder = other.cache_folder(0)
     folder.mkdir(parents=True)
-    whole = evaluator.shared_weights(0).read_bytes()
+    whole = evaluator.weights_file(0).read_bytes()
     (folder / "supernet.safetensors").write_bytes(whole[: len(whole) // 2])
     other.prepare(0, lambda share: None)
     assert "cannot be read" in caplog.text
     assert (folder / "supernet.safetensors").read_bytes() == whole
 
 
-def test_torn_checkpoint_is_dropped(
+def test_incomplete_checkpoint_is_dropped(
     data: ImageData, evaluator: SupernetEvaluator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluator.prepare(0, lambda share: None)
     other = make_evaluator(data, tmp_path)
-    other.folder(0).mkdir(parents=True)
-    (other.folder(0) / "epoch.ckpt").write_bytes(b"PK\x03\x04 torn")
+    other.cache_folder(0).mkdir(parents=True)
+    (other.cache_folder(0) / "epoch.ckpt").write_bytes(b"PK\x03\x04 torn")
     other.prepare(0, lambda share: None)
     assert "cannot be read" in caplog.text
-    assert other.shared_weights(0).read_bytes() == evaluator.shared_weights(0).read_bytes()
+    assert other.weights_file(0).read_bytes() == evaluator.weights_file(0).read_bytes()
 
 
-def test_killed_training_goes_on_to_the_same_weights(
+def test_killed_training_resumes_to_the_same_weights(
     evaluator: SupernetEvaluator, data: ImageData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluator.prepare(0, lambda share: None)
     other = make_evaluator(data, tmp_path)
-    checkpoint = other.folder(0) / "epoch.ckpt"
+    checkpoint = other.cache_folder(0) / "epoch.ckpt"
     process = multiprocessing.get_context("spawn").Process(target=train_until_killed, args=(tmp_path,))
     process.start()
     process.join()
@@ -142,9 +149,9 @@ def test_killed_training_goes_on_to_the_same_weights(
     assert checkpoint.exists()
     with caplog.at_level(logging.INFO, logger="search.training.task"):
         other.prepare(0, lambda share: None)
-    assert "going on with the training from" in caplog.text
+    assert "resuming the training from" in caplog.text
     assert not checkpoint.exists()
-    resumed, whole = (load_file(e.shared_weights(0)) for e in (other, evaluator))
+    resumed, whole = (load_file(each.weights_file(0)) for each in (other, evaluator))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
@@ -152,25 +159,32 @@ def test_killed_training_goes_on_to_the_same_weights(
     "change",
     [{"num_random": 2}, {"train": dataclasses.replace(SETTINGS, lr=1e-3)}, {"num_threads": 2}, {"width_multiplier": 0.5}],
 )
-def test_other_settings_are_another_supernet(
+def test_other_settings_give_another_supernet(
     evaluator: SupernetEvaluator, data: ImageData, change: dict[str, Any], tmp_path: Path
 ) -> None:
     other = SupernetEvaluator(**{**vars_of(evaluator), "data": data, **change})
-    assert other.folder(0) != evaluator.folder(0)
+    assert other.cache_folder(0) != evaluator.cache_folder(0)
 
 
 def test_fewer_images_score_with_the_same_supernet(evaluator: SupernetEvaluator, data: ImageData) -> None:
     evaluator.prepare(0, lambda share: None)
     other = SupernetEvaluator(**{**vars_of(evaluator), "num_images": 40})
-    assert other.folder(0) == evaluator.folder(0)
+    assert other.cache_folder(0) == evaluator.cache_folder(0)
     accuracy = other.evaluate(SPACE.anchor(), 0, lambda share: None)
     assert accuracy.num_images == 40
     assert (accuracy.accuracy * 40) % 1 == 0
 
 
-def test_other_images_are_another_supernet(evaluator: SupernetEvaluator) -> None:
+def test_execution_keys_do_not_change_the_supernet(evaluator: SupernetEvaluator, other_evaluator: SupernetEvaluator) -> None:
+    assert {"cache"} == EXECUTION_KEYS
+    assert other_evaluator.cache != evaluator.cache
+    assert other_evaluator.cache_folder(0).name == evaluator.cache_folder(0).name
+    assert other_evaluator.fingerprint() == evaluator.fingerprint()
+
+
+def test_other_images_give_another_supernet(evaluator: SupernetEvaluator) -> None:
     images = ImageData("glyphs", partial(sources.glyphs, seed=1), 32, 1, 192, 100, 0, 2, False)
-    assert make_evaluator(images, Path(evaluator.cache)).folder(0) != evaluator.folder(0)
+    assert make_evaluator(images, Path(evaluator.cache)).cache_folder(0) != evaluator.cache_folder(0)
 
 
 def test_divergence_names_the_remedy(data: ImageData, tmp_path: Path) -> None:
@@ -182,7 +196,7 @@ def test_divergence_names_the_remedy(data: ImageData, tmp_path: Path) -> None:
 
 
 class _Reached(Callback):
-    """Records which weights have had a gradient."""
+    """Record which weights have had a gradient."""
 
     def __init__(self) -> None:
         self.reached: dict[str, Tensor] = {}
@@ -196,10 +210,10 @@ class _Reached(Callback):
 def test_every_weight_gets_a_gradient_within_an_epoch(data: ImageData, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, max_epochs=1)
     evaluator = make_evaluator(data, tmp_path, num_random=5, train=settings)
-    task = evaluator.training(evaluator.untrained(0), 0)
+    task = evaluator.make_task(evaluator.make_supernet(0), 0)
     probe = _Reached()
     batches = Batches(data, data.train, batch_size=8, seed=0)
-    with quiet_loader_advice():
+    with ignore_loader_warnings():
         make_trainer(settings, [probe]).fit(task, train_dataloaders=batches)
     assert set(probe.reached) == {name for name, _ in task.elastic.named_parameters()}
     assert [name for name, reached in probe.reached.items() if not reached.all()] == []

@@ -33,7 +33,7 @@ from tests.support.commands import TINY, call
         (["train.optimizer=sgd"], "optimizer"),
         (["latency.num_threads=0"], "latency.num_threads=0"),
         (["data.val_size=0"], "data.val_size=0"),
-        (["data=imagefolder", "data.source.path=/no/such"], "data.source.path=/no/such is no folder"),
+        (["data=imagefolder", "data.source.path=/no/such"], "data.source.path=/no/such is not a folder"),
         (["data=parquet"], "data.source.path"),
         (["storage.url=nonsense"], "cannot be used"),
         (["storage.url=null"], "storage.url=None must be a database URL"),

@@ -1,4 +1,4 @@
-"""`python -m search.train` survives being killed: the same command goes on to the same weights."""
+"""`python -m search.train` that is killed and resumed gives the same weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 from models.architecture import Architecture
 from models.litv2 import build
-from search.commands.train import checkpoint_of
 from search.results.architecture_file import write
 from search.training import sources
 from search.training.data import ImageData
+from search.training.files import checkpoint_file
 from search.training.recipe import Recipe
 from search.training.task import TrainSettings
 from tests.support.commands import TINY, call, start
@@ -36,7 +36,7 @@ def exported(folder: Path, architecture: Architecture) -> Path:
     return file
 
 
-def test_killed_training_goes_on_to_the_same_weights(
+def test_killed_training_resumes_to_the_same_weights(
     tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killed, whole = (exported(tmp_path / name, architecture) for name in ("killed", "whole"))
@@ -50,7 +50,7 @@ def test_killed_training_goes_on_to_the_same_weights(
     process.communicate()
     assert not killed.with_suffix(".safetensors").exists()
     assert call("train", arguments(killed)) == 0
-    assert "going on with the training from" in capsys.readouterr().out
+    assert "resuming the training from" in capsys.readouterr().out
     assert call("train", arguments(whole)) == 0
     weights = [file.with_suffix(".safetensors").read_bytes() for file in (killed, whole)]
     assert weights[0] == weights[1]
@@ -59,19 +59,19 @@ def test_killed_training_goes_on_to_the_same_weights(
     assert not list(killed.parent.glob("*.ckpt"))
 
 
-def test_every_training_has_a_state_of_its_own(tmp_path: Path, architecture: Architecture) -> None:
+def test_every_training_has_its_own_checkpoint(tmp_path: Path, architecture: Architecture) -> None:
     data = ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 64, 32, 0, 2, False)
     settings = TrainSettings(1, 32, 1e-3, 0.05, 0.1, 0.1, 1.0, 0.0, "cpu")
     torch.manual_seed(0)
     first, second = build(architecture), build(architecture)
     recipe = Recipe(None, 0.0, 0.0, 0.0, 1.0, 0.0, "32-true", 1, 0)
-    known = checkpoint_of(tmp_path / "a.yaml", first, 0, settings, recipe, data)
+    expected = checkpoint_file(tmp_path / "a.yaml", first, 0, settings, recipe, data)
     files = {
-        known,
-        checkpoint_of(tmp_path / "a.yaml", second, 0, settings, recipe, data),
-        checkpoint_of(tmp_path / "a.yaml", first, 1, settings, recipe, data),
-        checkpoint_of(tmp_path / "a.yaml", first, 0, replace(settings, max_epochs=2), recipe, data),
-        checkpoint_of(tmp_path / "a.yaml", first, 0, settings, replace(recipe, mixup=0.1), data),
+        expected,
+        checkpoint_file(tmp_path / "a.yaml", second, 0, settings, recipe, data),
+        checkpoint_file(tmp_path / "a.yaml", first, 1, settings, recipe, data),
+        checkpoint_file(tmp_path / "a.yaml", first, 0, replace(settings, max_epochs=2), recipe, data),
+        checkpoint_file(tmp_path / "a.yaml", first, 0, settings, replace(recipe, mixup=0.1), data),
     }
     assert len(files) == 5
-    assert checkpoint_of(tmp_path / "a.yaml", first, 0, settings, recipe, data) == known
+    assert checkpoint_file(tmp_path / "a.yaml", first, 0, settings, recipe, data) == expected

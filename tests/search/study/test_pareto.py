@@ -30,7 +30,7 @@ def test_hypervolume_is_the_dominated_share(seed: int) -> None:
     points = [(rng.random(), rng.uniform(0, 12)) for _ in range(10)]
     draws = [(rng.random(), rng.uniform(0, 10)) for _ in range(20000)]
     share = sum(any(p[0] >= d[0] and p[1] <= d[1] for p in points) for d in draws) / len(draws)
-    assert hypervolume(*zip(*points, strict=True), reference_latency=10.0) == pytest.approx(share, abs=0.015)
+    assert hypervolume(*zip(*points, strict=True), references=10.0) == pytest.approx(share, abs=0.015)
 
 
 def test_nothing_dominates_nothing() -> None:

@@ -15,13 +15,13 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
 
-from tests.support.postgresql import PostgreSql, programs
 from search import SearchStopped, UserError
 from search.study.locks import NullLock, PostgresqlLock, RetryPolicy, study_lock
 from search.study.storage import is_away, open_study, public_url
 from search.study.trial import finished_trials
 from tests.support.commands import TINY, Command
 from tests.support.known_engine import KnownEngine, coordinator, fill, run
+from tests.support.postgresql import PostgreSql, programs
 
 # Optuna leaves the connections of its pool to the garbage collector, which psycopg warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")

@@ -1,4 +1,4 @@
-"""Images from every source, their splits, batches and augmentation."""
+"""Images of every source, their splits, batches and augmentation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from search import UserError, sources
-from search.training.data import ImageData, Source, augment, converted
+from search import UserError
+from search.training import sources
+from search.training.data import EXECUTION_KEYS, ImageData, Source, augment, convert_image
 from search.training.glyphs import CHARACTERS, render
 
 
@@ -29,7 +30,7 @@ def make(source: Source, **kwargs: Any) -> ImageData:
 
 
 def numbered(split: str, num_images: int | None, size: int = 16, total: int = 50) -> Dataset:
-    """Image i is uniformly i bright, its label i % 5; the test split is brighter by 100."""
+    """A source whose image i has brightness i and label i % 5; the test split is brighter by 100."""
     offset = 100 if split == "test" else 0
     images = np.stack([np.full((size, size), i + offset, np.uint8) for i in range(total)])
     return sources.from_arrays(images, [i % 5 for i in range(total)], list("abcde"))
@@ -39,7 +40,7 @@ def ids(images: torch.Tensor) -> list[int]:
     return sorted(int(image.max()) for image in images)
 
 
-def test_splits_are_disjoint_and_sized_as_asked() -> None:
+def test_splits_are_disjoint_and_have_the_requested_sizes() -> None:
     data = make(numbered)
     train, val = ids(data.train.images), ids(data.val.images)
     assert (len(train), len(val)) == (30, 10)
@@ -58,19 +59,19 @@ def test_images_keep_their_labels() -> None:
         assert int(image.max()) % 5 == label
 
 
-def test_test_split_is_read_only_when_asked_for() -> None:
-    asked: list[str] = []
+def test_test_split_is_read_only_when_its_loader_is_made() -> None:
+    splits_read: list[str] = []
 
     def source(split: str, num_images: int | None) -> Dataset:
-        asked.append(split)
+        splits_read.append(split)
         return numbered(split, num_images)
 
     data = make(source)
     list(data.train_dataloader(8))
     list(data.val_dataloader())
-    assert asked == ["train"]
+    assert splits_read == ["train"]
     list(data.test_dataloader())
-    assert asked == ["train", "test"]
+    assert splits_read == ["train", "test"]
 
 
 def test_batches_are_normalised_and_complete() -> None:
@@ -120,7 +121,7 @@ def test_other_sizes_are_scaled_and_cropped() -> None:
     assert (data.train.images[..., 1:-1] == 200).all()  # the bright middle, but for its smoothed edge
 
 
-def test_glyphs_are_the_same_for_a_seed_and_cover_every_character() -> None:
+def test_glyphs_repeat_for_a_seed_and_cover_every_character() -> None:
     first, labels = render(3000, 0)
     again, _ = render(3000, 0)
     other, _ = render(10, 1)
@@ -189,8 +190,20 @@ def test_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data.test_dataloader()
 
 
-def test_names_of_files_and_classes_choose_no_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ImageNet's own files are called ILSVRC2012_val_00000293.JPEG, and other sets have a class `train`."""
+def test_execution_keys_do_not_change_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    write_image_folder(tmp_path / "here" / "train", 12)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    here, there = (
+        make(partial(sources.imagefolder, path=str(tmp_path / name)), in_chans=3, train_size=None, val_size=4)
+        for name in ("here", "there")
+    )
+    assert {"source.path"} == EXECUTION_KEYS
+    assert here.fingerprint() == there.fingerprint()
+
+
+def test_names_of_files_and_classes_do_not_choose_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet's files are named ILSVRC2012_val_00000293.JPEG, and other datasets have a class `train`."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "pictures [all]"
     write_image_folder(folder / "train", 12)
@@ -219,7 +232,7 @@ def test_grey_images_of_16_bits_keep_their_range(tmp_path: Path, monkeypatch: py
 
 def test_pgm_of_16_bits_keeps_its_range() -> None:
     pgm = b"P5 2 1 65535\n" + np.array([256 * 7, 256 * 200], ">u2").tobytes()
-    assert np.asarray(converted(Image.open(io.BytesIO(pgm)), 1)).tolist() == [[7, 200]]
+    assert np.asarray(convert_image(Image.open(io.BytesIO(pgm)), 1)).tolist() == [[7, 200]]
 
 
 def test_folder_without_images_is_named(tmp_path: Path) -> None:
@@ -241,10 +254,10 @@ def test_classes_that_differ_in_case_alone_stay_apart() -> None:
 
 @pytest.mark.parametrize("label", [-1, None])
 @pytest.mark.parametrize("split", ["training", "test"])
-def test_labels_that_are_no_classes_are_named(split: str, label: int | None) -> None:
-    def source(asked: str, num_images: int | None) -> Dataset:
-        dataset = numbered(asked, num_images)
-        if (asked == "test") != (split == "test"):
+def test_labels_that_are_not_classes_are_named(split: str, label: int | None) -> None:
+    def source(name: str, num_images: int | None) -> Dataset:
+        dataset = numbered(name, num_images)
+        if (name == "test") != (split == "test"):
             return dataset
         features = dataset.features["label"]
         return dataset.remove_columns("label").add_column("label", [label, *[0] * 49], feature=features)
@@ -262,7 +275,7 @@ def test_test_labels_follow_the_names_of_training(tmp_path: Path, monkeypatch: p
     ((_, labels),) = data.test_dataloader()
     assert labels.tolist() == [1, 1, 1]
     (tmp_path / "test" / "dog").rename(tmp_path / "test" / "wolf")
-    with pytest.raises(UserError, match="classes that training has not: wolf"):
+    with pytest.raises(UserError, match="classes that the training set does not have: wolf"):
         data.test_dataloader()
 
 
@@ -277,7 +290,7 @@ def test_parquet_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("source", [sources.imagefolder, sources.idx])
 def test_missing_folder_is_named(source: Any) -> None:
-    with pytest.raises(UserError, match=r"data.source.path=/no/such is no folder"):
+    with pytest.raises(UserError, match=r"data.source.path=/no/such is not a folder"):
         make(partial(source, path="/no/such"))
 
 

@@ -1,4 +1,4 @@
-"""Training for real: augmented, mixed, averaged, logged, and resumed to the same weights."""
+"""Full trainings: augmented, mixed, averaged, logged, and resumed to the same weights."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ def trained(
     folder: Path,
     recipe: Recipe = RECIPE,
     stop_after: int | None = None,
-    begun: list[int] | None = None,
+    epochs_started: list[int] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The weights after a training of three epochs, or of what is left of it.
+    """Train for three epochs, or resume, and return the weights.
 
-    stop_after: epochs until it is cut off. begun: gets the epochs that were trained.
+    Args:
+        stop_after: Number of epochs after which the training is interrupted.
+        epochs_started: Gets the number of each epoch that is started.
     """
     lightning.seed_everything(0, verbose=False)
     model = build(architecture, in_chans=1, num_classes=100, drop_path_rate=0.1)
@@ -44,19 +46,19 @@ def trained(
     data = streamed(recipe.augmentation or AUGMENTATION)
 
     def stop(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        if begun is not None:
-            begun.append(trainer.current_epoch)
+        if epochs_started is not None:
+            epochs_started.append(trainer.current_epoch)
         if trainer.current_epoch == stop_after:
             raise KeyboardInterrupt
 
     callbacks = [*recipe.callbacks(), LambdaCallback(on_train_epoch_start=stop)]
-    options = recipe.options("cpu", folder / "logs")
+    options = recipe.trainer_options("cpu", folder / "logs")
     fit(task, data, lambda share: None, folder / "state.ckpt", callbacks, data.val_dataloader(), **options)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_that_was_cut_off_goes_on_to_the_same_weights(
+def test_interrupted_training_resumes_to_the_same_weights(
     tmp_path: Path, architecture: Architecture, num_workers: int
 ) -> None:
     recipe = replace(RECIPE, augmentation=replace(AUGMENTATION, num_workers=num_workers))
@@ -64,22 +66,22 @@ def test_training_that_was_cut_off_goes_on_to_the_same_weights(
     expected = trained(architecture, whole, recipe)
     with pytest.raises(KeyboardInterrupt):
         trained(architecture, cut, recipe, stop_after=2)
-    begun: list[int] = []
-    found = trained(architecture, cut, recipe, begun=begun)
-    assert begun == [2]
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    epochs_started: list[int] = []
+    resumed = trained(architecture, cut, recipe, epochs_started=epochs_started)
+    assert epochs_started == [2]
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_averaged_weights_are_the_result(tmp_path: Path, architecture: Architecture) -> None:
     averaged = trained(architecture, tmp_path / "averaged")
     last = trained(architecture, tmp_path / "last", replace(RECIPE, ema_decay=0.0))
     assert any(not torch.equal(averaged[name], last[name]) for name in last)
-    again = trained(architecture, tmp_path / "averaged")  # as after a kill that came after the last epoch
+    again = trained(architecture, tmp_path / "averaged")  # as after a kill between the last epoch and the result
     assert all(torch.equal(again[name], averaged[name]) for name in averaged)
 
 
-def test_logs_hold_loss_learning_rate_and_validation(tmp_path: Path, architecture: Architecture) -> None:
+def test_logs_contain_loss_learning_rate_and_validation(tmp_path: Path, architecture: Architecture) -> None:
     trained(architecture, tmp_path, replace(RECIPE, logs=["csv", "tensorboard"]))
     (file,) = tmp_path.glob("logs/csv/version_0/metrics.csv")
     rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
@@ -89,16 +91,16 @@ def test_logs_hold_loss_learning_rate_and_validation(tmp_path: Path, architectur
     assert list(tmp_path.glob("logs/tensorboard/version_0/events.*"))
 
 
-def test_offsets_learn_at_a_rate_of_their_own(architecture: Architecture) -> None:
+def test_offsets_have_their_own_learning_rate(architecture: Architecture) -> None:
     model = build(replace(architecture, downsample="dtm"), in_chans=1, num_classes=10)
     groups = FullTraining(model, SETTINGS, 10, RECIPE).parameter_groups()
-    listed = [id(one) for group in groups for one in group["params"]]
-    assert sorted(listed) == sorted(id(one) for one in model.parameters())
-    offsets = {id(one) for name, one in model.named_parameters() if "conv_offset" in name}
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(id(parameter) for parameter in model.parameters())
+    offsets = {id(parameter) for name, parameter in model.named_parameters() if "conv_offset" in name}
     assert offsets
     for group in groups:
-        slow = group.get("lr") == pytest.approx(1e-5)
-        assert all((id(one) in offsets) == slow for one in group["params"])
+        is_slow = group.get("lr") == pytest.approx(1e-5)
+        assert all((id(parameter) in offsets) == is_slow for parameter in group["params"])
 
 
 def test_schedule_ends_at_its_floor() -> None:
@@ -121,7 +123,7 @@ def test_bad_recipes(change: dict[str, Any], message: str) -> None:
         replace(RECIPE, **change)
 
 
-def test_command_trains_by_a_strong_recipe(tmp_path: Path, architecture: Architecture) -> None:
+def test_command_trains_with_the_strong_recipe(tmp_path: Path, architecture: Architecture) -> None:
     file = tmp_path / "network.yaml"
     architecture_file.write(file, "", architecture, {})
     arguments = [f"arch={file}", "recipe=strong", "recipe.augmentation.num_workers=0", *TINY[:3]]
@@ -132,7 +134,7 @@ def test_command_trains_by_a_strong_recipe(tmp_path: Path, architecture: Archite
     assert list(tmp_path.glob("network.logs/csv/version_0/metrics.csv"))
 
 
-def test_odd_batches_are_refused_where_images_are_paired(
+def test_odd_batch_size_is_refused_if_images_are_paired(
     tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "network.yaml"
@@ -142,7 +144,7 @@ def test_odd_batches_are_refused_where_images_are_paired(
 
 
 def test_published_network_trains_on_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LITv2-S as its authors train it, on a folder as ImageNet comes, with few and small images."""
+    """LITv2-S as its authors train it, on a folder laid out like ImageNet, with a few small images."""
     monkeypatch.chdir(tmp_path)
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", 4), ("val", 1)):

@@ -1,4 +1,4 @@
-"""Images that are decoded when they are used."""
+"""Images that are decoded when a batch needs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from search import UserError, sources
+from search import UserError
+from search.training import sources
 from search.training.data import ImageData
 from search.training.streamed import Augmentation, StreamedData
 
@@ -29,14 +30,14 @@ def streamed(augmentation: Augmentation = AUGMENTATION, **changes: Any) -> Strea
 
 
 def epochs(data: StreamedData, *numbers: int) -> list[torch.Tensor]:
-    """All images of some epochs, as one training sees them."""
+    """All images of some epochs, as a training gets them."""
     torch.manual_seed(3)
     batches = data.train_dataloader(16)
-    found = []
+    images_by_epoch = []
     for number in numbers:
         batches.sampler.set_epoch(number)  # type: ignore[attr-defined]
-        found.append(torch.cat([images for images, _ in batches]))
-    return found
+        images_by_epoch.append(torch.cat([images for images, _ in batches]))
+    return images_by_epoch
 
 
 def test_splits_are_those_of_images_in_memory() -> None:
@@ -49,7 +50,7 @@ def test_splits_are_those_of_images_in_memory() -> None:
     torch.testing.assert_close(pixels, memory.val.images / 255, atol=1e-4, rtol=0)
 
 
-def test_an_epoch_is_the_same_whatever_came_before_and_whoever_decodes() -> None:
+def test_an_epoch_depends_neither_on_earlier_ones_nor_on_the_number_of_workers() -> None:
     data = streamed()
     first, second = epochs(data, 0, 1)
     assert not torch.equal(first, second)
@@ -59,7 +60,7 @@ def test_an_epoch_is_the_same_whatever_came_before_and_whoever_decodes() -> None
     assert first.shape == (48, 1, 32, 32)
 
 
-def test_augmenting_leaves_the_generators_of_the_training_alone() -> None:
+def test_augmentation_does_not_change_the_state_of_global_generators() -> None:
     data = streamed()
     batches = iter(data.train_dataloader(16))
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -80,14 +81,14 @@ def test_colour_images_have_three_channels() -> None:
     assert images.shape == (16, 3, 32, 32)
 
 
-def test_a_broken_image_is_named_with_the_remedy() -> None:
+def test_image_that_cannot_be_decoded_is_reported_with_a_remedy() -> None:
     def broken(split: str, num_images: int | None) -> Dataset:
         rows = {"image": [{"bytes": b"no image", "path": None}] * 4, "label": [0, 1, 0, 1]}
         features = sources.glyphs("train", 4, 0).features
         return Dataset.from_dict(rows, features=features)
 
     data = streamed(source=broken, train_size=2, val_size=1)
-    with pytest.raises(UserError, match="data=glyphs cannot be decoded .*mend or remove it"):
+    with pytest.raises(UserError, match="data=glyphs cannot be decoded .*repair or remove the file"):
         next(iter(data.train_dataloader(16)))
 
 

@@ -1,4 +1,4 @@
-"""What evaluators that train on this machine have in common."""
+"""What the evaluators share: the proxy of an architecture, the images and schedule it is trained with, repeatability."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from search.training.task import TrainSettings, make_trainer
 
 
 @dataclass
-class Training:
-    """Images, schedule and the conditions under which results repeat.
+class ProxyTraining:
+    """Setup of the trainings that stand in for those of deployed networks.
 
-    width_multiplier: width of the proxy over the width of the architecture. num_threads: of the training, which its results
-    depend on; null takes torch's default.
-    Raises: ValueError naming the setting that cannot be used.
+    Args:
+        data: Images to train on and to validate on.
+        train: Optimiser and schedule.
+        width_multiplier: Width of the proxy over the width of the architecture, in [0.001, 1000].
+        num_threads: Number of threads of a training, which its result depends on; None takes torch's default.
+
+    Raises:
+        ValueError: If a setting is out of range or the accelerator is missing; the message names it.
     """
 
     data: ImageData
@@ -33,19 +38,21 @@ class Training:
         check_number("proxy.width_multiplier", self.width_multiplier, 1e-3, 1e3)
         try:
             trainer = make_trainer(self.train)
-        except Exception as error:  # Lightning's own kinds, for an unknown or a missing accelerator
+        except Exception as error:  # Lightning has its own types for an unknown and for a missing accelerator
             raise ValueError(f"train.accelerator={self.train.accelerator} cannot be used: {error}") from error
         self.accelerator = type(trainer.accelerator).__name__
         self.device = trainer.strategy.root_device
 
     def fingerprint(self) -> dict[str, str | int]:
+        """Return what accuracies depend on beyond the configuration."""
         threads = cast(int, self.num_threads)
         return {"num_threads": threads, "accelerator": self.accelerator, "torch": torch.__version__}
 
-    def proxy(self, architecture: Architecture) -> Architecture:
-        """What is trained in an architecture's place."""
+    def proxy_of(self, architecture: Architecture) -> Architecture:
+        """Return the architecture that is trained in place of another one."""
         return architecture if self.width_multiplier == 1 else architecture.scaled(self.width_multiplier)
 
-    def seed(self, seed: int) -> None:
+    def set_threads_and_seed(self, seed: int) -> None:
+        """Bring this process into the state that a training starts from."""
         torch.set_num_threads(cast(int, self.num_threads))  # Optuna's GPSampler changes it
         lightning.seed_everything(seed, verbose=False)

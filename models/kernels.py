@@ -1,0 +1,89 @@
+"""Choices of kernel and order that make inference on a CPU faster, each by a figure that was measured.
+
+The one module that uses an operator which is private to torch, oneDNN's product. Without that operator, or where its
+signature is another, its public form takes its place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+ONEDNN_SCHEMA = (
+    "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
+)
+LARGE_PRODUCT = 2**25  # multiply-accumulates from which oneDNN's product pays: a call takes 13 us more than one of MKL's
+CHUNK_SIZE = 2**19  # numbers: 2 MB in float32
+
+
+def _find_onednn_linear() -> Callable[..., Tensor] | None:
+    """torch's private operator for oneDNN's product, or None where it is missing or has another signature."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if operator is None or str(operator.default._schema) != ONEDNN_SCHEMA:
+        return None
+    return cast(Callable[..., Tensor], operator)
+
+
+ONEDNN_LINEAR = _find_onednn_linear()
+
+if ONEDNN_LINEAR is not None:
+
+    @register_flop_formula(ONEDNN_LINEAR)
+    def _linear_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+        return int(2 * math.prod(input_shape) * weight_shape[0])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `torch.nn.functional.linear`, by oneDNN where that is faster: large products without gradient on a CPU.
+
+    PyTorch takes MKL's product there, compiled or not, which at LITv2-S's shapes on an AMD EPYC is 1.0 to 1.25 times slower
+    and for which the bias is written first. Repacking the weights once would make LITv2-S 1.06 times as fast again, but they
+    would then be stored twice or be lost to exporters.
+
+    Args:
+        x: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,), or None.
+
+    Returns:
+        (..., out_features).
+    """
+    # Asked first, for an exporter would take the size of its example for a limit of the batch.
+    if not torch.compiler.is_exporting() and x.numel() * weight.shape[0] >= LARGE_PRODUCT and _takes_onednn(x, weight):
+        assert ONEDNN_LINEAR is not None
+        return ONEDNN_LINEAR(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """True for plain float32 tensors on a CPU, of which no gradient, no other precision and no graph is asked."""
+    if ONEDNN_LINEAR is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    is_plain = type(weight) in (Tensor, nn.Parameter)  # and not, say, quantised
+    return is_plain and x.device.type == "cpu" and x.dtype is weight.dtype is torch.float32 and x.ndim > 1
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return linear(x, self.weight, self.bias)
+
+
+def num_chunks(size: int) -> int:
+    """Number of chunks in which to compute `size` numbers that only the next layer reads: a chunk stays in the cache."""
+    return -(-size // CHUNK_SIZE)
+
+
+def runs_eagerly_on_cpu(x: Tensor) -> bool:
+    """True for eager inference on a CPU: a gradient, a compiler or another device would rather have a layer in one piece."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()

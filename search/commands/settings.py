@@ -1,0 +1,73 @@
+"""The settings of a study: which of them its results depend on, and whether they make sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from models.architecture import NUM_STAGES, check_int, check_number
+from search.accuracy.base import EXECUTION_KEYS as ACCURACY_EXECUTION_KEYS
+from search.commands.cli import plain
+from search.commands.targets import SMALLEST, check_targets
+from search.study.storage import has_password
+from search.training.data import EXECUTION_KEYS as DATA_EXECUTION_KEYS
+
+REMEDY = "restore that, or choose another study.name"
+SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
+"""The groups that a study's results depend on."""
+LATENCY_EXECUTION_KEYS = frozenset(
+    {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"}
+)
+EXECUTION_KEYS = {"data": DATA_EXECUTION_KEYS, "accuracy": ACCURACY_EXECUTION_KEYS, "latency": LATENCY_EXECUTION_KEYS}
+"""Their keys that only say how work is done, such as paths and hosts."""
+
+
+def study_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What a study's results depend on; keys that only say how work is done, such as paths and hosts, are left out."""
+    settings = {name: without(plain(cfg[name]), EXECUTION_KEYS.get(name, frozenset())) for name in SECTIONS}
+    latency, devices = settings["latency"], settings["latency"].pop("devices")
+    if devices:
+        latency["devices"] = {name: without(device, EXECUTION_KEYS["latency"]) for name, device in devices.items()}
+    else:
+        del latency["objectives"]
+    return settings | {"study": {"seed": cfg.study.seed}}
+
+
+def without(settings: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    """Settings without some keys, dotted where they are nested."""
+    nested = {key.partition(".")[0]: key.partition(".")[2] for key in keys if "." in key}
+    return {
+        key: without(value, frozenset({nested[key]})) if key in nested and isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in keys
+    }
+
+
+def check_study(cfg: DictConfig) -> None:
+    """Raises: ValueError naming the first setting that makes no sense."""
+    check_int("study.n_trials", cfg.study.n_trials, 1)
+    check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
+    check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
+    check_number("storage.patience_seconds", cfg.storage.patience_seconds, 0)
+    if cfg.engine.get("address") is not None and has_password(str(cfg.storage.url)):
+        raise ValueError(
+            "storage.url contains a password, and Ray shows the command to all who see its jobs; keep it in ~/.pgpass"
+        )
+    if cfg.study.timeout_minutes is not None:
+        check_number("study.timeout_minutes", cfg.study.timeout_minutes, SMALLEST)
+    check_targets(cfg)
+    if cfg.deploy.num_classes is not None:
+        check_int("deploy.num_classes", cfg.deploy.num_classes, 0)
+    for key in ("deploy", "proxy"):
+        check_int(f"{key}.img_size", cfg[key].img_size, 1)
+        check_image_fits(f"{key}.img_size", cfg[key].img_size, cfg.space.patch_size)
+    if not isinstance(cfg.storage.url, str):
+        raise ValueError(f"storage.url={cfg.storage.url} must be a database URL such as sqlite:///study.db")
+
+
+def check_image_fits(key: str, img_size: int, patch_size: int) -> None:
+    """Raises: ValueError if the last stage would have no map left."""
+    smallest = patch_size * 2 ** (NUM_STAGES - 1)
+    if img_size < smallest:
+        raise ValueError(f"{key}={img_size} is below {smallest}, the smallest image for patches of {patch_size} pixels")

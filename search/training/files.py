@@ -1,0 +1,110 @@
+"""Files of a full training, beside that of the architecture: initial weights, checkpoint, trained weights, result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from search import UserError, one_line
+from search.training.data import ImageData
+from search.training.recipe import Recipe
+from search.training.streamed import StreamedData
+from search.training.task import TrainSettings
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Accuracies of a trained network, and how it was trained.
+
+    Args:
+        test_accuracy: Top-1 accuracy on the test set, in [0, 1].
+        validation_accuracy: The same on the validation split; None without one.
+        max_epochs: Number of epochs.
+        train_size: Number of training images.
+        seed: Seed of initialisation and training.
+        data: Name of the dataset.
+        init: Weights that the training started from.
+        recipe: Augmentation, regularisation and hardware.
+        normalisation: Mean and standard deviation of each channel.
+        seconds: Duration of the training.
+        search_accuracy: Accuracy that the search gave the network on the same validation split; None if there is none.
+    """
+
+    test_accuracy: float
+    validation_accuracy: float | None
+    max_epochs: int
+    train_size: int
+    seed: int
+    data: str
+    init: str
+    recipe: Recipe
+    normalisation: dict[str, list[float]]
+    seconds: float
+    search_accuracy: float | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """Validation accuracy minus that of the search."""
+        if self.validation_accuracy is None or self.search_accuracy is None:
+            return None
+        return self.validation_accuracy - self.search_accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; what is known of the search only if there is something."""
+        result = asdict(self) | {"seconds": round(self.seconds, 1)}
+        del result["search_accuracy"]
+        return result if self.gap is None else result | {"search_accuracy": self.search_accuracy, "gap": self.gap}
+
+    def save(self, file: Path) -> None:
+        """Write the result as JSON."""
+        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Load weights of the same network into a model.
+
+    Raises:
+        UserError: If the file cannot be read or holds weights of another network.
+    """
+    try:
+        model.load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{file} does not hold weights of this network: {one_line(error)}") from error
+
+
+def save_weights(model: nn.Module, file: Path) -> None:
+    """Write the weights of a model as safetensors."""
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file)
+
+
+def checkpoint_file(
+    architecture_file: Path,
+    model: nn.Module,
+    seed: int,
+    settings: TrainSettings,
+    recipe: Recipe,
+    data: ImageData | StreamedData,
+) -> Path:
+    """Name the file of a training's state by everything the training depends on, so that no other one resumes from it.
+
+    Args:
+        architecture_file: File of the architecture; the checkpoint lies beside it.
+        model: With the weights that the training starts from.
+        seed: Seed of the training.
+        settings: Optimiser and schedule.
+        recipe: Augmentation, regularisation and hardware.
+        data: Images to train on.
+    """
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    depends_on = {"seed": seed, "train": asdict(settings), "recipe": asdict(recipe), "data": data.fingerprint()}
+    digest.update(json.dumps(depends_on, sort_keys=True).encode())
+    return architecture_file.with_suffix(f".{digest.hexdigest()[:12]}.ckpt")
