@@ -1,4 +1,4 @@
-"""`python -m search.report study.name=NAME`: what a study found, as one page that explains itself and as Markdown."""
+"""`python -m search.report study.name=NAME`: write the report of a study as one page and as Markdown."""
 
 from __future__ import annotations
 

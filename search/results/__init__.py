@@ -1,1 +1,1 @@
-"""What a study found, for people and programs: tables, figures, reports, exported files."""
+"""Results of a study for people and programs: tables, figures, reports, exported files."""

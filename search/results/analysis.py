@@ -1,6 +1,6 @@
-"""What the trials of a study show together: how the front grew, what mattered, and where the latency goes.
+"""Analyses of the trials of a study: growth of the front, influence of the dimensions, latency by stage.
 
-What mattered is the share of variance that each dimension explains. Optuna's importances cannot tell that: fANOVA leaves
+The influence of a dimension is the share of variance that it explains. Optuna's importances do not give that: fANOVA leaves
 out dimensions that are not always asked, such as alpha; PED-ANOVA, which the dashboard shows, compares the best tenth of the
 trials with all, in shares that add up to 1 even where nothing matters, and has no direction.
 """
@@ -26,7 +26,7 @@ PARTS = ("stem and head", "stage 1", "stage 2", "stage 3", "stage 4")
 
 @dataclass(frozen=True)
 class Effect:
-    """What a dimension explains of one objective.
+    """The effect of a dimension on one objective.
 
     Attributes:
         share: of the objective's variance that lies between networks with different values of the dimension, in [0, 1].
@@ -39,7 +39,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Influence:
-    """What a dimension of the space explains by itself: of accuracy, and of latency on each target that is an objective."""
+    """The effects of a dimension by itself: on accuracy, and on the latency of each target that is an objective."""
 
     dimension: str
     accuracy: Effect
@@ -68,13 +68,13 @@ def influences(evaluated: Sequence[TrialRecord]) -> list[Influence]:
     accuracies = np.array([trial.accuracy for trial in evaluated])
     targets = list(evaluated[0].result.objectives) if evaluated else []
     logs = {name: np.log([trial.result.latencies[name].latency_ms for trial in evaluated]) for name in targets}
-    found = []
+    result = []
     for dimension in sorted({name for trial in evaluated for name in trial.parameters}):
         values = [trial.parameters.get(dimension) for trial in evaluated]
         if len({value for value in values if value is not None}) > 1:
             latencies = {name: _relative(_effect(values, logs[name])) for name in targets}
-            found.append(Influence(dimension, _effect(values, accuracies), latencies))
-    return sorted(found, key=lambda influence: -influence.accuracy.share)
+            result.append(Influence(dimension, _effect(values, accuracies), latencies))
+    return sorted(result, key=lambda influence: -influence.accuracy.share)
 
 
 def _effect(values: Sequence[bool | int | float | None], objective: NDArray[np.float64]) -> Effect:

@@ -21,7 +21,7 @@ FORMAT_1 = 1  # latency and device of one target, those of others below `further
 MAX_BYTES = 1_000_000
 
 Facts = dict[str, Any]
-"""What a file contains beside the architecture, such as `accuracy` and `targets`."""
+"""Plain data in a file beside the architecture, such as `accuracy` and `targets`."""
 
 
 class PlainDumper(yaml.SafeDumper):

@@ -21,8 +21,8 @@ def card(
 
     Args:
         source: the exported architecture that they were made from.
-        facts: what `source` contains beside the architecture.
-        body: what was found out about the files, as in card.json.
+        facts: about the network, from `source`.
+        body: facts about the deployable files, as in card.json.
         uses: how to run each of them.
     """
     return render(
@@ -57,7 +57,7 @@ def stage_rows(architecture: Architecture) -> list[list[str]]:
 
 
 def _search_accuracy(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The accuracy that the search found, if the file says where it comes from."""
+    """The search's accuracy, if the file has it with its error and its data."""
     accuracy = facts.get("accuracy")
     is_complete = isinstance(accuracy, dict) and {"validation", "standard_error", "data"} <= set(accuracy)
     return accuracy if is_complete else None

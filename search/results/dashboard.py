@@ -1,4 +1,4 @@
-"""What optuna-dashboard shows of a study beyond its trials: notes, every network as YAML and as a picture, and plots."""
+"""Additions to a study for optuna-dashboard: notes, plots, and the network of each trial as YAML and as a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deployable files of a network that a study found: written, checked against eager PyTorch, measured, described in a card.
+"""Deployable files of a network: written, checked against eager PyTorch, measured, described in a card.
 
 A folder contains the architecture, the files that were asked for, a model card for people and the same facts for programs.
 Its latencies are those of the files themselves, timed in turn with the study's anchor network, so that they compare with the
@@ -161,7 +161,7 @@ def write_and_measure(
     target: PairedTarget,
     calibration: Calibration,
 ) -> dict[str, Any]:
-    """Write one format, and find out what the card says about it."""
+    """Write one format. Returns the facts about it for the card."""
     path = folder / FORMATS[name].file
     parity = write_checked(network, name, path, shape)
     latency = measure(name, path, target, calibration)

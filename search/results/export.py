@@ -54,7 +54,7 @@ def member_name(member: TrialRecord) -> str:
 
 
 def member_facts(study: optuna.Study, member: TrialRecord, front_probability: float) -> dict[str, Any]:
-    """What an exported file contains beside the architecture."""
+    """Facts about a network for its exported file, beside the architecture."""
     accuracy = member.result.accuracy
     assert accuracy is not None
     settings: Mapping[str, Any] = study.user_attrs["settings"]
@@ -96,7 +96,7 @@ def remove_stale(folder: Path, members: Sequence[TrialRecord]) -> None:
 
 
 def _is_trained(file: Path) -> bool:
-    """Whether search.train has left weights of this architecture, or the state of a training, beside its file."""
+    """True if weights of this architecture, or the state of a training by search.train, are beside its file."""
     return file.with_suffix(".safetensors").exists() or any(file.parent.glob(f"{file.stem}.*.ckpt"))
 
 

@@ -114,7 +114,7 @@ def drift_figure(trials: Series, slowdowns: Series) -> go.Figure:
 
 
 def time_figure(seconds: Mapping[str, float]) -> go.Figure:
-    """Where the time of a study went."""
+    """The time of a study by part."""
     figure = _figure("Time by part", "minutes", height=120 + 36 * len(seconds))
     minutes = [value / 60 for value in seconds.values()]
     figure.add_bar(y=list(seconds), x=minutes, orientation="h", marker_color=TEAL, showlegend=False)
@@ -144,7 +144,7 @@ def _latency_axis(name: str, targets: Mapping[str, Target]) -> str:
 
 
 def _bottom(accuracies: Sequence[float]) -> float:
-    """Where networks without an accuracy are drawn."""
+    """The height at which networks without an accuracy are drawn."""
     lowest, highest = min(accuracies, default=0.0), max(accuracies, default=1.0)
     return lowest - GAP * (highest - lowest)
 

@@ -1,4 +1,4 @@
-"""Which networks of a front to deploy, and how they compare with the LITv2 pattern."""
+"""Rules that pick networks of a front to deploy, and comparison of a network with the LITv2 pattern."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _scaled(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times as fast a network is as another one, with the 95 % interval."""
+    """The ratio of another network's latency to a network's latency, with its 95 % interval."""
 
     ratio: float
     low: float

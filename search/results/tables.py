@@ -37,7 +37,7 @@ def latencies_text(result: TrialResult, targets: Mapping[str, object] | None = N
 
 
 def note_text(trial: TrialRecord) -> str:
-    """What is special about a trial, or nothing."""
+    """A note on a special trial; empty for an ordinary one."""
     if not trial.result.feasible:
         return "over budget"
     if trial.result.reused_accuracy:

@@ -155,7 +155,7 @@ class LiveView(LogView):
 
 
 def model_text(progress: SearchProgress) -> str:
-    """How far the block models' predictions are off, and how many networks were skipped because of them."""
+    """Errors of the block models' predictions, and the number of networks that were skipped because of them."""
     errors = progress.model_errors
     if len(errors) > 1:
         text = ", block models off by " + ", ".join(f"{error:.1%} on {name}" for name, error in errors.items())

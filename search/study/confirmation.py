@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """A network to be confirmed: the search's values, and those found since.
+    """A network to be confirmed: the search's values, and those confirmed since.
 
     Attributes:
         front_probability: of being on the front, by the search's values.

@@ -1,4 +1,4 @@
-"""What a study found, for people: one page that explains itself, and the same as Markdown."""
+"""The report of a study: sections of text, tables and figures, for a page that explains itself and for Markdown."""
 
 from __future__ import annotations
 

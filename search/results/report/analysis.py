@@ -19,7 +19,7 @@ MAX_WARNINGS = 3
 
 
 def progress(study: StudyData) -> Section | None:
-    """How the front grew."""
+    """The hypervolume of the front over time."""
     if len(study.trials) < 2:
         return None
     references = references_ms(study.targets)
@@ -31,7 +31,7 @@ def progress(study: StudyData) -> Section | None:
 
 
 def influence(study: StudyData) -> Section | None:
-    """What mattered."""
+    """The influence of each dimension."""
     if len(study.evaluated) < MIN_EVALUATED:
         return None
     shares = influences(study.evaluated)
@@ -58,7 +58,7 @@ def influence(study: StudyData) -> Section | None:
 
 
 def latency_by_stage(study: StudyData) -> Section | None:
-    """Where the latency goes."""
+    """The latency of the front's networks in each stage."""
     names = [f"trial {member.number}" for member in study.members]
     tables, drawn = [], {}
     for target in objectives(study.targets):
@@ -76,7 +76,7 @@ def latency_by_stage(study: StudyData) -> Section | None:
 
 
 def accuracy_check(study: StudyData) -> Section | None:
-    """What search.check found."""
+    """Results of search.check."""
     check = study.read_json("check.json")
     if check is None:
         return None
@@ -93,7 +93,7 @@ def accuracy_check(study: StudyData) -> Section | None:
 
 
 def latency_quality(study: StudyData) -> Section | None:
-    """How well latency was measured on each target."""
+    """Precision, drift and predictions of the latency measurements on each target."""
     measured = {name: _measured(study.trials, name) for name in study.targets}
     measured = {name: trials for name, trials in measured.items() if trials}
     if not measured:

@@ -16,7 +16,7 @@ from search.study.trial import INTERRUPTED, SKIPPED, STATUS
 
 
 def setup(study: StudyData) -> Section:
-    """What the study was asked for."""
+    """The configuration of the study in short."""
     settings = study.settings
     data = settings["data"]
     images = (
@@ -69,7 +69,7 @@ def incomplete_trials(study: StudyData) -> Section:
 
 
 def _reason(trial: FrozenTrial) -> str:
-    """Why a trial is incomplete, or nothing."""
+    """The reason why a trial is incomplete; empty for a complete one."""
     status = str(trial.user_attrs.get(STATUS, ""))
     if trial.state == TrialState.FAIL:
         return "interrupted; the search continued" if status == INTERRUPTED else f"failed: {status}"
@@ -83,7 +83,7 @@ def _reason(trial: FrozenTrial) -> str:
 
 
 def time_spent(study: StudyData) -> Section:
-    """Where the time of the study went."""
+    """The time of the study by part."""
     in_trials = sum(
         (trial.datetime_complete - trial.datetime_start).total_seconds()
         for trial in study.raw_trials
@@ -101,7 +101,7 @@ def time_spent(study: StudyData) -> Section:
 
 
 def _seconds_of_parts(study: StudyData) -> dict[str, float]:
-    """What measuring and training took in the trials."""
+    """Time spent on measuring and training in trials."""
     results = [trial.result for trial in study.trials]
     latencies = [latency for result in results for latency in result.latencies.values()]
     accuracies = [result.accuracy for result in results if result.accuracy is not None and not result.reused_accuracy]

@@ -93,7 +93,7 @@ def comparison(study: StudyData) -> Section | None:
 
 
 def confirmation(study: StudyData) -> Section | None:
-    """What search.confirm found."""
+    """Results of search.confirm."""
     confirmed = study.read_json("confirmed.json")
     if confirmed is None:
         return None

@@ -37,7 +37,7 @@ class StudyData:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """What the study's results depend on."""
+        """The configuration that the study's results depend on."""
         settings: Mapping[str, Any] = self.attrs["settings"]
         return settings
 
@@ -72,11 +72,11 @@ class StudyData:
 
     @cached_property
     def front_probability(self) -> dict[str, float]:
-        """How probable it is that a network is on the front, by its key."""
+        """The probability of each network to be on the front, by its key."""
         return front_probability(self.trials)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """What another command wrote to the study's folder, or None."""
+        """Read a file that another command wrote to the study's folder; None if there is none or it cannot be read."""
         file = self.folder / name
         try:
             body: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

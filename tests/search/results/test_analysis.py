@@ -1,4 +1,4 @@
-"""What the trials of a study show together, against values that are known."""
+"""Analyses of the trials of a study, against values that are known."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_dimension_that_is_not_always_asked_has_an_influence() -> None:
 
 
 def test_latency_by_stage_adds_up_to_the_latency(tmp_path: Path) -> None:
-    trials = run(f"sqlite:///{tmp_path / 'study.db'}", 60)
+    trials = run(f"sqlite:///{tmp_path / 'study.db'}", 30)
     members = front(trials)
     rows = latency_by_stage(members, trials, FIRST, 32)
     assert len(rows) == len(members)

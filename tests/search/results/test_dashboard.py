@@ -1,4 +1,4 @@
-"""What a study leaves for the dashboard."""
+"""Notes, artifacts and plots of a study for the dashboard."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from tests.support.known_engine import KnownEngine, constraint, known_targets, s
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> optuna.Study:
-    return studied(f"sqlite:///{tmp_path / 'study.db'}", 20, limit_ms=2.0, folder=tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shown")
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> optuna.Study:
+    return studied(f"sqlite:///{folder / 'study.db'}", 20, limit_ms=2.0, folder=folder)
 
 
 def plots(study: optuna.Study) -> dict[str, str]:
@@ -33,8 +38,10 @@ def plots(study: optuna.Study) -> dict[str, str]:
     return found
 
 
-def test_every_finished_trial_has_its_network_as_yaml_and_as_a_picture(study: optuna.Study, tmp_path: Path) -> None:
-    dashboard = DashboardPublisher(study, tmp_path)
+def test_every_finished_trial_has_its_network_as_yaml_and_as_a_picture(
+    study: optuna.Study, folder: Path, tmp_path: Path
+) -> None:
+    dashboard = DashboardPublisher(study, folder)
     for record in finished_trials(study):
         trial = study.trials[record.number]
         files = {artifact.filename: artifact for artifact in get_all_artifact_meta(trial, storage=study._storage)}
@@ -62,8 +69,8 @@ def test_notes_are_what_the_dashboard_reads(study: optuna.Study) -> None:
     assert "Hyperparameter Importance" in note
 
 
-def test_all_plots_are_published(study: optuna.Study, tmp_path: Path) -> None:
-    DashboardPublisher(study, tmp_path).publish(finished_trials(study))
+def test_all_plots_are_published(study: optuna.Study, folder: Path) -> None:
+    DashboardPublisher(study, folder).publish(finished_trials(study))
     assert set(plots(study)) == {"front", "hypervolume", "influence", "stages"}
     front = json.loads("".join(plots(study)["front"]))
     assert [trace["name"] for trace in front["data"]][-1] == "front"

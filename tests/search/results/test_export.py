@@ -21,11 +21,11 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> optuna.Study:
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
     """A study with two targets, one of them a constraint that some networks do not keep."""
     targets = known_targets(KnownEngine(targets=("first", "phone")), 2.4, phone=constraint(6.5))
-    return studied(f"sqlite:///{tmp_path / 'study.db'}", 30, targets=targets)
+    return studied(f"sqlite:///{tmp_path_factory.mktemp('study') / 'study.db'}", 30, targets=targets)
 
 
 def test_csv_of_one_target_has_plain_columns(tmp_path: Path) -> None:

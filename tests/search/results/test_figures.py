@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
@@ -21,13 +20,9 @@ from tests.support.known_engine import KnownEngine, constraint, finished, known_
 TWO = (FIRST, "phone")
 
 
-def traces(figure: go.Figure) -> dict[str, object]:
-    return {trace.name: trace for trace in figure.data}
-
-
-@pytest.fixture
-def trials(tmp_path: Path) -> list[TrialRecord]:
-    return run(f"sqlite:///{tmp_path / 'study.db'}", 40, limit_ms=2.0)
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
+    return run(f"sqlite:///{tmp_path_factory.mktemp('study') / 'study.db'}", 40, limit_ms=2.0)
 
 
 def test_front_figure_has_every_network_once_and_the_limit(trials: list[TrialRecord]) -> None:

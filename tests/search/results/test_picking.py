@@ -1,4 +1,4 @@
-"""Which of a front is deployed, and what it is compared with."""
+"""Rules that pick networks of a front, and the comparison with the LITv2 pattern."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import optuna
 import pytest
 
 from search.results.report import sections
@@ -41,10 +42,15 @@ class Ids(HTMLParser):
                 self.addresses.append(value)
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> StudyData:
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
     rules = Rules(seed=0, scores_before_measuring=True)
-    return StudyData(studied(f"sqlite:///{tmp_path / 'study.db'}", 40, rules=rules), tmp_path)
+    return studied(f"sqlite:///{tmp_path_factory.mktemp('study') / 'study.db'}", 40, rules=rules)
+
+
+@pytest.fixture
+def study(stored: optuna.Study, tmp_path: Path) -> StudyData:
+    return StudyData(stored, tmp_path)
 
 
 def test_page_has_every_section_and_requests_nothing(study: StudyData) -> None:
