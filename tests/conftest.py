@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors import safe_open
 
 from models.architecture import Architecture, StageSpec
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores it for what runs in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CORES, THREADS = os.sched_getaffinity(0), torch.get_num_threads()
 # The files that take longest come first, so that the processes which share them end together.
 LONGEST = [
