@@ -23,7 +23,7 @@ from models.architecture import check_int
 from search import one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
 from search.engine.base import HERE, TRAINING, TargetSource
-from search.engine.workers import Resource, WorkerEngine, hold
+from search.engine.workers import Resource, WorkerEngine, set_up_process
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class ProcessWorker:
         make = pickle.dumps(self.make)  # here, where an error is seen; and copied, not moved to shared memory
         receiving, sending = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(1, context, initializer=_prepare_process, initargs=(sending,))
-        pool.submit(_hold, make)
+        pool.submit(_set_up, make)
         log.debug("process %s is for %s", *(pool._processes or {}), self.role)
         sending.close()  # the process has its own end: when it closes, nothing more is received
         threading.Thread(target=self._listen, args=(receiving,), daemon=True).start()
@@ -207,8 +207,8 @@ def _prepare_process(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _hold(make: bytes) -> None:
-    hold(lambda: pickle.loads(make)(), _send)
+def _set_up(make: bytes) -> None:
+    set_up_process(lambda: pickle.loads(make)(), _send)
     gc.collect()
     gc.freeze()  # imported modules stay: scanning them twice would take a fifth of a measurement
     atexit.register(gc.unfreeze)  # or extensions report what was frozen as leaks

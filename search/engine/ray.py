@@ -22,7 +22,7 @@ from models.architecture import check_int, check_number
 from search import one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
 from search.engine.base import HERE, TRAINING, TargetSource
-from search.engine.workers import Resource, WorkerEngine, hold
+from search.engine.workers import Resource, WorkerEngine, set_up_process
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
@@ -275,7 +275,7 @@ class _Actor:
     """What runs in the actor's process."""
 
     def __init__(self, make: Callable[[], Resource]) -> None:
-        hold(make, lambda share: None)
+        set_up_process(make, lambda share: None)
 
     def node(self) -> str:
         """The identifier of the node that it is on."""

@@ -257,7 +257,7 @@ class WorkerEngine:
             if not self.measure_beside_training:
                 for host in sorted(set(worker.hosts)):  # in one order, so that nobody waits in a circle
                     measures = worker.role != TRAINING and host == worker.hosts[0]
-                    await stack.enter_async_context(self._locks[host].hold(exclusive=measures))
+                    await stack.enter_async_context(self._locks[host].acquire(exclusive=measures))
             yield
 
     def _log_retry(self, state: RetryCallState) -> None:
@@ -308,31 +308,31 @@ def _checked(resource: Resource, progress: Progress, task: Task, role: str, expe
     return task(resource, progress)
 
 
-class Held(NamedTuple):
-    """What the process of a worker holds: its resource, or the exception that making it raised, and where reports go."""
+class ProcessState(NamedTuple):
+    """State of a worker's process: its resource, or the exception that making it raised, and where reports go."""
 
     resource: Resource
     report: Progress
 
 
-_held: Held
+_state: ProcessState
 
 
-def hold(make: Callable[[], Resource], report: Progress) -> None:
+def set_up_process(make: Callable[[], Resource], report: Progress) -> None:
     """Make the resource of this process."""
-    global _held
+    global _state
     try:
-        _held = Held(make(), report)
+        _state = ProcessState(make(), report)
     except Exception as error:
-        _held = Held(error, report)
+        _state = ProcessState(error, report)
 
 
 def run_task(task: Task) -> Any:
     """Run a task in the process of a worker. Raises: an error that survives the way to another process."""
     try:
-        if isinstance(_held.resource, Exception):
-            raise _held.resource
-        return task(_held.resource, _held.report)
+        if isinstance(_state.resource, Exception):
+            raise _state.resource
+        return task(_state.resource, _state.report)
     except Exception as error:
         raise _picklable(error) from None
 

@@ -251,17 +251,17 @@ def test_host_is_released_by_who_gives_up_waiting_for_it() -> None:
     async def run() -> list[str]:
         lock, events = HostLock(), list[str]()
 
-        async def hold(name: str, exclusive: bool, leave: asyncio.Event) -> None:
-            async with lock.hold(exclusive):
+        async def use(name: str, exclusive: bool, leave: asyncio.Event) -> None:
+            async with lock.acquire(exclusive):
                 events.append(name)
                 await leave.wait()
 
         first_leaves, leave = asyncio.Event(), asyncio.Event()
         leave.set()
-        first = asyncio.create_task(hold("first", True, first_leaves))
+        first = asyncio.create_task(use("first", True, first_leaves))
         await asyncio.sleep(0)
-        gives_up = asyncio.create_task(hold("gives up", True, leave))
-        others = [asyncio.create_task(hold(name, False, leave)) for name in ("second", "third")]
+        gives_up = asyncio.create_task(use("gives up", True, leave))
+        others = [asyncio.create_task(use(name, False, leave)) for name in ("second", "third")]
         await asyncio.sleep(0)
         gives_up.cancel()
         await asyncio.sleep(0)
