@@ -94,11 +94,11 @@ def main() -> None:
 def draw(space: Space, number: int, seed: int) -> list[Architecture]:
     """Different random architectures of a space."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    found: dict[str, Architecture] = {}
-    while len(found) < number:
+    networks: dict[str, Architecture] = {}
+    while len(networks) < number:
         architecture = space.suggest(study.ask())
-        found[architecture.key] = architecture
-    return list(found.values())
+        networks[architecture.key] = architecture
+    return list(networks.values())
 
 
 def measure_all(
@@ -155,22 +155,22 @@ def busy_processes(number: int) -> Iterator[None]:
             process.wait()
 
 
-def compare(title: str, one: list[Measured], other: list[Measured]) -> Table:
+def compare(title: str, first: list[Measured], other: list[Measured]) -> Table:
     table = Table(title=title, title_justify="left")
     for header in ("method", "Kendall tau", "median error", "90th percentile", "s a network", "interval holds"):
         table.add_column(header, justify="left" if header == "method" else "right")
     for method in METHODS:
-        before, after = ([m.latency_ms[method] for m in measured] for measured in (one, other))
+        before, after = ([m.latency_ms[method] for m in measured] for measured in (first, other))
         errors = sorted(abs(b / a - 1) for a, b in zip(before, after, strict=True))
-        pairs = [pair for a, b in zip(one, other, strict=True) for pair in ((a.paired, b.paired), (b.paired, a.paired))]
-        held = [a.low_ms <= b.latency_ms <= a.high_ms for a, b in pairs]
+        pairs = [pair for a, b in zip(first, other, strict=True) for pair in ((a.paired, b.paired), (b.paired, a.paired))]
+        contained = [a.low_ms <= b.latency_ms <= a.high_ms for a, b in pairs]
         table.add_row(
             method,
             f"{kendalltau(before, after).statistic:.3f}",
             f"{statistics.median(errors):.1%}",
             f"{errors[math.ceil(0.9 * len(errors)) - 1]:.1%}",
             f"{statistics.mean(m.seconds[method] for m in other):.2f}",
-            f"{sum(held) / len(held):.0%} of {len(held)}" if method == METHODS[-1] else "",
+            f"{sum(contained) / len(contained):.0%} of {len(contained)}" if method == METHODS[-1] else "",
         )
     return table
 
@@ -180,16 +180,16 @@ def predict(
 ) -> None:
     """Fit the block model to the first networks and compare what it says of the others with their measurement."""
     model = BlockModel(img_size)
-    for network, one in list(zip(networks, measured, strict=True))[:NUM_FITTED]:
-        model.observe(network, one.paired.latency_ms)
+    for network, measurement in list(zip(networks, measured, strict=True))[:NUM_FITTED]:
+        model.observe(network, measurement.paired.latency_ms)
     others = list(zip(networks, measured, strict=True))[NUM_FITTED:]
-    said = [prediction.latency_ms for network, _ in others if (prediction := model.predict(network))]
-    seen = [one.paired for _, one in others]
-    errors = [abs(a / b.latency_ms - 1) for a, b in zip(said, seen, strict=True)]
+    predicted = [prediction.latency_ms for network, _ in others if (prediction := model.predict(network))]
+    seen = [measurement.paired for _, measurement in others]
+    errors = [abs(a / b.latency_ms - 1) for a, b in zip(predicted, seen, strict=True)]
     console.print(
         f"block model after {NUM_FITTED} networks, on the other {len(others)}: median error "
         f"{statistics.median(errors):.1%}, largest {max(errors):.1%}, tau "
-        f"{kendalltau(said, [one.latency_ms for one in seen]).statistic:.3f}"
+        f"{kendalltau(predicted, [latency.latency_ms for latency in seen]).statistic:.3f}"
     )
     if plot is None:
         return
@@ -197,9 +197,14 @@ def predict(
 
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    bounds = [[one.latency_ms - one.low_ms for one in seen], [one.high_ms - one.latency_ms for one in seen]]
-    axes.errorbar([one.latency_ms for one in seen], said, xerr=bounds, fmt="o", markersize=5, capsize=2, color="#0b7285")
-    span = [min(said), max(said)]
+    bounds = [
+        [latency.latency_ms - latency.low_ms for latency in seen],
+        [latency.high_ms - latency.latency_ms for latency in seen],
+    ]
+    axes.errorbar(
+        [latency.latency_ms for latency in seen], predicted, xerr=bounds, fmt="o", markersize=5, capsize=2, color="#0b7285"
+    )
+    span = [min(predicted), max(predicted)]
     axes.plot(span, span, color="#9aa5b1")
     axes.set_xlabel("measured latency, ms, with its 95 % interval")
     axes.set_ylabel(f"predicted after {NUM_FITTED} other networks, ms")

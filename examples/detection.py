@@ -46,7 +46,9 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         maps = self.features(images)  # each (B, C, H / stride, W / stride)
-        pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(index), one) for index, one in enumerate(maps)))
+        pyramid: OrderedDict[str, Tensor] = self.fpn(
+            OrderedDict((str(index), feature_map) for index, feature_map in enumerate(maps))
+        )
         return pyramid
 
 

@@ -39,7 +39,7 @@ def test_search_commands_compose(line: str) -> None:
 
 
 def settings() -> list[str]:
-    """Of the table of one's own search."""
+    """The settings in the table of README."""
     table = README.partition("## Your own search")[2].partition("```")[0]
     return [code for code in re.findall(r"`([^`]+)`", table) if "=" in code]
 
@@ -55,7 +55,7 @@ def test_setting_of_the_table_composes(code: str) -> None:
 def test_page_is_finished_and_what_it_links_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert [one for one in linked if not (page.parent / one).exists()] == []
+    assert [link for link in linked if not (page.parent / link).exists()] == []
     assert "TODO" not in text
 
 

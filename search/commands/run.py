@@ -206,7 +206,7 @@ def save_samples(folder: Path, targets: Mapping[str, Target], number: int, resul
 
 def samples(latency: Latency, device: Mapping[str, Any]) -> dict[str, Any]:
     """A measurement as plain data, raw times included."""
-    return {**latency.summary(), "device": dict(device), "rounds": [asdict(one) for one in latency.rounds]}
+    return {**latency.summary(), "device": dict(device), "rounds": [asdict(timing) for timing in latency.rounds]}
 
 
 def save_config(folder: Path, cfg: DictConfig) -> None:

@@ -158,7 +158,7 @@ class WorkerEngine:
                 worker.make = make_evaluator
 
     def close(self) -> None:
-        """End all workers, even if Ctrl-C comes while one of them ends; trainings, which may be under way, first."""
+        """End all workers, even if Ctrl-C comes while one of them ends; trainings, which may be running, first."""
         with contextlib.ExitStack() as closing:
             for worker in self.workers:
                 closing.callback(worker.close)

@@ -66,7 +66,7 @@ def existing_folder(name: object) -> Path:
 
 
 def directions(num_objectives: int) -> list[StudyDirection]:
-    """Of a study's objectives: accuracy, then latency on each target that is an objective."""
+    """Directions of a study's objectives: accuracy, then latency on each target that is an objective."""
     return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * num_objectives]
 
 

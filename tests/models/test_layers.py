@@ -19,14 +19,14 @@ from models.litv2 import ConvFFN
 
 def assert_alike(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> None:
     """Outputs, and gradients to the input and to every parameter."""
-    found = []
+    results = []
     for function in (ours, theirs):
         module.zero_grad()
         inputs = x.clone().requires_grad_()
         out = function(inputs)
         (out * torch.linspace(-1, 1, out.shape[-1])).sum().backward()
-        found.append([out, inputs.grad, *(p.grad for p in module.parameters())])
-    for mine, expected in zip(*found, strict=True):
+        results.append([out, inputs.grad, *(p.grad for p in module.parameters())])
+    for mine, expected in zip(*results, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
 
 

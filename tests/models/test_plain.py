@@ -52,13 +52,13 @@ def test_large_map_in_chunks() -> None:
 
 def assert_alike(ours: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
     """Outputs, and gradients to the input and to every parameter; none where plain's is zero by construction."""
-    found = []
+    results = []
     for module in (ours.double(), plain.double()):
         inputs = x.double().requires_grad_()
         out = module(inputs)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-        found.append((out, inputs.grad, dict(module.named_parameters())))
-    (out, grad, parameters), (expected_out, expected_grad, expected) = found
+        results.append((out, inputs.grad, dict(module.named_parameters())))
+    (out, grad, parameters), (expected_out, expected_grad, expected) = results
     torch.testing.assert_close(out, expected_out)
     torch.testing.assert_close(grad, expected_grad)
     assert parameters.keys() == expected.keys()

@@ -66,7 +66,7 @@ def test_front_is_saved_in_every_form(folder: Path) -> None:
     assert (out / "pareto.png").stat().st_size > 10_000
     assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["study"]["name"] == "first"
     samples = json.loads((out / "latency" / "trial-00000.json").read_text(encoding="utf-8"))[FIRST]
-    assert sum(len(one["candidate_ms"]) for one in samples["rounds"]) == samples["repetitions"] > 1
+    assert sum(len(timing["candidate_ms"]) for timing in samples["rounds"]) == samples["repetitions"] > 1
     assert samples["device"]["num_threads"] == 1
 
 

@@ -109,7 +109,7 @@ def test_trainings_run_together_and_never_beside_a_measurement(
     measurements = [measure(wide_engine, 40) for _ in range(2)]
     runner.run(together(*(train(wide_engine, 40, seed) for seed in range(4)), *measurements))
     new = [stretch for stretch in stretches(folder) if stretch not in before]
-    pairs = [(one, other) for one, other in combinations(new, 2) if one.overlaps(other)]
+    pairs = [(first, other) for first, other in combinations(new, 2) if first.overlaps(other)]
     assert len(new) == 6
     assert pairs
     assert {stretch.role for pair in pairs for stretch in pair} == {TRAINING}
@@ -124,8 +124,8 @@ def test_target_elsewhere_is_measured_meanwhile(
     runner.run(together(*(train(wide_engine, 8, seed) for seed in range(2)), measure(wide_engine, 8, "second")))
     before = set(stretches(folder))
     runner.run(together(train(wide_engine, 40), measure(wide_engine, 40, "second")))
-    one, other = (stretch for stretch in stretches(folder) if stretch not in before)
-    assert one.overlaps(other)
+    first, other = (stretch for stretch in stretches(folder) if stretch not in before)
+    assert first.overlaps(other)
 
 
 @needs_two_cores
@@ -232,8 +232,8 @@ def test_machine_measures_alone_and_nothing_overtakes_what_waits_for_it() -> Non
             await asyncio.sleep(0.001)  # results come from other threads
 
     async def run() -> list[list[Any]]:
-        work = [train(engine, 8, 0), train(engine, 8, 1), measure(engine, 8), train(engine, 8, 2)]
-        tasks = [asyncio.create_task(coroutine) for coroutine in work]
+        coroutines = [train(engine, 8, 0), train(engine, 8, 1), measure(engine, 8), train(engine, 8, 2)]
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         orders = []
         while True:
             await settle()

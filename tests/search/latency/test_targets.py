@@ -55,8 +55,8 @@ CONVERTED = [
 
 @pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> PairedTarget:
-    made: PairedTarget = request.param(**SETTINGS)
-    return made
+    target: PairedTarget = request.param(**SETTINGS)
+    return target
 
 
 def with_live_offsets(architecture: Architecture) -> nn.Module:
