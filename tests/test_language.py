@@ -10,14 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RETIRED = {
-    "judge", "judged", "judgement", "underway", "work", "job", "lane", "lanes", "place", "places", "sites", "held", "budgeted",
-    "patience", "patiently", "unheld", "said", "found", "one", "own", "made", "lab", "fidelity", "kept", "board",
+    "judge", "judged", "judgement", "underway", "work", "job", "lane", "lanes", "place", "places", "sites", "held",
+    "budgeted", "patience", "patiently", "unheld", "said", "found", "one", "own", "made", "lab", "fidelity", "kept", "board",
     "insight", "quick",
 }  # fmt: skip
 RETIRED_CLASSES = {"Outcome", "Finished", "Step", "Work", "Job", "Lane", "Hold", "Judged", "Fidelity", "Board"}
 PHRASES = [
     "mend that", "must bear it", "Never more are begun", "the median bears them", "Hears of", "what trains them is other",
-    "is no folder", "is no rule", "repeat the command", "would rather have a layer in one piece",
+    "} is no folder", "} is no rule", "repeat the command", "would rather have a layer in one piece",
 ]  # fmt: skip
 
 
