@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from examples.detection import Backbone, detector, train
+from examples.detection import Backbone, build_detector, train
 from models.architecture import Architecture
 from models.litv2 import build
 
@@ -38,7 +38,7 @@ def test_backbone_computes_what_the_trained_network_does(tmp_path: Path, archite
 
 def test_every_parameter_of_the_detector_gets_a_gradient(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    model = detector(architecture, None, num_classes=2, img_size=96)
+    model = build_detector(architecture, None, num_classes=2, img_size=96)
     (loss,) = train(model, steps=1, batch_size=4, img_size=96)
     without = [name for name, tensor in model.named_parameters() if tensor.grad is None]
     assert without == []
