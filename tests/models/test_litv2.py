@@ -65,6 +65,14 @@ def test_variant_takes_overrides() -> None:
     assert model.architecture.stages[2].lo_heads == 6
 
 
+def test_projections_may_have_no_biases() -> None:
+    with_biases, without = (
+        {name for name, _ in timm.create_model("litv2_s", qkv_bias=bias).named_parameters()} for bias in (True, False)
+    )
+    assert without < with_biases
+    assert {name.split("attn.")[1] for name in with_biases - without} == {"h_qkv.bias", "l_q.bias", "l_kv.bias"}
+
+
 def test_generic_variant_takes_an_architecture(architecture: Architecture) -> None:
     for given in (architecture, architecture.to_dict()):
         model = timm.create_model("litv2", architecture=given, num_classes=3)

@@ -50,24 +50,15 @@ def test_large_map_in_chunks() -> None:
         torch.testing.assert_close(ours(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
-<<<<<<< HEAD
-def assert_alike(ours: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
-    """Outputs, and gradients to the input and to every parameter; none where plain's is zero by construction."""
-=======
 def assert_same_gradients(ours: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
     """Assert equal outputs and gradients in float64; for a parameter without gradient the plain gradient has to be zero."""
->>>>>>> h-models
     results = []
     for module in (ours.double(), plain.double()):
         inputs = x.double().requires_grad_()
         out = module(inputs)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         results.append((out, inputs.grad, dict(module.named_parameters())))
-<<<<<<< HEAD
-    (out, grad, parameters), (expected_out, expected_grad, expected) = results
-=======
     (out, grad, parameters), (expected_out, expected_grad, expected_parameters) = results
->>>>>>> h-models
     torch.testing.assert_close(out, expected_out)
     torch.testing.assert_close(grad, expected_grad)
     assert parameters.keys() == expected_parameters.keys()
