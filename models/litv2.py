@@ -22,9 +22,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from models.architecture import Architecture, StageSpec, count_hidden
-from models.depthwise import DepthwiseConv, depthwise_conv
+from models.depthwise import DepthwiseConv
 from models.hilo import HiLo
-from models.kernels import Linear, linear, num_chunks, runs_eagerly_on_cpu
+from models.kernels import Linear
 from models.layers import DeformConv, ImagePatchConv, PatchConv
 
 LAYER_NORM_EPS = 1e-5  # the official code keeps torch's default
@@ -40,7 +40,6 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim
         self.fc1 = Linear(dim, hidden_dim)
         self.dwconv = nn.Sequential(OrderedDict(dwconv=DepthwiseConv(hidden_dim)))  # mlp.dwconv.dwconv in checkpoints
         self.act = nn.GELU()
@@ -48,24 +47,7 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        chunks = num_chunks(x.shape[:3].numel() * self.hidden_dim) if runs_eagerly_on_cpu(x) else 1
-        conv = self.dwconv[0]
-        if chunks > 1 and type(self.fc1) is type(self.fc2) is Linear and type(conv) is DepthwiseConv:  # as they were built
-            return self._in_chunks(x, conv, chunks)
-        return self.fc2(self.act(self.dwconv(self.fc1(x))))  # type: ignore[no-any-return]
-
-    def _in_chunks(self, x: Tensor, conv: DepthwiseConv, chunks: int) -> Tensor:
-        """The same, some hidden channels at a time: what lies between the layers stays in the cache.
-
-        1.5 times as fast on a map of 56x56x96, where memory for all hidden channels is asked of the system every time.
-        """
-        parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
-        out: Tensor | None = None
-        for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(chunks) for part in parts), strict=True):
-            hidden = self.act(depthwise_conv(linear(x, weight1, bias1), weight, bias))
-            share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
-            out = share if out is None else out.add_(share)
-        return cast(Tensor, out)
+        return cast(Tensor, self.fc2(self.act(self.dwconv(self.fc1(x)))))
 
 
 class Block(nn.Module):

@@ -229,6 +229,18 @@ def test_exports_with_torch_export() -> None:
     torch.testing.assert_close(exported(x), model(x))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "downsample"), [(64, "conv"), (128, "dtm")])
+def test_exports_for_any_batch(size: int, downsample: str) -> None:
+    """No layer depends on the number of images, so an exporter does not specialise to that of its example."""
+    model = small(window_sizes=(4, 2, 2, 1), alphas=(0.0, 0.5, 0.75, 1.0), downsample=downsample).eval()
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(model, (torch.randn(2, 3, size, size),), dynamic_shapes=shapes).module()
+    for num_images in (1, 3, 17):
+        x = torch.randn(num_images, 3, size, size)
+        torch.testing.assert_close(exported(x), model(x))
+
+
 def test_stage_without_attention_has_no_attention_parameters() -> None:
     names = [name for name, _ in build(Architecture(8, (StageSpec(1),) * 4)).named_parameters()]
     assert not any("attn" in name or "norm1" in name for name in names)
