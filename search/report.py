@@ -1,4 +1,4 @@
-"""`python -m search.report study.name=NAME`: what a study found, as one page and as Markdown."""
+"""`python -m search.report study.name=NAME`: the report of a study, as one page and as Markdown."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def evaluate_network(
 
 def measure_effects(space: Space, scores: AccuracyCache, cfg: DictConfig, console: Console) -> list[Effect]:
     """Score pairs of networks that differ in one dimension, for each dimension in turn, until the time is up."""
-    dimensions = space.dimensions()
+    dimensions = space.searched_dimensions()
     gains: dict[str, list[float]] = {dimension: [] for dimension in dimensions}
     start, limit = time.monotonic(), 60 * cfg.check.effects_minutes
     turns = ((dimension, number) for number in itertools.count() for dimension in dimensions)

@@ -84,7 +84,7 @@ def find_cases(cfg: DictConfig, study: optuna.Study) -> list[Case]:
         raise UserError("search.confirm takes studies with one latency target; this one has latency.devices")
     trials = finished_trials(study)
     if not trials:
-        raise UserError(f"study {study.study_name} has no finished trial yet; search on")
+        raise UserError(f"study {study.study_name} has no finished trial yet; continue the search first")
     refuse_changes(study, study.user_attrs["settings"], study_settings(cfg), REMEDY)
     cases = uncertain_cases(trials, cfg.confirm.min_probability, cfg.confirm.max_probability)
     log.info("%d of %d networks may or may not be on the front", len(cases), len(latest_of_each(trials)))

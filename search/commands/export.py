@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     members = export_front(study, folder)
     if not members:
         raise UserError(
-            f"study {cfg.study.name} has no network yet that has an accuracy and is within its budget; search on"
+            f"study {cfg.study.name} has no network with an accuracy within its budget yet; continue the search first"
         )
     trials, console = finished_trials(study), make_console()
     picked = pick(members, str(cfg.pick))

@@ -37,7 +37,7 @@ def write(cfg: DictConfig, folder: Path, refresh: bool) -> None:
     """Write both files, each whole or not at all. Raises: UserError if there is nothing to report yet."""
     study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
     if not finished_trials(study):
-        raise UserError(f"study {cfg.study.name} has no finished trial yet; search on")
+        raise UserError(f"study {cfg.study.name} has no finished trial yet; continue the search first")
     parts = sections(StudyData(study, folder))
     title = f"Study {study.study_name}"
     texts = {

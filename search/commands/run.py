@@ -82,7 +82,7 @@ def main(cfg: DictConfig) -> None:
         save_config(folder, cfg)
         num_finished = len(finished_trials(study))
         if num_finished < cfg.study.n_trials:
-            retry = RetryPolicy(cfg.storage.patience_seconds, lock)
+            retry = RetryPolicy(cfg.storage.retry_seconds, lock)
             asyncio.run(search(cfg, study, space, folder, console, retry))
         else:
             log.info("study %s is complete: %d of %d trials are finished", folder.name, num_finished, cfg.study.n_trials)
@@ -160,8 +160,8 @@ async def prepare_training(
         return
     if changed := differences(evaluator.fingerprint(), training):
         raise UserError(
-            f"shared weights are stored here, and the workers train in another way: {changed}; "
-            "search from a machine like those that train, or with accuracy=scratch"
+            f"accuracy=supernet needs the same training here and on the workers, but they differ: {changed}; "
+            "start the search on a machine like the workers, or with accuracy=scratch"
         )
     packed = evaluator.pack(seed)
     if packed is None:
@@ -185,7 +185,7 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     lines = [
         f"saved in {pareto}, with all trials in {pareto}.csv and {pareto}.png",
         f"look at it:  python -m search.dashboard study.name={folder.name}",
-        f"search on:   the same command with study.n_trials above {cfg.study.n_trials}",
+        f"continue:    the same command with study.n_trials above {cfg.study.n_trials}",
     ]
     if members:
         console.print(front_table(f"Front of {len(trials)} finished trials", trials))

@@ -14,7 +14,7 @@ from search.latency.target import EXECUTION_KEYS as LATENCY_EXECUTION_KEYS
 from search.study.storage import has_password
 from search.training.data import EXECUTION_KEYS as DATA_EXECUTION_KEYS
 
-REMEDY = "restore that, or choose another study.name"
+REMEDY = "restore these settings, or choose another study.name"
 SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
 """The groups that a study's results depend on."""
 EXECUTION_KEYS = {"data": DATA_EXECUTION_KEYS, "accuracy": ACCURACY_EXECUTION_KEYS, "latency": LATENCY_EXECUTION_KEYS}
@@ -47,7 +47,7 @@ def check_study(cfg: DictConfig) -> None:
     check_int("study.n_trials", cfg.study.n_trials, 1)
     check_int("study.max_consecutive_failures", cfg.study.max_consecutive_failures, 1)
     check_int("study.seed", cfg.study.seed, 0, 2**32 - 1)
-    check_number("storage.patience_seconds", cfg.storage.patience_seconds, 0)
+    check_number("storage.retry_seconds", cfg.storage.retry_seconds, 0)
     if cfg.engine.get("address") is not None and has_password(str(cfg.storage.url)):
         raise ValueError(
             "storage.url contains a password, and Ray shows the command to all who see its jobs; keep it in ~/.pgpass"

@@ -100,7 +100,7 @@ async def prepare_targets(cfg: DictConfig, study: optuna.Study, engine: Engine, 
     except (UserError, SearchStopped, SQLAlchemyError, optuna.exceptions.OptunaError):
         raise
     except Exception as error:
-        raise SearchStopped(f"nothing can be measured here: {one_line(error)}") from error
+        raise SearchStopped(f"latency cannot be measured: {one_line(error)}; repair it and start again") from error
     targets = targets_of(study)
     before = {name: target.device for name, target in targets.items()}
     refuse_changes(study, before, devices, "measure on that device, or choose another study.name")

@@ -118,7 +118,7 @@ def result_file(architecture: Path) -> Path:
 def warn_of_other_data(network: Network, data: str) -> None:
     """Warn if a network is trained on another dataset than it was searched on."""
     if network.search_data not in (None, data):
-        log.warning("this network was searched on %s and is trained on %s", network.search_data, data)
+        log.warning("this network was searched on %s but is trained on %s; check data=", network.search_data, data)
 
 
 def make_setup(cfg: DictConfig, architecture: Architecture) -> Setup:

@@ -1,4 +1,4 @@
-"""The role of an engine, and the errors that it adds to those of the work itself.
+"""The role of an engine, and the errors that it adds to those of its tasks.
 
 An engine measures and trains somewhere, several things at a time where it can. Whoever needs a result awaits it.
 """

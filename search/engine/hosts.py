@@ -1,4 +1,4 @@
-"""Which work may run beside which on a host."""
+"""Locks that decide which tasks may run at the same time on a host."""
 
 from __future__ import annotations
 

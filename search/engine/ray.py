@@ -73,7 +73,7 @@ class RayEngine(WorkerEngine):
             room = trainings_at_a_time(nodes, **needs)
             parallel = num_parallel or room
             if parallel > room:
-                raise ValueError(f"engine.num_parallel={parallel}: the Ray cluster has room for {room} trainings")
+                raise ValueError(f"engine.num_parallel={parallel}: the Ray cluster has room for {room} trainings; lower it")
             super().__init__(num_parallel=parallel, **settings)
             evaluator = ray.put(make_evaluator)
             self.workers = [
@@ -109,7 +109,7 @@ def cpus_of_a_training(num_threads: int | None, num_cpus: float | None) -> float
         return num_threads
     check_number("engine.num_cpus", num_cpus, 1e-3)
     if num_threads > num_cpus:
-        raise ValueError(f"accuracy.num_threads={num_threads} is more than engine.num_cpus={num_cpus:g}; raise that")
+        raise ValueError(f"accuracy.num_threads={num_threads} is more than engine.num_cpus={num_cpus:g}; raise the latter")
     return num_cpus
 
 
@@ -144,7 +144,7 @@ def connected(address: str | None, resources: list[str]) -> Any:
     except Exception as error:  # whatever Ray raises: it has no base class for this
         where = f"engine.address={address}" if address else "Ray on this machine"
         raise ValueError(
-            f"{where} is not reached ({one_line(error)}); check that it runs and that its token is here"
+            f"{where} is not reached ({one_line(error)}); check that it runs and that ~/.ray/auth_token is its token"
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray's own would end the search without closing running trials
@@ -182,7 +182,7 @@ def check_resources(nodes: Sequence[Mapping[str, float]], targets: list[str], nu
             )
     if trainings_at_a_time(nodes, num_cpus, num_gpus) == 0:
         raise ValueError(
-            f"no node of the Ray cluster has both engine.num_cpus={num_cpus:g} and engine.num_gpus={num_gpus:g}"
+            f"no node of the Ray cluster has both engine.num_cpus={num_cpus:g} and engine.num_gpus={num_gpus:g}; lower one"
         )
 
 

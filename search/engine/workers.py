@@ -1,8 +1,8 @@
 """An engine of workers: who does which task, what may run beside what, time limits and retries.
 
 Each worker is a process with one resource, a latency target or an accuracy evaluator, and does one task at a time; so a
-target is never measured twice at a time. Engines differ in where their workers are (local.py, ray.py); all else is common
-and stands here.
+target is never measured twice at a time. Engines differ in where their workers are (local.py, ray.py); everything else is
+here.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ class WorkerEngine:
     def _log_retry(self, state: RetryCallState) -> None:
         assert state.outcome is not None
         reason, attempt = state.outcome.exception(), state.attempt_number
-        log.warning("%s; it was replaced, and its work is retried (%d of %d)", reason, attempt, self.max_retries)
+        log.warning("%s; it was replaced, and its task is retried (%d of %d)", reason, attempt, self.max_retries)
 
 
 def _submit(worker: Worker, task: Task) -> Future[Any]:
@@ -304,7 +304,7 @@ def _checked(resource: Resource, progress: Progress, task: Task, role: str, expe
     Raises: WorkerChanged naming what differs.
     """
     if changed := differences(expected, resource.fingerprint()):
-        raise WorkerChanged(f"the worker for {role} is not the same as before: {changed}; restore that and run again")
+        raise WorkerChanged(f"the worker for {role} differs from the one before: {changed}; restore it and start again")
     return task(resource, progress)
 
 

@@ -1,14 +1,15 @@
 """Predicted latency: a sum of costs over blocks, fitted to the networks that a study has measured.
 
-Each block costs something for being there, for each kind of attention it has, and for the work it does at its stage's
-width and map: what multiplies the costs is declared with the dimensions of the space. A prediction shows how regular the
-device is, and spares the search measuring networks that surely exceed a limit, or that are probably slower than one of no
-lower accuracy. Predicted latencies never put a network on a front.
+Each block has a constant cost, a cost for each kind of attention it contains, and costs for the work it does at its
+stage's width and map: what multiplies the costs is declared with the dimensions of the space. A prediction shows how
+regular the device is, and spares the search measuring networks that surely exceed a limit, or that are probably slower
+than one of no lower accuracy. Predicted latencies never put a network on a front.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -20,7 +21,7 @@ from models.architecture import NUM_STAGES, Architecture, StageSpec
 from search.latency.base import Latency
 from search.latency.protocol import student
 from search.space import dimensions
-from search.space.dimensions import Costs, Dimension
+from search.space.dimensions import Dimension, Spec
 
 MIN_NETWORKS = 8  # measured before anything is predicted
 MIN_ERRORS = 8  # predictions compared with measurements before one may rule a network out
@@ -113,12 +114,8 @@ class BlockModel:
 @lru_cache(maxsize=CACHED)
 def features(architecture: Architecture, img_size: int) -> Vector:
     """What the costs multiply: counts of blocks and of their work, summed over the network, (features,)."""
-    total = np.zeros(len(columns()))
-    total[0] = 1.0
-    for dimension in dimensions.NETWORK_DIMENSIONS:
-        if dimension.costs is not None:
-            _add(total, dimension.costs(architecture, architecture.embed_dim, img_size))
-    return total + sum(features_by_stage(architecture, img_size))
+    network = _summed(dimensions.NETWORK_DIMENSIONS, architecture, architecture.embed_dim, img_size)
+    return _vector({"network": 1.0, **network}) + sum(features_by_stage(architecture, img_size))
 
 
 def features_by_stage(architecture: Architecture, img_size: int) -> list[Vector]:
@@ -126,11 +123,7 @@ def features_by_stage(architecture: Architecture, img_size: int) -> list[Vector]
     stages = []
     for index, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True)):
         side = max(1, img_size // architecture.patch_size // 2**index)
-        block = np.zeros(len(columns()))
-        for dimension in dimensions.STAGE_DIMENSIONS:
-            if dimension.costs is not None:
-                _add(block, dimension.costs(stage, dim, side))
-        features = stage.depth * block
+        features = stage.depth * _vector(_summed(dimensions.STAGE_DIMENSIONS, stage, dim, side))
         if index:
             features[1] += side**2 * dim * (dim // 2) * 4  # patch merging: a 2x2 convolution
         stages.append(features)
@@ -153,9 +146,18 @@ def _columns(
     return ("network", "patch merging", *dict.fromkeys(names))
 
 
-def _add(total: Vector, costs: Costs) -> None:
-    for name, amount in costs.items():
-        total[columns().index(name)] += amount
+def _summed(declared: Sequence[Dimension[Spec]], spec: Spec, dim: int, side: int) -> dict[str, float]:
+    """What the dimensions of a stage or network add to each cost, by its name."""
+    total: dict[str, float] = {}
+    for dimension in declared:
+        if dimension.costs is not None:
+            for name, amount in dimension.costs(spec, dim, side).items():
+                total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def _vector(amounts: Mapping[str, float]) -> Vector:
+    return np.array([amounts.get(name, 0.0) for name in columns()])
 
 
 def fit(inputs: Vector, latencies_ms: Vector) -> Vector:

@@ -1,6 +1,6 @@
 """This machine: the processor's name, its load, and the cores that this process may use.
 
-Everything works on Linux; other systems report less, and where nothing can be read or set these functions do without.
+Everything works on Linux; other systems report less, and what cannot be read or set there is left out.
 """
 
 from __future__ import annotations

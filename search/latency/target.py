@@ -125,7 +125,7 @@ class PairedTarget:
     def __post_init__(self) -> None:
         dtype, runtime = self.settings.dtype, self.runtime
         if dtype not in runtime.dtypes:
-            raise ValueError(f"latency.dtype={dtype} is not among {', '.join(runtime.dtypes)}, which {runtime.name} runs")
+            raise ValueError(f"latency.dtype={dtype} does not run with {runtime.name}; take {', '.join(runtime.dtypes)}")
         for package in runtime.packages:
             require(package, runtime.name, runtime.extra)
 

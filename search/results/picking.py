@@ -53,7 +53,7 @@ def _most_accurate(members: Sequence[TrialRecord], rule: str, target: str, limit
     within = [member for member, latency_ms in zip(members, latencies, strict=True) if latency_ms <= limit_ms]
     if not within:
         raise UserError(
-            f"pick={rule}: the fastest network of the front takes {min(latencies):.3g} ms; raise the limit or search on"
+            f"pick={rule}: the fastest network of the front takes {min(latencies):.3g} ms; raise it or continue the search"
         )
     return max(within, key=lambda member: member.accuracy)
 
@@ -64,7 +64,7 @@ def _fastest(members: Sequence[TrialRecord], rule: str, limit: float) -> TrialRe
     if not reaching:
         best = max(member.accuracy for member in members)
         raise UserError(
-            f"pick={rule}: the most accurate network of the front reaches {best:.4f}; lower the limit or search on"
+            f"pick={rule}: the most accurate network of the front reaches {best:.4f}; lower the limit or continue the search"
         )
     return reaching[0]
 

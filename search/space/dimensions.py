@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec, count_hidden
@@ -32,7 +33,7 @@ def _accept(name: str, choice: Value) -> None:
     """Leave the check to `Architecture`, which refuses what cannot be built."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a declaration is only equal to itself
 class Dimension(Generic[Spec]):
     """One choice of a search: of a stage (a field of `StageSpec`) or of the whole network (a field of `Architecture`).
 
@@ -245,10 +246,11 @@ NETWORK_DIMENSIONS: tuple[Dimension[Architecture], ...] = (
 )
 
 
-def in_order_of_asking(dimensions: Sequence[Dimension[Spec]]) -> list[Dimension[Spec]]:
+@lru_cache
+def in_order_of_asking(dimensions: tuple[Dimension[Any], ...]) -> tuple[Dimension[Any], ...]:
     """Those that others depend on come first."""
     needed = {dimension.depends_on for dimension in dimensions}
-    return sorted(dimensions, key=lambda dimension: dimension.name not in needed)
+    return tuple(sorted(dimensions, key=lambda dimension: dimension.name not in needed))
 
 
 def describe(architecture: Architecture) -> str:

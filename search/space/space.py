@@ -23,10 +23,10 @@ from search.space.dimensions import Dimension, Value, in_order_of_asking
 Parameters = dict[str, Value]
 Choices = Mapping[str, tuple[Any, ...]]
 Size = Literal["any", "largest", "smallest"]
-PATTERN = "LITv2 pattern"  # origin of the trials that evaluate it
+PATTERN = "LITv2 pattern"  # origin of trials with the depths, windows, alphas and MLP ratios of the published LITv2-S
 
 
-class Asks(Protocol):
+class TrialLike(Protocol):
     """The part of `optuna.Trial` that a space needs."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
@@ -63,7 +63,7 @@ class Space:
         except ValueError as error:
             raise UserError(f"space: {error}") from error
 
-    def suggest(self, trial: Asks) -> Architecture:
+    def suggest(self, trial: TrialLike) -> Architecture:
         """The architecture that a trial's parameters stand for, in canonical form.
 
         Args:
@@ -82,15 +82,15 @@ class Space:
 
     def num_architectures(self) -> int:
         """Number of different networks."""
-        widths = math.prod(map(len, self.network.values()))
-        return widths * math.prod(len(distinct_stages(stage)) for stage in self.stages)
+        of_network = math.prod(map(len, self.network.values()))
+        return of_network * math.prod(len(distinct_stages(stage)) for stage in self.stages)
 
     def baselines(self) -> dict[str, Parameters]:
         """Networks to evaluate first, by name: the LITv2 pattern at every width, as close as possible, and the extremes."""
         patterns = {f"{PATTERN}, width {width}": self._pattern(width) for width in self.network["embed_dim"]}
         named = {**patterns, "smallest": self._extreme("smallest"), "largest": self._extreme("largest")}
-        first = {self.architecture(parameters).key: name for name, parameters in reversed(named.items())}
-        return {name: named[name] for name in named if name in first.values()}
+        first_name = {self.architecture(parameters).key: name for name, parameters in reversed(named.items())}
+        return {name: named[name] for name in named if name in first_name.values()}
 
     def anchor(self) -> Architecture:
         """The network that latencies are measured against: the LITv2 pattern at the middle width."""
@@ -110,7 +110,7 @@ class Space:
         """
         return self.suggest(_Drawn(seed, size))
 
-    def dimensions(self) -> dict[str, tuple[Value, ...]]:
+    def searched_dimensions(self) -> dict[str, tuple[Value, ...]]:
         """Every parameter that has several choices, with them, where some choice of the others makes it matter."""
         choices_of: dict[str, tuple[Value, ...]] = dict(self.network)
         for number, choices in enumerate(self.stages, start=1):
@@ -123,11 +123,11 @@ class Space:
         """Two random architectures that differ in one dimension alone: its lowest and its highest value.
 
         Args:
-            name: one of `dimensions()`.
+            name: one of `searched_dimensions()`.
             seed: non-negative integers.
         """
-        fixed = self._activated(name, seed)
-        lowest, *_, highest = self.dimensions()[name]
+        fixed = self._activating_parameters(name, seed)
+        lowest, *_, highest = self.searched_dimensions()[name]
         low, high = (self.suggest(_Drawn(seed, fixed={**fixed, name: value})) for value in (lowest, highest))
         return low, high
 
@@ -141,7 +141,7 @@ class Space:
         return bred.asked
 
     def covering(self) -> Iterator[Architecture]:
-        """Architectures in which each stage takes each of its values at each width, while the others are at their first."""
+        """Architectures in which each stage takes each of its values at each width, the others their smallest window."""
         first = [min(distinct_stages(stage), key=lambda spec: spec.window_size) for stage in self.stages]
         for values in itertools.product(*self.network.values()):
             network = dict(zip(self.network, values, strict=True))
@@ -152,8 +152,8 @@ class Space:
     def _architecture(self, network: Mapping[str, Any], stages: tuple[StageSpec, ...]) -> Architecture:
         return Architecture(**{"patch_size": self.patch_size, "downsample": self.downsample, **network}, stages=stages)
 
-    def _activated(self, name: str, seed: Sequence[int]) -> Parameters:
-        """A random value of what a stage's dimension depends on that makes it matter, as parameters."""
+    def _activating_parameters(self, name: str, seed: Sequence[int]) -> Parameters:
+        """A random choice of the dimension that this one depends on, which activates it; {} if there is none."""
         stage, _, kind = name.rpartition(".")
         if not stage:
             return {}
@@ -209,7 +209,7 @@ def distinct_stages(choices: Choices) -> set[StageSpec]:
 
 
 def activating_choices(dimension: Dimension[Any], choices: Choices) -> list[Value]:
-    """Choices of the dimension that this one depends on which make it matter; any single one if it depends on none."""
+    """Choices, of the dimension that this one depends on, that activate it; [0], not empty, if it depends on none."""
     if dimension.depends_on is None:
         return [0]
     return [value for value in choices[dimension.depends_on] if dimension.is_active({dimension.depends_on: value})]
@@ -274,7 +274,7 @@ class _Bred:
         return self.asked[name]
 
 
-def _suggest(trial: Asks, prefix: str, declared: Sequence[Dimension[Any]], choices: Choices) -> dict[str, Any]:
+def _suggest(trial: TrialLike, prefix: str, declared: tuple[Dimension[Any], ...], choices: Choices) -> dict[str, Any]:
     """A stage's or the network's values, by dimension."""
     values: dict[str, Any] = {}
     for dimension in in_order_of_asking(declared):
@@ -286,14 +286,14 @@ def _suggest(trial: Asks, prefix: str, declared: Sequence[Dimension[Any]], choic
     return values
 
 
-def _ask(trial: Asks, name: str, choices: Sequence[Value], is_ordered: bool) -> Value:
+def _ask(trial: TrialLike, name: str, choices: Sequence[Value], is_ordered: bool) -> Value:
     """A single choice is not asked. Evenly spaced whole numbers keep their order for the sampler if they have one."""
     if len(choices) == 1:
         return choices[0]
-    steps = {b - a for a, b in itertools.pairwise(choices)}
-    are_ints = all(isinstance(choice, int) and not isinstance(choice, bool) for choice in choices)
-    if is_ordered and are_ints and len(steps) == 1 and choices[1] > choices[0]:
-        return trial.suggest_int(name, int(choices[0]), int(choices[-1]), step=int(choices[1] - choices[0]))
+    if is_ordered and all(type(choice) is int for choice in choices):
+        steps = {b - a for a, b in itertools.pairwise(choices)}
+        if len(steps) == 1:
+            return trial.suggest_int(name, int(choices[0]), int(choices[-1]), step=int(steps.pop()))
     answer: Value = trial.suggest_categorical(name, list(choices))
     return answer
 

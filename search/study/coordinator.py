@@ -27,8 +27,8 @@ from search.study.writer import StudyWriter
 
 log = logging.getLogger(__name__)
 
-MAX_SKIPS = 50  # in a row: then one is measured, or a wrong block model could rule out everything forever
-PUBLISH_SHARE = 0.01  # of the time at most goes into plots of a search that is still running
+MAX_UNMEASURED = 50  # trials in a row: the next is measured, or a wrong block model could rule out everything forever
+PUBLISH_SHARE = 0.01  # of the search's time at most is spent on publishing
 POLL_SECONDS = 0.25
 
 
@@ -69,7 +69,7 @@ class RunningTrial:
 
     Attributes:
         predictions: its latencies by the block models, when it began.
-        may_skip: whether these predictions may spare it a measurement.
+        may_skip: whether its measurement may be skipped because of these predictions.
     """
 
     number: int
@@ -82,7 +82,7 @@ class RunningTrial:
 
 @dataclass
 class Coordinator:
-    """Runs trials until enough are finished.
+    """Runs trials until the study has enough finished ones; skipped and failed trials do not count.
 
     Attributes:
         models: the block model of each target.
@@ -104,7 +104,7 @@ class Coordinator:
     max_consecutive_failures: int
     clock: Callable[[], float] = time.monotonic
     _finished: list[TrialRecord] = field(default_factory=list)
-    _known: dict[str, TrialResult] = field(default_factory=dict)  # the latest result of each network, by key
+    _latest_results: dict[str, TrialResult] = field(default_factory=dict)  # of each network, by key
     _front: list[TrialRecord] = field(default_factory=list)
     _running: set[asyncio.Task[None]] = field(default_factory=set)
     _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))  # of each network, by key
@@ -118,10 +118,10 @@ class Coordinator:
     _publish_at: float = 0.0
 
     async def run(self, n_trials: int, timeout_minutes: float | None) -> bool:
-        """Finish the study's first n_trials.
+        """Run trials until n_trials are finished, those of earlier runs included.
 
         Returns:
-            Whether it got there before the time was up.
+            Whether n_trials are finished; False if the time was up before.
 
         Raises:
             SearchStopped: after several failures in a row.
@@ -140,11 +140,20 @@ class Coordinator:
                     await asyncio.wait(self._running, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 self._collect()
                 self._publish_when_due()
-            self.writer.close_strays()
+            self.writer.close_strays()  # trials that a killed run left open
         except BaseException:
             self._stop()
             raise
         return len(self._finished) >= n_trials
+
+    def recover(self) -> None:
+        """Read where the study stands; `run` begins with it."""
+        recovered = self.writer.recover()
+        self._finished = recovered.finished
+        self._num_skipped, self._num_unmeasured = recovered.num_skipped, recovered.num_unmeasured
+        for record in self._finished:
+            self._learn(record)
+        self._front = front(self._finished)
 
     def _has_room(self) -> bool:
         """Whether another trial is wanted, and the engine has a use for it. Never exceed the trial budget."""
@@ -158,7 +167,7 @@ class Coordinator:
             for name, model in self.models.items()
             if (prediction := model.predict(architecture)) is not None
         }
-        may_skip = self._num_unmeasured < MAX_SKIPS
+        may_skip = self._num_unmeasured < MAX_UNMEASURED
         if not may_skip:
             self._num_unmeasured = 0  # this one is measured
         origin = trial.user_attrs.get(ORIGIN, SAMPLED)
@@ -173,7 +182,7 @@ class Coordinator:
                 result = await self._evaluate(trial)
                 costs = self.cost(trial.architecture)
             except Exception as error:
-                if isinstance(error, SearchStopped) and not isinstance(error, EngineFailure):
+                if isinstance(error, SearchStopped) and not isinstance(error, EngineFailure):  # which fails this trial only
                     raise
                 log.debug("trial %d failed", trial.number, exc_info=True)
                 self._fail(trial, one_line(error))
@@ -185,7 +194,7 @@ class Coordinator:
 
     async def _evaluate(self, trial: RunningTrial) -> TrialResult | RuledOut:
         known = Known(
-            self._known.get(trial.architecture.key),
+            self._latest_results.get(trial.architecture.key),
             trial.predictions if trial.may_skip else {},
             [member.result for member in self._front],
         )
@@ -236,7 +245,7 @@ class Coordinator:
             raise SearchStopped(f"stopped after {self._num_failures} failed trials in a row; the last one failed: {reason}")
 
     def _learn(self, record: TrialRecord) -> None:
-        self._known[record.architecture.key] = record.result
+        self._latest_results[record.architecture.key] = record.result
         for name, latency in record.result.latencies.items():
             if latency.measured:
                 self.models[name].observe(record.architecture, latency.latency_ms, record.predicted_ms.get(name))
@@ -250,11 +259,12 @@ class Coordinator:
             self._front = front([*self._front, record])
 
     def _collect(self) -> None:
-        """Forget the trials that ended. Raises: what ended one that neither finished nor failed."""
+        """Forget the trials that ended. Raises: the exception of a task that did not write what became of its trial."""
         ended = {task for task in self._running if task.done()}
         self._running -= ended
-        for task in ended:
-            task.result()
+        for error in [task.exception() for task in ended]:  # all of them: asyncio logs exceptions that nobody has looked at
+            if error is not None:
+                raise error
 
     def _publish_when_due(self) -> None:
         """Show the front if it has changed, but not so often that it would take much of the time."""
@@ -276,15 +286,6 @@ class Coordinator:
             self._num_skipped,
             {name: error for name, error in errors.items() if error is not None},
         )
-
-    def recover(self) -> None:
-        """Read where the study stands."""
-        recovered = self.writer.recover()
-        self._finished = recovered.finished
-        self._num_skipped, self._num_unmeasured = recovered.num_skipped, recovered.num_unmeasured
-        for record in self._finished:
-            self._learn(record)
-        self._front = front(self._finished)
 
     def _stop(self) -> None:
         """Cancel what runs, and close its trials."""

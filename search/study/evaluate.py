@@ -1,11 +1,15 @@
 """How one trial is evaluated: read this first.
 
 The coordinator (coordinator.py) asks Optuna for a trial, whose parameters become an architecture (search/space). Here it
-is evaluated: a network that surely exceeds a limit is ruled out by prediction (known.py); an evaluator that is as quick
-as a measurement scores it first, and what is then probably dominated is not measured; its latency is measured on every
-target, until one exceeds its limit; what keeps all limits gets its accuracy, by training unless the same network was
-trained before. An engine (search/engine) measures and trains, here or elsewhere; the coordinator writes the result to the
-study.
+is evaluated:
+
+1. A network that is predicted to exceed a latency limit is ruled out (known.py).
+2. If the accuracy evaluator (search/accuracy) is no slower than a measurement, the network is scored first; if it is then
+   probably dominated, its latency is not measured.
+3. Latency is measured on each target, until one exceeds its limit.
+4. If all limits are kept, the network is trained, unless it has an accuracy already.
+
+An engine (search/engine) measures and trains, here or elsewhere; the coordinator writes the result to the study.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ class Rules:
     """How candidates are evaluated.
 
     Attributes:
-        seed: of trainings.
+        seed: of every training.
         scores_before_measuring: whether the evaluator takes no longer than a measurement, and so goes first.
     """
 
@@ -55,14 +59,14 @@ async def evaluate(
     if (ruled_out := known.ruled_out(targets)) is not None:
         return ruled_out
 
-    async def train(text: str) -> Accuracy:
+    async def get_accuracy(text: str) -> Accuracy:
         report(text, 0.0)
         return await engine.train(architecture, rules.seed, partial(report, text))
 
     accuracy = known.accuracy
     if accuracy is None and rules.scores_before_measuring:
-        accuracy = await train("scoring")
-        if known.dominates(accuracy, objectives(targets)):
+        accuracy = await get_accuracy("scoring")
+        if known.probably_dominates(accuracy, objectives(targets)):
             predicted = {name: p.latency() for name, p in known.predictions.items() if p.error is not None}
             return _result(predicted, accuracy, targets)
 
@@ -75,7 +79,7 @@ async def evaluate(
             break
 
     if accuracy is None and _is_feasible(latencies, targets):
-        accuracy = await train("training")
+        accuracy = await get_accuracy("training")
     return _result(latencies, accuracy, targets, reused_accuracy=known.accuracy is not None)
 
 

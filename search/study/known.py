@@ -49,8 +49,11 @@ class Known:
                 return RuledOut(name, prediction)
         return None
 
-    def dominates(self, accuracy: Accuracy, objectives: Sequence[str]) -> bool:
-        """Whether a new network is probably slower on all targets than one of the front that is no less accurate."""
+    def probably_dominates(self, accuracy: Accuracy, objectives: Sequence[str]) -> bool:
+        """Whether a network of the front is no less accurate than a new one of this accuracy, and probably faster.
+
+        "Faster" is by the predictions, on every target that is an objective.
+        """
         if self.result is not None or any(name not in self.predictions for name in objectives):
             return False
         rivals = [

@@ -158,7 +158,7 @@ def study_lock(name: str, url: str) -> Iterator[StudyLock]:
         parts = sqlalchemy.make_url(url)
         if parts.get_backend_name() == "sqlite":
             if not parts.database:
-                raise ValueError("a study in memory would be lost")
+                raise ValueError("storage.url={url} names no file: a study in memory would be lost; take sqlite:///FILE")
             lock = SqliteLock(Path(str(parts.database)))
         elif parts.get_backend_name() == "postgresql":
             lock = PostgresqlLock(url, name)

@@ -61,7 +61,7 @@ def existing_folder(name: object) -> Path:
     """The folder of a study on this machine. Raises: UserError if there is none."""
     folder = study_folder(name)
     if not folder.is_dir():
-        raise UserError(f"there is no {folder} here; run a search with study.name={name} first, or change folder")
+        raise UserError(f"there is no {folder} here; run a search with study.name={name} first, or go where it ran")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Trials: what one found (`TrialResult`), with what it is known by (`TrialRecord`), read from and written to Optuna.
+"""Results of trials (`TrialResult`), with their number and network (`TrialRecord`), read from and written to Optuna.
 
 A finished trial is one that is complete or that a latency limit ruled out; an interrupted, failed or skipped one does not
 count.

@@ -1,4 +1,4 @@
-"""The only writer of a study: asks Optuna for trials, and tells it what became of them.
+"""The only writer of a study: asks Optuna for trials and stores their results.
 
 Everything that it does may be retried: an answer of the database that was lost may have been a success.
 """
@@ -209,7 +209,7 @@ class StudyWriter:
             stored = self.study._storage.get_trial(trial._trial_id).state
             if stored != state:
                 raise SearchStopped(
-                    f"trial {trial.number} was closed as {stored.name} by something else; let one search write the study"
+                    f"trial {trial.number} was closed as {stored.name} by another process; let one search use the study"
                 ) from error
 
     def _fail(self, trial_id: int, number: int, reason: str) -> None:

@@ -73,7 +73,7 @@ class SshAccess:
         for key in ("identity_file", "known_hosts"):
             path = getattr(self, key)
             if path is not None and not Path(path).expanduser().is_file():
-                raise ValueError(f"latency.{key}={path} is not a file")
+                raise ValueError(f"latency.{key}={path} is not a file; name one, or null")
 
     def command(self) -> list[str]:
         """Return the command that starts the runner on the device; it reads `bundle` first."""

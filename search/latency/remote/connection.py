@@ -1,4 +1,4 @@
-"""A lasting connection to a device: made when it is first needed, and again when it drops.
+"""A connection to a device, opened when it is first needed and again when it drops.
 
 The retry loop is written out because a library such as tenacity counts from the first attempt, and here an attempt may
 measure for minutes before the connection drops; what counts is how long the device has been away.

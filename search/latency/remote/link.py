@@ -1,7 +1,7 @@
 """One connection to a device: a process of ssh, with the runner (runner.py) at its other end.
 
-A request is a line of JSON, followed by as many bytes as it announces; an answer is a line of JSON behind a mark. All other
-lines are what a login prints, or empty signs of life.
+A request is a line of JSON, followed by as many bytes as it announces; an answer is a line of JSON after a fixed
+prefix. All other lines are what a login prints, or empty lines that show that the runner is alive.
 """
 
 from __future__ import annotations

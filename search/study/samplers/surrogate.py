@@ -1,4 +1,4 @@
-"""An Optuna sampler that models what it samples: of many children of the best networks it proposes the most promising one.
+"""A surrogate-based Optuna sampler: of many children of the best networks it proposes the most promising one.
 
 Children are bred from the networks that the fewest fronts dominate, as NSGA-II breeds them (Deb et al., 2002). What each
 would add to the front's hypervolume is predicted by two models of all trials so far: latency by the block model, accuracy

@@ -74,7 +74,7 @@ from tests.support.commands import TINY, call
             ["storage=postgresql", "storage.url=postgresql://me:secret@127.0.0.1:1/x"],
             "postgresql://***@127.0.0.1:1/x cannot",
         ),
-        (["storage.patience_seconds=-1"], "storage.patience_seconds=-1"),
+        (["storage.retry_seconds=-1"], "storage.retry_seconds=-1"),
         (
             [
                 "engine=ray",

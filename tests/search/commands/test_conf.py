@@ -126,7 +126,7 @@ def test_storage(name: str) -> None:
     given = NEEDED.get(name, [])
     storage = compose(f"storage={name}", "study.name=abc", *given).storage
     assert storage.url == (given[0].partition("=")[2] if given else "sqlite:///outputs/abc/study.db")
-    assert storage.patience_seconds >= 0
+    assert storage.retry_seconds >= 0
 
 
 @pytest.mark.parametrize("name", files("search"))

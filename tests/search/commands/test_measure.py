@@ -65,7 +65,7 @@ def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path)
         (["model=qqqqqq"], "timm.list_models"),
         (["arch=missing.yaml"], "arch=missing.yaml cannot be read"),
         (["model=litv2_s", "latency.input_size=0"], "latency.input_size=0 must be"),
-        (["model=litv2_s", "latency.dtype=int8"], "latency.dtype=int8 is not among float32, bfloat16"),
+        (["model=litv2_s", "latency.dtype=int8"], "latency.dtype=int8 does not run with cpu; take float32, bfloat16"),
         (["model=litv2_s", "output=nowhere/out.json"], "there is no folder nowhere"),
         (["model=litv2_s", "latency=tpu"], "tpu"),
         (["model=litv2_s", "latency.input_size=8"], "litv2_s does not take an input of 3x8x8"),

@@ -30,7 +30,7 @@ def test_as_many_trainings_as_nodes_have_room_for() -> None:
 def test_training_takes_a_cpu_for_each_thread_unless_told_otherwise() -> None:
     assert cpus_of_a_training(2, None) == 2
     assert cpus_of_a_training(2, 3.5) == 3.5
-    with pytest.raises(ValueError, match=r"accuracy.num_threads=2 is more than engine.num_cpus=1; raise that"):
+    with pytest.raises(ValueError, match=r"accuracy.num_threads=2 is more than engine.num_cpus=1; raise the latter"):
         cpus_of_a_training(2, 1.0)
     with pytest.raises(ValueError, match="engine=ray needs accuracy.num_threads"):
         cpus_of_a_training(None, 2.0)

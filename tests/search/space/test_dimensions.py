@@ -56,7 +56,7 @@ def toy_space(monkeypatch: pytest.MonkeyPatch) -> Space:
 
 def test_a_new_dimension_is_asked_and_counted(toy_space: Space) -> None:
     assert toy_space.num_architectures() == 2 * (2 * 2 * 3) ** 4
-    assert toy_space.dimensions()["stage3.toy"] == (0, 1, 2)
+    assert toy_space.searched_dimensions()["stage3.toy"] == (0, 1, 2)
     drawn = [toy_space.sample([number]) for number in range(60)]
     assert {stage.toy for architecture in drawn for stage in architecture.stages} == {0, 1, 2}  # type: ignore[attr-defined]
     low, high = toy_space.pair("stage2.toy", [3])

@@ -125,13 +125,13 @@ def test_sized_sample_draws_only_its_attention(size: Literal["largest", "smalles
 def test_heads_of_a_stage_without_attention_are_no_dimension() -> None:
     stages = [{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": [1, 2]}] * 4
     space = Space(embed_dim=[8], stages=stages, patch_size=2, downsample="conv")
-    assert set(space.dimensions()) == {f"stage{number}.depth" for number in range(1, 5)}
+    assert set(space.searched_dimensions()) == {f"stage{number}.depth" for number in range(1, 5)}
 
 
 def test_pair_differs_in_its_dimension_alone() -> None:
     space = make()
-    assert "embed_dim" in space.dimensions()
-    for dimension, choices in space.dimensions().items():
+    assert "embed_dim" in space.searched_dimensions()
+    for dimension, choices in space.searched_dimensions().items():
         stage, _, kind = dimension.rpartition(".")
         for number in range(20):
             pair = space.pair(dimension, [number])

@@ -225,7 +225,7 @@ def test_measured_network_is_never_spared(storage: str, monkeypatch: pytest.Monk
 
 def test_resumed_search_spares_no_more_in_a_row(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Prediction, "above", lambda *args: True)
-    monkeypatch.setattr("search.study.coordinator.MAX_SKIPS", 4)
+    monkeypatch.setattr("search.study.coordinator.MAX_UNMEASURED", 4)
 
     class StopsOnSkip(LogView):
         """Ctrl-C in the middle of a row of skips."""
@@ -252,7 +252,7 @@ def test_resumed_search_knows_what_its_blocks_cost(storage: str) -> None:
 def test_wrong_model_cannot_rule_out_everything(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Prediction, "above", lambda *args: True)
     study = open_study("test", storage, create=True)
-    monkeypatch.setattr("search.study.coordinator.MAX_SKIPS", 3)
+    monkeypatch.setattr("search.study.coordinator.MAX_UNMEASURED", 3)
     fill(coordinator(study, KnownEngine(), known_targets(KnownEngine(), 100.0)), 12)
     assert len(finished_trials(study)) == 12
     assert count_skipped(study) == 12  # three before each of the four that come after the first eight networks
@@ -299,7 +299,7 @@ def test_network_that_comes_up_again_is_measured(storage: str) -> None:
 
 def test_wrong_model_cannot_keep_everything_unmeasured(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Prediction, "above", lambda prediction, *args: prediction.error is not None)
-    monkeypatch.setattr("search.study.coordinator.MAX_SKIPS", 3)
+    monkeypatch.setattr("search.study.coordinator.MAX_UNMEASURED", 3)
     engine = KnownEngine()
     for n_trials in (30, 40):  # and a resumed search goes on counting
         trials = run(storage, n_trials, engine, rules=SCORES_FIRST)
