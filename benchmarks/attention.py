@@ -1,10 +1,10 @@
-"""`python -m benchmarks.attention`: is HiLo faster than the attentions it was made to replace?
+"""Compare the speed of HiLo with the attentions that it replaces: `python -m benchmarks.attention`.
 
-One attention layer of each kind at equal width, heads and map, forward and training step, timed in turn with HiLo by the
-latency protocol: a ratio of 1.4 says that HiLo is 1.4 times as fast. The others are timm's own: Swin's window attention
-(7x7 windows), PVTv2's spatial-reduction attention (keys and values reduced 2x2) and plain multi-head attention. HiLo has
-2x2 windows and alpha 0.9. The authors' figures are for 14x14 tokens, width 768, 12 heads, batch 64 on an i9-10900X:
-1.4 times spatial reduction and 1.6 times local windows (arXiv 2205.13213; github.com/HubHop/vit-attention-benchmark).
+One attention layer of each kind at equal width, heads and map, forward pass and training step, timed in turn with HiLo by
+the latency protocol: a ratio of 1.4 means that HiLo is 1.4 times as fast. The other layers are timm's: Swin's window
+attention (7x7 windows), PVTv2's spatial-reduction attention (keys and values reduced 2x2) and plain multi-head attention.
+HiLo has 2x2 windows and alpha 0.9. The authors' figures are for 14x14 tokens, width 768, 12 heads, batch 64 on an
+i9-10900X: 1.4 times spatial reduction and 1.6 times local windows (arXiv 2205.13213; HubHop/vit-attention-benchmark).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from search.latency.protocol import Run, Series, Timer, time_ratios, timed_by
 
 DIM, HEADS = 768, 12
 AUTHORS = {"HiLo": 1029, "spatial reduction (PVTv2)": 710, "local windows (Swin)": 631, "plain": 505}  # images/s at 14x14
-MAPS = ((14, 16), (28, 4), (56, 1))  # tokens a side, images: equally many tokens
+MAPS = ((14, 16), (28, 4), (56, 1))  # tokens a side, images: the same number of tokens in all
 
 
 class Swin(nn.Module):
-    """Window attention with the partition it needs."""
+    """Swin's window attention with the partition into windows that it needs."""
 
     def __init__(self, window_size: int = 7) -> None:
         super().__init__()
@@ -40,6 +40,7 @@ class Swin(nn.Module):
         self.attn = WindowAttention(DIM, HEADS, window_size=window_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
         _, height, width, _ = x.shape
         windows = window_partition(x, self.window_size).flatten(1, 2)
         attended = self.attn(windows).unflatten(1, self.window_size)
@@ -48,21 +49,27 @@ class Swin(nn.Module):
 
 
 class Pvt(nn.Module):
+    """PVTv2's spatial-reduction attention."""
+
     def __init__(self) -> None:
         super().__init__()
         self.attn = SpatialReductionAttention(DIM, HEADS, sr_ratio=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H * W, C)."""
         result: Tensor = self.attn(x.flatten(1, 2), x.shape[1:3])
         return result
 
 
 class Plain(nn.Module):
+    """Multi-head attention."""
+
     def __init__(self) -> None:
         super().__init__()
         self.attn = Attention(DIM, HEADS, qkv_bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H * W, C)."""
         result: Tensor = self.attn(x.flatten(1, 2))
         return result
 
@@ -92,7 +99,7 @@ def main() -> None:
 
 
 def compare(side: int, batch: int, seconds: float, tolerance: float, threads: int) -> Table:
-    """How many times as fast HiLo is as each other kind, on a map of side x side tokens."""
+    """Time HiLo and the other kinds on maps of side x side tokens. Returns a table of how many times as fast HiLo is."""
     table = Table(title=f"{side}x{side} tokens, batch {batch}", title_justify="left")
     for header in ("attention", "GMACs", "forward", "95 %", "training step", "95 %", "authors, forward"):
         table.add_column(header, justify="left" if header == "attention" else "right")
@@ -100,24 +107,26 @@ def compare(side: int, batch: int, seconds: float, tolerance: float, threads: in
     layers = {kind: make().eval() for kind, make in KINDS.items()}
     x = torch.rand(batch, side, side, DIM)
     timer = Timer(timed_by(time.process_time if threads == 1 else time.perf_counter))
-    found: dict[str, dict[str, Series]] = {}
+    series_of: dict[str, dict[str, Series]] = {}
     for part, prepare in (("forward", forward), ("training step", training_step)):
         runs = {kind: prepare(layer, x) for kind, layer in layers.items()}
         others = [kind for kind in runs if kind != "HiLo"]
         series = time_ratios([[runs[kind]] for kind in others], [runs["HiLo"]], tolerance, seconds, timer)
-        found[part] = dict(zip(others, series, strict=True))
+        series_of[part] = dict(zip(others, series, strict=True))
     for kind, layer in layers.items():
         macs = f"{count_macs(layer, (side, side, DIM)) / 1e9:.2f}"
         if kind == "HiLo":
             table.add_row(kind, macs, "1.00", "", "1.00", "", "1.00" if side == 14 else "")
             continue
-        intervals = [found[part][kind].interval for part in ("forward", "training step")]
+        intervals = [series_of[part][kind].interval for part in ("forward", "training step")]
         cells = [cell for i in intervals for cell in (f"{i.median:.2f}", f"{i.low:.2f} to {i.high:.2f}")]
         table.add_row(kind, macs, *cells, f"{AUTHORS['HiLo'] / AUTHORS[kind]:.2f}" if side == 14 else "")
     return table
 
 
 def forward(layer: nn.Module, x: Tensor) -> Run:
+    """Return a function that runs the forward pass without gradient."""
+
     def run() -> None:
         with torch.inference_mode():
             layer(x)
@@ -126,7 +135,7 @@ def forward(layer: nn.Module, x: Tensor) -> Run:
 
 
 def training_step(layer: nn.Module, x: Tensor) -> Run:
-    """Forward, and backward to the parameters and the input."""
+    """Return a function that runs the forward pass and the backward pass to the parameters and the input."""
     inputs = x.clone().requires_grad_()
 
     def run() -> None:

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("outputs/evaluators"), help="where the searches are kept")
     parser.add_argument("overrides", nargs="*", help="of every search, such as data=digits")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a search that is under way ends too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a search that is running ends too
     logging.getLogger("optuna").setLevel(logging.WARNING)
     console = Console()
     for repetition in range(options.repetitions):
@@ -174,7 +174,9 @@ async def compare(trials: list[TrialRecord], ruler: Ruler, limit_ms: float, num_
     evaluated = [trial for trial in latest_of_each(trials) if trial.result.accuracy is not None]
     members = front(trials)
     chosen = [members[index] for index in sorted(set(np.linspace(0, len(members) - 1, num_members).round().astype(int)))]
-    reported = hypervolume([one.accuracy for one in members], [one.result.latencies_ms for one in members], limit_ms)
+    reported = hypervolume(
+        [member.accuracy for member in members], [member.result.latencies_ms for member in members], limit_ms
+    )
     latencies = [await ruler.latency_ms(member) for member in chosen]
     confirmed = hypervolume([ruler.accuracy(member) for member in chosen], latencies, limit_ms)
     num_measured = sum(trial.result.measured for trial in evaluated)

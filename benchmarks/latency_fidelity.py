@@ -38,7 +38,8 @@ from search.commands.cli import build, conf_dir, target_of
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel
 from search.latency.machine import keep_to
-from search.latency.target import DTYPES, PairedTarget
+from search.latency.runtime import DTYPES
+from search.latency.target import PairedTarget
 from search.space.space import Space
 
 REPETITIONS = 40
@@ -81,23 +82,23 @@ def main() -> None:
     console = Console(width=120)
     device = target.fingerprint()
     console.print(
-        f"{len(networks)} networks on {device['device']}, {device['backend']}, batch {target.batch_size}, "
-        f"{target.num_threads} thread(s)"
+        f"{len(networks)} networks on {device['device']}, {device['backend']}, batch {target.settings.batch_size}, "
+        f"{target.settings.num_threads} thread(s)"
     )
     console.print(compare("as it is", first, second))
     console.print(compare("two busy processes", first, busy))
     if len(networks) > NUM_FITTED:
-        predict(networks, first, target.img_size, arguments.plot, console)
+        predict(networks, first, target.settings.img_size, arguments.plot, console)
 
 
 def draw(space: Space, number: int, seed: int) -> list[Architecture]:
     """Different random architectures of a space."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    found: dict[str, Architecture] = {}
-    while len(found) < number:
+    networks: dict[str, Architecture] = {}
+    while len(networks) < number:
         architecture = space.suggest(study.ask())
-        found[architecture.key] = architecture
-    return list(found.values())
+        networks[architecture.key] = architecture
+    return list(networks.values())
 
 
 def measure_all(
@@ -121,13 +122,14 @@ def measure_all(
 
 def wall_times_ms(network: Architecture, target: PairedTarget) -> list[float]:
     """What a plain benchmark loop sees, whatever the target: PyTorch eager."""
-    torch.set_num_threads(target.num_threads)
+    settings = target.settings
+    torch.set_num_threads(settings.num_threads)
     if hasattr(os, "sched_setaffinity"):
         keep_to(range(os.cpu_count() or 1))  # the paired protocol has pinned this process,
         time.sleep(SETTLE_SECONDS)  # and others have made room for it; a plain loop finds them where they like to be
-    device, dtype = "cuda" if target.name == "cuda" else "cpu", DTYPES[target.dtype]
-    model = build_network(network, in_chans=target.in_chans, num_classes=target.num_classes).eval().to(device, dtype)
-    x = torch.rand(target.batch_size, target.in_chans, target.img_size, target.img_size).to(device, dtype)
+    device, dtype = "cuda" if target.runtime.name == "cuda" else "cpu", DTYPES[settings.dtype]
+    model = build_network(network, in_chans=settings.in_chans, num_classes=settings.num_classes).eval().to(device, dtype)
+    x = torch.rand(settings.batch_size, settings.in_chans, settings.img_size, settings.img_size).to(device, dtype)
     times = []
     with torch.inference_mode():
         for _ in range(WARMUP_RUNS):
@@ -153,22 +155,22 @@ def busy_processes(number: int) -> Iterator[None]:
             process.wait()
 
 
-def compare(title: str, one: list[Measured], other: list[Measured]) -> Table:
+def compare(title: str, first: list[Measured], other: list[Measured]) -> Table:
     table = Table(title=title, title_justify="left")
     for header in ("method", "Kendall tau", "median error", "90th percentile", "s a network", "interval holds"):
         table.add_column(header, justify="left" if header == "method" else "right")
     for method in METHODS:
-        before, after = ([m.latency_ms[method] for m in measured] for measured in (one, other))
+        before, after = ([m.latency_ms[method] for m in measured] for measured in (first, other))
         errors = sorted(abs(b / a - 1) for a, b in zip(before, after, strict=True))
-        pairs = [pair for a, b in zip(one, other, strict=True) for pair in ((a.paired, b.paired), (b.paired, a.paired))]
-        held = [a.low_ms <= b.latency_ms <= a.high_ms for a, b in pairs]
+        pairs = [pair for a, b in zip(first, other, strict=True) for pair in ((a.paired, b.paired), (b.paired, a.paired))]
+        contained = [a.low_ms <= b.latency_ms <= a.high_ms for a, b in pairs]
         table.add_row(
             method,
             f"{kendalltau(before, after).statistic:.3f}",
             f"{statistics.median(errors):.1%}",
             f"{errors[math.ceil(0.9 * len(errors)) - 1]:.1%}",
             f"{statistics.mean(m.seconds[method] for m in other):.2f}",
-            f"{sum(held) / len(held):.0%} of {len(held)}" if method == METHODS[-1] else "",
+            f"{sum(contained) / len(contained):.0%} of {len(contained)}" if method == METHODS[-1] else "",
         )
     return table
 
@@ -178,16 +180,16 @@ def predict(
 ) -> None:
     """Fit the block model to the first networks and compare what it says of the others with their measurement."""
     model = BlockModel(img_size)
-    for network, one in list(zip(networks, measured, strict=True))[:NUM_FITTED]:
-        model.observe(network, one.paired.latency_ms)
+    for network, measurement in list(zip(networks, measured, strict=True))[:NUM_FITTED]:
+        model.observe(network, measurement.paired.latency_ms)
     others = list(zip(networks, measured, strict=True))[NUM_FITTED:]
-    said = [prediction.latency_ms for network, _ in others if (prediction := model.predict(network))]
-    seen = [one.paired for _, one in others]
-    errors = [abs(a / b.latency_ms - 1) for a, b in zip(said, seen, strict=True)]
+    predicted = [prediction.latency_ms for network, _ in others if (prediction := model.predict(network))]
+    seen = [measurement.paired for _, measurement in others]
+    errors = [abs(a / b.latency_ms - 1) for a, b in zip(predicted, seen, strict=True)]
     console.print(
         f"block model after {NUM_FITTED} networks, on the other {len(others)}: median error "
         f"{statistics.median(errors):.1%}, largest {max(errors):.1%}, tau "
-        f"{kendalltau(said, [one.latency_ms for one in seen]).statistic:.3f}"
+        f"{kendalltau(predicted, [latency.latency_ms for latency in seen]).statistic:.3f}"
     )
     if plot is None:
         return
@@ -195,9 +197,14 @@ def predict(
 
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    bounds = [[one.latency_ms - one.low_ms for one in seen], [one.high_ms - one.latency_ms for one in seen]]
-    axes.errorbar([one.latency_ms for one in seen], said, xerr=bounds, fmt="o", markersize=5, capsize=2, color="#0b7285")
-    span = [min(said), max(said)]
+    bounds = [
+        [latency.latency_ms - latency.low_ms for latency in seen],
+        [latency.high_ms - latency.latency_ms for latency in seen],
+    ]
+    axes.errorbar(
+        [latency.latency_ms for latency in seen], predicted, xerr=bounds, fmt="o", markersize=5, capsize=2, color="#0b7285"
+    )
+    span = [min(predicted), max(predicted)]
     axes.plot(span, span, color="#9aa5b1")
     axes.set_xlabel("measured latency, ms, with its 95 % interval")
     axes.set_ylabel(f"predicted after {NUM_FITTED} other networks, ms")

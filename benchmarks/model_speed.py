@@ -1,11 +1,11 @@
-"""`python -m benchmarks.model_speed`: how much faster than a plain implementation, and how far from the machine's limit?
+"""Compare the speed of `models` with a plain implementation and the machine's limit: `python -m benchmarks.model_speed`.
 
-Compares with benchmarks/plain.py, which is written from the paper's formulas: HiLo layers, LITv2-S, M and B, and the
-network that the default search measures against, forward and training step. Each implementation has a process of its own;
-they run in turn on the same cores, and a ratio of 1.4 says that the plain one takes 1.4 times as long. "prepared" is what
-models.deploy makes of a model, in a process that keeps freed memory, "compiled" is that through torch.compile. "of its
-products" is the time over the time that the multiply-accumulates take in matrix products of 1024x1024, measured beside it.
-Peak memory comes on top of the weights.
+The plain implementation is benchmarks/plain.py, written from the paper's formulas. Compared are HiLo layers, LITv2-S, M and
+B, and the network that the default search measures against, forward pass and training step. Each implementation has a
+process of its own; they run in turn on the same cores. A ratio of 1.4 means that the plain one takes 1.4 times as long.
+"prepared" is the model as models.deploy prepares it, in a process that keeps freed memory; "compiled" is the same through
+torch.compile. "of its products" is the time over the time that the multiply-accumulates take in matrix products of
+1024x1024, measured in turn with it. Peak memory is without the weights.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ HILO = (  # side of the map, dim, heads, window size, alpha, batches
 )
 VARIANTS = ("litv2_s", "litv2_m", "litv2_b")
 IMG_SIZES = (224, 384)
-SEARCH = Architecture(  # what space=small measures against
+SEARCH = Architecture(  # reference network of space=small
     embed_dim=24,
     stages=(StageSpec(2, 0, 0.0, 1), StageSpec(2, 0, 0.0, 1), StageSpec(4, 2, 0.9, 8), StageSpec(2, 1, 1.0, 8)),
     patch_size=4,
@@ -62,8 +62,8 @@ SEARCH = Architecture(  # what space=small measures against
 )
 SEARCH_BATCH = 64
 GEMM_SIDE = 1024
-BURST_SECONDS = 0.02  # that an implementation runs before it is the next one's turn
-LAYERS = 8  # of one kind that take turns, as in a network: one by itself would keep its weights in the nearest cache
+BURST_SECONDS = 0.02  # time that an implementation runs in its turn
+NUM_LAYERS = 8  # layers that run in turn, as in a network: one alone would keep its weights in the nearest cache
 PROFILED_RUNS, SHOWN_OPERATIONS = 20, 7
 PARTS = ("forward", "training step")
 MEBIBYTE = 2**20
@@ -71,7 +71,16 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed. input_shape: with the batch. copies: of the model, which take turns."""
+    """A computation to compare.
+
+    Attributes:
+        name: Name in the report.
+        make_plain: Builds the plain implementation.
+        make_fast: Builds the model of `models`.
+        input_shape: Shape of the input, with the batch.
+        copies: Number of copies of the model that run in turn.
+        is_search: Whether this is the network of the search, which trains with an optimizer.
+    """
 
     name: str
     make_plain: Callable[[], nn.Module]
@@ -82,18 +91,21 @@ class Case:
 
     @property
     def macs(self) -> int:
+        """Multiply-accumulates of the forward pass of the batch."""
         return self.input_shape[0] * count_macs(self.make_plain(), self.input_shape[1:])
 
 
 def hilo_cases() -> Iterator[Case]:
+    """HiLo layers."""
     for side, dim, heads, window, alpha, batches in HILO:
         for batch in batches:
             plain, fast = (partial(layer, dim, heads, window, alpha) for layer in (PlainHiLo, HiLo))
             name = f"{side}x{side}, {dim}, {heads}, {window}, {alpha}; batch {batch}"
-            yield Case(name, plain, fast, (batch, side, side, dim), copies=LAYERS)
+            yield Case(name, plain, fast, (batch, side, side, dim), copies=NUM_LAYERS)
 
 
 def litv2_cases(variants: Sequence[str], img_sizes: Sequence[int]) -> Iterator[Case]:
+    """Published networks at batch 1."""
     for variant in variants:
         architecture = cast(Architecture, timm.create_model(variant).architecture)
         for size in img_sizes:
@@ -102,6 +114,7 @@ def litv2_cases(variants: Sequence[str], img_sizes: Sequence[int]) -> Iterator[C
 
 
 def search_case() -> Case:
+    """Network and batch of the default search."""
     plain, fast = (partial(make, SEARCH, in_chans=1, num_classes=100) for make in (PlainLITv2, build))
     return Case(f"default search; batch {SEARCH_BATCH}", plain, fast, (SEARCH_BATCH, 1, 32, 32), is_search=True)
 
@@ -110,12 +123,12 @@ def search_case() -> Case:
 
 
 def serve(connection: Connection, case: Case, implementation: str, part: str, threads: int) -> None:
-    """Send the bytes that runs take at most, then run whenever asked, and answer with the seconds that one run takes."""
+    """Send the peak memory of a run in bytes, then answer each request with the seconds that one run takes."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     run = prepare_run(case, implementation, part)
     for _ in range(case.copies):
-        run()  # what libraries take once does not count
+        run()  # memory that libraries allocate once is not counted
     memory = ResidentMemory()
     for _ in range(3):
         run()
@@ -123,7 +136,7 @@ def serve(connection: Connection, case: Case, implementation: str, part: str, th
     clock = time.process_time if threads == 1 else time.perf_counter
     connection.send(peak)
     while connection.recv():
-        run()  # the other implementations have had the caches
+        run()  # not timed: the other implementations used the caches in between
         runs, start = 0, clock()
         while not runs or clock() - start < BURST_SECONDS:
             run()
@@ -132,12 +145,12 @@ def serve(connection: Connection, case: Case, implementation: str, part: str, th
 
 
 def prepare_run(case: Case, implementation: str, part: str) -> Run:
-    """Build an implementation. Returns what runs it once."""
+    """Build an implementation. Returns a function that runs it once."""
     if implementation == "products":
         a, b = torch.rand(GEMM_SIDE, GEMM_SIDE), torch.rand(GEMM_SIDE, GEMM_SIDE)
         return partial(torch.mm, a, b)
     if implementation in ("prepared", "compiled") or (case.is_search and implementation != "plain"):
-        keep_freed_memory()  # as one deploys, and as the search does
+        keep_freed_memory()  # as in deployment and in the search
     make = case.make_plain if implementation == "plain" else case.make_fast
     x = torch.rand(case.input_shape)
     runs = itertools.cycle([prepare_model(make(), x, case, implementation, part) for _ in range(case.copies)])
@@ -145,6 +158,7 @@ def prepare_run(case: Case, implementation: str, part: str) -> Run:
 
 
 def prepare_model(model: nn.Module, x: Tensor, case: Case, implementation: str, part: str) -> Run:
+    """Bring a model into the form that is timed. Returns a function that runs it once."""
     if part == "training step":
         return training_step(model.train(), x, case.is_search)
     if implementation in ("prepared", "compiled"):
@@ -153,7 +167,7 @@ def prepare_model(model: nn.Module, x: Tensor, case: Case, implementation: str, 
 
 
 def training_step(model: nn.Module, x: Tensor, with_optimizer: bool) -> Run:
-    """Forward and backward, of a layer also to its input; of the search's network with the optimizer's step too."""
+    """Return a function that runs the forward and backward pass, of a layer also to its input, and the optimizer's step."""
     x.requires_grad_(isinstance(model, HiLo | PlainHiLo))
     with torch.no_grad():
         gradient = torch.rand_like(model(x))
@@ -175,7 +189,15 @@ def training_step(model: nn.Module, x: Tensor, with_optimizer: bool) -> Run:
 
 @dataclass(frozen=True)
 class Compared:
-    """speedup: over the plain implementation. of_limit: how many times as long as its multiply-accumulates it takes."""
+    """Result of one implementation of a case.
+
+    Attributes:
+        implementation: Its name.
+        milliseconds: Time of one run.
+        speedup: How many times as fast as the plain implementation it is.
+        of_limit: Time over the time of its multiply-accumulates in large matrix products.
+        peak: Peak memory of a run without the weights, in bytes.
+    """
 
     implementation: str
     milliseconds: float
@@ -186,53 +208,59 @@ class Compared:
 
 @contextmanager
 def processes(case: Case, implementations: Sequence[str], part: str, threads: int) -> Iterator[dict[str, tuple[Run, int]]]:
-    """One process for each implementation. Yields what runs it and returns the seconds of a run, and its peak in bytes."""
+    """Start a process for each implementation. Yields functions that time one run in seconds, and peak memory in bytes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.plain", "models.deploy", "search.training.task"])  # slow to import
     started = []
     try:
-        found: dict[str, tuple[Run, int]] = {}
+        running: dict[str, tuple[Run, int]] = {}
         for implementation in implementations:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, case, implementation, part, threads), daemon=True)
+            connection, other_end = context.Pipe()
+            process = context.Process(target=serve, args=(other_end, case, implementation, part, threads), daemon=True)
             process.start()
-            theirs.close()
-            started.append((process, ours))
-            peak = ours.recv()
-            found[implementation] = (partial(ask, ours), peak)
-        yield found
+            other_end.close()
+            started.append((process, connection))
+            peak = connection.recv()
+            running[implementation] = (partial(request_run, connection), peak)
+        yield running
     finally:
-        for process, ours in started:
+        for process, connection in started:
             process.terminate()
             process.join()
-            ours.close()
+            connection.close()
 
 
-def ask(connection: Connection) -> float:
+def request_run(connection: Connection) -> float:
+    """Let a process run its implementation. Returns the seconds that one run takes."""
     connection.send(True)
     return float(connection.recv())
 
 
 def compare(case: Case, implementations: Sequence[str], part: str, threads: int, seconds: float) -> list[Compared]:
-    """Time implementations in turn with the plain one. Returns them, the plain one first."""
-    with processes(case, ["plain", *implementations, "products"], part, threads) as found:
-        runs = {name: run for name, (run, _) in found.items()}
+    """Time implementations in turn with the plain one. Returns their results, that of the plain one first."""
+    with processes(case, ["plain", *implementations, "products"], part, threads) as running:
+        runs = {name: run for name, (run, _) in running.items()}
         plain = runs.pop("plain")
-        series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(work=lambda run: run()))  # type: ignore[arg-type, return-value]
+<<<<<<< HEAD
+        series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(time_run=lambda run: run()))  # type: ignore[arg-type, return-value]
     one = dict(zip(runs, series, strict=True))
+=======
+        series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(work=lambda run: run()))  # type: ignore[arg-type, return-value]
+    series_of = dict(zip(runs, series, strict=True))
+>>>>>>> h-models
     macs = case.macs * (3 if part == "training step" else 1)  # backward computes two products for each of forward's
-    limit = one.pop("products").interval.median * macs / GEMM_SIDE**3  # in times of the plain implementation
-    plain_ms = statistics.median(ms for s in one.values() for r in s.rounds for ms in r.anchor_ms)
-    rows = [Compared("plain", plain_ms, Interval(1.0, 1.0, 1.0), 1 / limit, found["plain"][1])]
-    for name, measured in one.items():
+    limit = series_of.pop("products").interval.median * macs / GEMM_SIDE**3  # relative to the plain implementation
+    plain_ms = statistics.median(ms for s in series_of.values() for r in s.rounds for ms in r.anchor_ms)
+    rows = [Compared("plain", plain_ms, Interval(1.0, 1.0, 1.0), 1 / limit, running["plain"][1])]
+    for name, measured in series_of.items():
         ratio = measured.interval
         speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
-        rows.append(Compared(name, ratio.median * plain_ms, speedup, ratio.median / limit, found[name][1]))
+        rows.append(Compared(name, ratio.median * plain_ms, speedup, ratio.median / limit, running[name][1]))
     return rows
 
 
-def shares(case: Case, implementation: str, part: str) -> str:
-    """Which operations an implementation's time goes to, the greatest first, in this process."""
+def profile(case: Case, implementation: str, part: str) -> str:
+    """Profile an implementation in this process. Returns the operations with the largest shares of its time."""
     run = prepare_run(case, implementation, part)
     for _ in range(3):
         run()
@@ -252,9 +280,9 @@ def main() -> None:
     parser.add_argument("--img-sizes", nargs="+", type=int, default=IMG_SIZES)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=8.0, help="for timing one implementation of one case (default 8)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for one implementation of one case (default 8)")
     parser.add_argument("--compiled", action="store_true", help="also compile LITv2, which takes a minute or more each")
-    parser.add_argument("--profile", action="store_true", help="show instead which operations take the time")
+    parser.add_argument("--profile", action="store_true", help="show which operations take the time instead")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     pin(allowed_cores(), arguments.threads)
@@ -273,7 +301,7 @@ def main() -> None:
                 implementations.append("compiled")
             if arguments.profile:
                 for case, name in itertools.product(cases(), ["plain", *implementations]):
-                    console.print(shares(case, name, part), soft_wrap=True, highlight=False)
+                    console.print(profile(case, name, part), soft_wrap=True, highlight=False)
                 continue
             console.print(
                 report(f"{title}, {part}", list(cases()), implementations, part, arguments.threads, arguments.seconds)
@@ -283,7 +311,7 @@ def main() -> None:
 def report(
     title: str, cases: Sequence[Case], implementations: Sequence[str], part: str, threads: int, seconds: float
 ) -> Table:
-    """Compare in every case. Returns a table that ends with the geometric mean and the least of the speed-ups."""
+    """Compare in every case. Returns a table that ends with the geometric mean and the smallest of the speed-ups."""
     table = Table(title=title, title_justify="left")
     for header in ("case", "implementation", "ms", "times as fast", "95 %", "of its products", "peak, MB"):
         table.add_column(header, justify="left" if header in ("case", "implementation") else "right")
@@ -301,7 +329,7 @@ def report(
                 speedups[row.implementation].append(row.speedup.median)
     for name, values in speedups.items():
         mean = math.exp(statistics.fmean(map(math.log, values)))
-        table.add_row("geometric mean, least", name, "", f"{mean:.2f}", f"{min(values):.2f}", "", "")
+        table.add_row("geometric mean, smallest", name, "", f"{mean:.2f}", f"{min(values):.2f}", "", "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scaling`: what the coordinator costs when trials are many and many are under way.
+"""`python -m benchmarks.scaling`: what the coordinator costs with many trials, many of them at a time.
 
 Everything is the real thing, storage, sampler, dashboard notes and files, but for the engine: its measurements and
 trainings give known results, and take their time on a clock that nobody waits for. What the coordinator takes passes on
@@ -325,17 +325,17 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, nargs="+", default=[1, 8, 64], help="trainings at a time")
     parser.add_argument("--storage", nargs="*", default=[], help="further storage URLs, such as postgresql://...")
     parser.add_argument("--plot", type=Path, default=Path("outputs/scaling.png"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
+    if options.case:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(asdict(run(Case(**json.loads(options.one)), Path(folder)))))
+            print(json.dumps(asdict(run(Case(**json.loads(options.case)), Path(folder)))))
         return
     console = Console(width=180)
     results = []
     for case in cases(options):
         console.print(f"{case.name}: {case.num_trials} trials")
-        command = [sys.executable, "-m", "benchmarks.scaling", "--one", json.dumps(asdict(case))]
+        command = [sys.executable, "-m", "benchmarks.scaling", "--case", json.dumps(asdict(case))]
         result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         memories = {name: Memory(**result[name]) for name in ("memory_before", "memory")}
         results.append(Result(**{**result, "case": case, **memories}))

@@ -1,7 +1,7 @@
-"""`python -m examples.detection outputs/NAME/pareto/trial-00003.yaml`: an exported network as the backbone of RetinaNet.
+"""Use an exported network as the backbone of RetinaNet: `python -m examples.detection outputs/NAME/pareto/trial-00003.yaml`.
 
-The network gives timm's feature pyramid, torchvision's FPN and RetinaNet do the rest; a few steps on generated boxes show
-that the whole learns. For weights of a training add `--weights outputs/NAME/pareto/trial-00003.safetensors`.
+timm turns the network into a feature extractor; torchvision's FPN and RetinaNet do the rest. A few steps on generated boxes
+show that the detector learns. Add `--weights outputs/NAME/pareto/trial-00003.safetensors` to start from trained weights.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ import models.litv2  # noqa: F401 - registers the variants
 from models.architecture import Architecture
 from search.results import architecture_file
 
-PYRAMID = (1, 2, 3)  # stages: strides 8, 16 and 32
+PYRAMID = (1, 2, 3)  # indices of stages: strides 8, 16 and 32
 SIZES = tuple((size, round(size * 2 ** (1 / 3)), round(size * 2 ** (2 / 3))) for size in (16, 32, 64, 128, 256))
 COLORS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2]])  # of the boxes of each class
 
 
 class Backbone(nn.Module):
-    """Maps of one width at five strides, from images (B, 3, H, W) of any size. weights: of the network, or None."""
+    """Feature pyramid of a network: maps of `out_channels` channels at five strides.
+
+    Args:
+        architecture: Architecture of the network.
+        weights: A .safetensors file with the weights of the network, or None for an untrained one.
+        out_channels: Number of channels of the maps.
+    """
 
     def __init__(self, architecture: Architecture, weights: Path | None, out_channels: int = 64) -> None:
         super().__init__()
@@ -39,33 +45,46 @@ class Backbone(nn.Module):
             timm.create_model("litv2", architecture=architecture, features_only=True, out_indices=PYRAMID),
         )
         if weights is not None:
-            load(self.features.model, load_file(weights))
+            load_backbone(self.features.model, load_file(weights))
         self.out_channels = out_channels
         channels = self.features.feature_info.channels()
         self.fpn = FeaturePyramidNetwork(channels, out_channels, LastLevelP6P7(out_channels, out_channels))
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+<<<<<<< HEAD
         maps = self.features(images)  # each (B, C, H / stride, W / stride)
-        pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(index), one) for index, one in enumerate(maps)))
+        pyramid: OrderedDict[str, Tensor] = self.fpn(
+            OrderedDict((str(index), feature_map) for index, feature_map in enumerate(maps))
+        )
+=======
+        """Compute the maps of images, (B, 3, H, W); each is (B, out_channels, H // stride, W // stride)."""
+        maps = self.features(images)
+        pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(i), feature) for i, feature in enumerate(maps)))
+>>>>>>> h-models
         return pyramid
 
 
-def load(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give a network without a head the weights of one with it, of colour or of grey images."""
+def load_backbone(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load the weights of a classifier of colour or grey images into a network for colour images without a head."""
     first = state["patch_embed.proj.weight"]  # (dim, in_chans, patch, patch)
     state = {**state, "patch_embed.proj.weight": first.expand(-1, 3, -1, -1) / (3 // first.shape[1])}
     network.load_state_dict({name: state[name] for name in network.state_dict()})
 
 
-def detector(architecture: Architecture, weights: Path | None, num_classes: int, img_size: int) -> RetinaNet:
+def build_detector(architecture: Architecture, weights: Path | None, num_classes: int, img_size: int) -> RetinaNet:
+    """Build RetinaNet for square images on a network."""
     anchors = AnchorGenerator(SIZES, ((0.5, 1.0, 2.0),) * len(SIZES))
     return RetinaNet(
         Backbone(architecture, weights), num_classes, min_size=img_size, max_size=img_size, anchor_generator=anchors
     )
 
 
-def boxes_on_noise(count: int, img_size: int, generator: torch.Generator) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images (3, H, W) with one coloured box each, and what RetinaNet learns of them: boxes (1, 4), labels (1,)."""
+def draw_boxes(count: int, img_size: int, generator: torch.Generator) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Draw images of noise, (3, H, W), with one coloured box each.
+
+    Returns:
+        The images, and the targets of RetinaNet: boxes (1, 4) as left, top, right, bottom and labels (1,).
+    """
     images, targets = [], []
     for _ in range(count):
         image = 0.3 * torch.rand(3, img_size, img_size, generator=generator)
@@ -80,13 +99,13 @@ def boxes_on_noise(count: int, img_size: int, generator: torch.Generator) -> tup
 
 
 def train(model: RetinaNet, steps: int, batch_size: int, img_size: int, seed: int = 0) -> list[float]:
-    """A few steps on generated boxes. Returns the loss of each."""
+    """Train on generated boxes. Returns the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     model.train()
     for _ in range(steps):
-        loss = sum(model(*boxes_on_noise(batch_size, img_size, generator)).values())
+        loss = sum(model(*draw_boxes(batch_size, img_size, generator)).values())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -98,13 +117,13 @@ def train(model: RetinaNet, steps: int, batch_size: int, img_size: int, seed: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arch", type=Path, help="an exported architecture, a YAML file")
-    parser.add_argument("--weights", type=Path, help="a .safetensors file of search.train")
-    parser.add_argument("--img-size", type=int, default=128, help="of the generated images, in pixels")
+    parser.add_argument("--weights", type=Path, help="a .safetensors file that search.train wrote")
+    parser.add_argument("--img-size", type=int, default=128, help="side of the generated images, in pixels")
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     torch.manual_seed(0)
     architecture, _ = architecture_file.read(options.arch)
-    model = detector(architecture, options.weights, len(COLORS), options.img_size)
+    model = build_detector(architecture, options.weights, len(COLORS), options.img_size)
     losses = train(model, options.steps, 4, options.img_size)
     print(f"loss of the first step {losses[0]:.3f}, of the last {losses[-1]:.3f}")
 

@@ -16,11 +16,24 @@ from safetensors import safe_open
 
 from models.architecture import Architecture, StageSpec
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script, for the commands under test too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores it for what runs in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 CORES, THREADS = os.sched_getaffinity(0), torch.get_num_threads()
 # The files that take longest come first, so that the processes which share them end together.
-LONGEST = ["run", "latency_targets", "storage", "kill", "ssh", "deployment", "study", "cli", "parallel", "confirm", "deploy"]
+LONGEST = [
+    "run",
+    "targets",
+    "storage",
+    "coordinator",
+    "local",
+    "kill",
+    "ssh",
+    "deployment",
+    "cli",
+    "parallel",
+    "confirm",
+    "deploy",
+]
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -31,13 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def architecture() -> Architecture:
-    """Small, with attention of every kind: none, HiLo, and plain."""
+    """A small network with attention of every kind: none, HiLo, and plain."""
     stages = (StageSpec(1), StageSpec(1, 2, 0.5, 2), StageSpec(2, 2, 0.75, 4), StageSpec(1, 1, 0.0, 4))
     return Architecture(8, stages, patch_size=2, downsample="conv")
 
 
 def load_golden(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(config, official weights, other tensors) of a golden file."""
+    """Read a golden file. Returns its configuration, the official weights, and its other tensors."""
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -47,6 +60,6 @@ def load_golden(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dic
 
 @pytest.fixture(autouse=True)
 def _all_threads_and_cores() -> None:
-    """What measuring in the tests' own process sets, in a fixture of a module too, is not for the next test."""
+    """Undo what measuring in the tests' own process, in a fixture of a module too, has set."""
     os.sched_setaffinity(0, CORES)
     torch.set_num_threads(THREADS)

@@ -27,7 +27,7 @@ def test_latency_fidelity_compares_the_methods(tmp_path: Path) -> None:
 
 def test_scaling_tells_what_a_trial_costs(tmp_path: Path) -> None:
     case = {"num_trials": 30, "num_parallel": 4, "sampler": "surrogate", "storage": "sqlite", "seconds": 30.0}
-    result = json.loads(output(tmp_path, "scaling", "--one", json.dumps(case)).splitlines()[-1])
+    result = json.loads(output(tmp_path, "scaling", "--case", json.dumps(case)).splitlines()[-1])
     assert result["case"] == case
     assert 0 < result["busy"] < 1
     assert 0 <= result["lost"] < 1

@@ -41,8 +41,8 @@ def commands(text: str) -> list[list[str]]:
     """
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     lines = blocks.replace("make search", "python -m search.run +search=cpu_latency").splitlines()
-    found = [shlex.split(line, comments=True) for line in lines]
-    return [words for words in found if words[:2] == ["python", "-m"] and words[2] != "search.dashboard"]
+    lines_of_words = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in lines_of_words if words[:2] == ["python", "-m"] and words[2] != "search.dashboard"]
 
 
 def run(words: list[str]) -> None:
@@ -79,8 +79,8 @@ def test_tutorial_leads_to_an_onnx_file(empty: Path, capsys: pytest.CaptureFixtu
     for words in commands(TUTORIAL):
         run([word.replace("trial-00023", picked) for word in words])
         printed = capsys.readouterr().out
-        if found := re.search(r"picked: .*(trial-\d+)\.yaml", printed):
-            picked = found[1]
+        if match := re.search(r"picked: .*(trial-\d+)\.yaml", printed):
+            picked = match[1]
     (block,) = re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)
     names: dict[str, object] = {}
     exec(block.replace("trial-00023", picked), names)
@@ -88,7 +88,7 @@ def test_tutorial_leads_to_an_onnx_file(empty: Path, capsys: pytest.CaptureFixtu
 
 
 def test_commands_for_one_machine_run(empty: Path) -> None:
-    """Of the page on scaling; those that need another machine are in the tests of ssh, Ray and PostgreSQL."""
+    """The commands of the page on scaling; those that need another machine are in the tests of ssh, Ray and PostgreSQL."""
     text = (ROOT / "docs/scaling.md").read_text(encoding="utf-8").replace("\\\n", " ")
     elsewhere = ("latency=ssh", "engine=ray", "storage=postgresql", "postgresql://")
     here = [words for words in commands(text) if not any(word.startswith(elsewhere) for word in words[3:])]

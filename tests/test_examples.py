@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from examples.detection import Backbone, detector, train
+from examples.detection import Backbone, build_detector, train
 from models.architecture import Architecture
 from models.litv2 import build
 
@@ -18,8 +18,8 @@ from models.litv2 import build
 def test_backbone_gives_a_pyramid_at_any_size(architecture: Architecture, size: tuple[int, int]) -> None:
     maps = Backbone(architecture, None)(torch.rand(1, 3, *size))
     assert len(maps) == 5
-    assert {one.shape[1] for one in maps.values()} == {64}
-    heights = [one.shape[2] for one in maps.values()]
+    assert {tensor.shape[1] for tensor in maps.values()} == {64}
+    heights = [tensor.shape[2] for tensor in maps.values()]
     assert heights == sorted(heights, reverse=True)
 
 
@@ -32,14 +32,14 @@ def test_backbone_computes_what_the_trained_network_does(tmp_path: Path, archite
     with torch.no_grad():
         maps = backbone.features(grey.expand(-1, 3, -1, -1))
         _, expected = network.forward_intermediates(grey.expand(-1, in_chans, -1, -1))
-    for one, other in zip(maps, expected[1:], strict=True):
-        torch.testing.assert_close(one, other)
+    for tensor, other in zip(maps, expected[1:], strict=True):
+        torch.testing.assert_close(tensor, other)
 
 
 def test_every_parameter_of_the_detector_gets_a_gradient(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    model = detector(architecture, None, num_classes=2, img_size=96)
+    model = build_detector(architecture, None, num_classes=2, img_size=96)
     (loss,) = train(model, steps=1, batch_size=4, img_size=96)
-    without = [name for name, one in model.named_parameters() if one.grad is None]
+    without = [name for name, tensor in model.named_parameters() if tensor.grad is None]
     assert without == []
     assert math.isfinite(loss)

@@ -12,14 +12,14 @@ from tests.support.search_process import SearchProcess, Tally
 
 def processes_in(folder: Path) -> list[int]:
     """Processes still running in `folder`."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and (entry / "cwd").readlink() == folder and int(entry.name) != os.getpid():
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def test_stopped_search_goes_on(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_search_commands_compose(line: str) -> None:
 
 
 def settings() -> list[str]:
-    """Of the table of one's own search."""
+    """The settings in the table of README."""
     table = README.partition("## Your own search")[2].partition("```")[0]
     return [code for code in re.findall(r"`([^`]+)`", table) if "=" in code]
 
@@ -54,14 +55,38 @@ def test_setting_of_the_table_composes(code: str) -> None:
 def test_page_is_finished_and_what_it_links_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert [one for one in linked if not (page.parent / one).exists()] == []
+    assert [link for link in linked if not (page.parent / link).exists()] == []
     assert "TODO" not in text
 
 
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+
 def test_code_map_names_what_exists() -> None:
-    paths = re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE)
+    paths = re.findall(r"^\| `([\w./]+)`", ARCHITECTURE, re.MULTILINE)
     assert len(paths) > 10
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_package_is_on_the_map() -> None:
+    packages = {path.parent.name for path in (ROOT / "search").glob("*/__init__.py")}
+    assert packages == set(re.findall(r"<b>(\w+)</b>", ARCHITECTURE)) - {"models"}
+
+
+def test_the_way_of_a_trial_is_as_described() -> None:
+    way = re.findall(r"^\d\. `(search[\w.]+)`", ARCHITECTURE.partition("## The way of one trial")[2], re.MULTILINE)
+    assert len(way) == 7
+    for name in way:
+        parts = name.split(".")
+        length = next(n for n in range(len(parts), 0, -1) if is_module(".".join(parts[:n])))
+        value: object = import_module(".".join(parts[:length]))
+        for attribute in parts[length:]:
+            value = getattr(value, attribute)
+        assert callable(value)
+
+
+def is_module(name: str) -> bool:
+    return (ROOT / (name.replace(".", "/") + ".py")).exists()
 
 
 def test_short_enough_to_read() -> None:

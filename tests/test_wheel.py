@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.commands import ROOT
+from tests.support.commands import LIMIT_SECONDS, ROOT, TINY
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_wheel_holds_the_configurations_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     in_checkout = {f"search/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
     assert in_checkout == {name for name in names if name.endswith(".yaml")}
-    assert {name.split("/")[0] for name in names} == {"models", "search", "hilo_nas-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"models", "search", "hilo_nas-0.2.0.dist-info"}
 
 
 def test_installed_package_composes_its_configuration_from_any_folder(wheel: Path, tmp_path: Path) -> None:
@@ -47,8 +47,31 @@ def test_installed_package_composes_its_configuration_from_any_folder(wheel: Pat
     )
     asked = yaml.safe_load((ROOT / "conf/base.yaml").read_text(encoding="utf-8"))["study"]["n_trials"]
     assert f"n_trials: {asked}" in shown.stdout
-    code = "import search.cli; print(search.commands.cli.conf_dir())"
+    code = "from search.commands.cli import conf_dir; print(conf_dir())"
     where = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert where.stdout.strip() == str(target / "search" / "conf")
+
+
+def test_console_script_works_beside_other_packages_of_the_same_names(wheel: Path, tmp_path: Path) -> None:
+    """In a folder that has a `models` and a `search` of its own; worker processes import the installed ones too."""
+    target, script, folder = tmp_path / "site", tmp_path / "bin" / "hilo-nas", tmp_path / "folder"
+    zipfile.ZipFile(wheel).extractall(target)
+    (entry_points,) = target.glob("*.dist-info/entry_points.txt")
+    assert "hilo-nas = search.commands.cli:hilo_nas" in entry_points.read_text(encoding="utf-8")
+    script.parent.mkdir()
+    script.write_text("from search.commands.cli import hilo_nas\n\nhilo_nas()\n", encoding="utf-8")
+    for name in ("models", "search"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"raise RuntimeError('another {name}')\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), "run", "+search=cpu_latency", "study.n_trials=1", *TINY],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((folder / "outputs/default/pareto").glob("*.yaml"))

@@ -90,7 +90,7 @@ def deploy_all(
     )
     check_runs_files(target)
     device = target.fingerprint()
-    calibrations = [known.calibration for known in targets.values() if known.device == device]
+    calibrations = [target.calibration for target in targets.values() if target.device == device]
     if calibrations:
         calibration = calibrations[0]
     else:

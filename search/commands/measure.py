@@ -138,10 +138,10 @@ def measure_deployed(folder: Path, latency: DictConfig, console: Console) -> Non
 def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibration, list[Latency]]:
     """Calibrate the anchor, then measure all candidates in turn. Raises: SearchStopped naming what cannot be measured."""
     try:
-        log.info("calibrating the anchor network for %g s", target.calibration_seconds)
+        log.info("calibrating the anchor network for %g s", target.settings.calibration_seconds)
         calibration = target.calibrate(ANCHOR)
         ready = [target.make_ready(candidate.network()) for candidate in candidates]
-        log.info("timing %d model(s) in turn, %g s each at most", len(candidates), target.max_seconds)
+        log.info("timing %d model(s) in turn, %g s each at most", len(candidates), target.settings.max_seconds)
         return calibration, target.time(ready, calibration)
     except Exception as error:  # whatever a runtime raises
         raise SearchStopped(f"{one_line(error)}; omit that model, or choose another latency=") from error
@@ -201,8 +201,8 @@ def output_path(value: Any) -> Path | None:
 def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
     """The models as rows, with latency, throughput and cost."""
     device = target.fingerprint()
-    title = f"{device['backend']} on {device['device']}: {target.dtype}, batch {target.batch_size}"
-    table = Table(title=f"{title}, {target.num_threads} thread(s)", title_justify="left")
+    title = f"{device['backend']} on {device['device']}: {target.settings.dtype}, batch {target.settings.batch_size}"
+    table = Table(title=f"{title}, {target.settings.num_threads} thread(s)", title_justify="left")
     table.add_column("model", overflow="fold")
     for header in ("input", "median, ms", "95 % interval", "ratio", "images/s", "MACs", "params", "memory"):
         table.add_column(header, justify="right", no_wrap=True)
@@ -231,7 +231,7 @@ def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
 
 def throughput(latency: Latency, target: PairedTarget) -> float:
     """Images per second."""
-    return target.batch_size / latency.latency_ms * 1e3
+    return target.settings.batch_size / latency.latency_ms * 1e3
 
 
 def results(target: PairedTarget, calibration: Calibration, measured: list[Measured]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ async def search(
     """Start the engine, check that its workers are those of the study, and run the coordinator."""
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    remember(study, "data", data.fingerprint(), REMEDY)
+    remember(study, "data", data.contents(), REMEDY)
     make_evaluator = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
     evaluator: AccuracyEvaluator = construct(make_evaluator)  # a mistake in its settings shows here
     engine = make_engine(cfg, data, make_evaluator)
@@ -206,7 +206,7 @@ def save_samples(folder: Path, targets: Mapping[str, Target], number: int, resul
 
 def samples(latency: Latency, device: Mapping[str, Any]) -> dict[str, Any]:
     """A measurement as plain data, raw times included."""
-    return {**latency.summary(), "device": dict(device), "rounds": [asdict(one) for one in latency.rounds]}
+    return {**latency.summary(), "device": dict(device), "rounds": [asdict(timing) for timing in latency.rounds]}
 
 
 def save_config(folder: Path, cfg: DictConfig) -> None:

@@ -10,15 +10,13 @@ from models.architecture import NUM_STAGES, check_int, check_number
 from search.accuracy.base import EXECUTION_KEYS as ACCURACY_EXECUTION_KEYS
 from search.commands.cli import plain
 from search.commands.targets import SMALLEST, check_targets
+from search.latency.target import EXECUTION_KEYS as LATENCY_EXECUTION_KEYS
 from search.study.storage import has_password
 from search.training.data import EXECUTION_KEYS as DATA_EXECUTION_KEYS
 
 REMEDY = "restore that, or choose another study.name"
 SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
 """The groups that a study's results depend on."""
-LATENCY_EXECUTION_KEYS = frozenset(
-    {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"}
-)
 EXECUTION_KEYS = {"data": DATA_EXECUTION_KEYS, "accuracy": ACCURACY_EXECUTION_KEYS, "latency": LATENCY_EXECUTION_KEYS}
 """Their keys that only say how work is done, such as paths and hosts."""
 

@@ -17,7 +17,7 @@ class HostLock:
         self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
 
     @asynccontextmanager
-    async def hold(self, exclusive: bool) -> AsyncIterator[None]:
+    async def acquire(self, exclusive: bool) -> AsyncIterator[None]:
         """Hold the host, once everyone before is done with it."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, exclusive))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import gc
 import logging
@@ -13,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from logging.handlers import QueueHandler
 from multiprocessing import forkserver
@@ -24,7 +23,7 @@ from models.architecture import check_int
 from search import one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
 from search.engine.base import HERE, TRAINING, TargetSource
-from search.engine.workers import Resource, Task, WorkerEngine, make_resource, run_task
+from search.engine.workers import Resource, WorkerEngine, set_up_process
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
@@ -95,35 +94,15 @@ class ProcessWorker:
         self.role = role
         self.hosts = hosts
         self.make = make
+        self.report: Progress = lambda share: None
+        self.task: Future[Any] | None = None
         self._pool: ProcessPoolExecutor | None = None
-        self._task: Future[Any] | None = None
-        self._report: Progress = lambda share: None
 
-    async def run(self, task: Task, progress: Progress) -> Any:
-        loop, is_running = asyncio.get_running_loop(), True
-
-        def report(share: float) -> None:
-            if is_running:
-                progress(share)
-
-        def report_here(share: float) -> None:
-            loop.call_soon_threadsafe(report, share)
-
-        self._report = report_here
-        try:
-            return await asyncio.wrap_future(self._submit(task))
-        finally:
-            is_running = False
-
-    def _submit(self, task: Task) -> Future[Any]:
-        """Raises: BrokenExecutor if the process died since its last task, or cannot be started."""
-        try:
-            if self._pool is None:
-                self._pool = self._start()
-            self._task = self._pool.submit(_run, task)
-        except (OSError, EOFError) as error:
-            raise BrokenExecutor(one_line(error)) from error
-        return self._task
+    @property
+    def executor(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = self._start()
+        return self._pool
 
     def _start(self) -> ProcessPoolExecutor:
         start_server()
@@ -131,7 +110,7 @@ class ProcessWorker:
         make = pickle.dumps(self.make)  # here, where an error is seen; and copied, not moved to shared memory
         receiving, sending = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(1, context, initializer=_prepare_process, initargs=(sending,))
-        pool.submit(_make_resource, make)
+        pool.submit(_set_up, make)
         log.debug("process %s is for %s", *(pool._processes or {}), self.role)
         sending.close()  # the process has its own end: when it closes, nothing more is received
         threading.Thread(target=self._listen, args=(receiving,), daemon=True).start()
@@ -150,7 +129,7 @@ class ProcessWorker:
                 logging.getLogger(message.name).handle(message)
                 continue
             try:
-                self._report(float(message))
+                self.report(float(message))
             except RuntimeError:  # the event loop is closed: the command ends
                 return
 
@@ -163,7 +142,7 @@ class ProcessWorker:
     def close(self) -> None:
         if self._pool is None:
             return
-        is_busy = self._task is not None and not self._task.done()
+        is_busy = self.task is not None and not self.task.done()
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = None
@@ -210,9 +189,7 @@ class _ToCoordinator(QueueHandler):
         _send(record)
 
 
-# Of a worker's process: its resource, and the connection to the coordinator.
-_resource: Resource
-_connection: Connection
+_connection: Connection  # of a worker's process to the coordinator
 _sending = threading.Lock()
 
 
@@ -230,16 +207,11 @@ def _prepare_process(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _make_resource(make: bytes) -> None:
-    global _resource
-    _resource = make_resource(lambda: pickle.loads(make)())
+def _set_up(make: bytes) -> None:
+    set_up_process(lambda: pickle.loads(make)(), _send)
     gc.collect()
     gc.freeze()  # imported modules stay: scanning them twice would take a fifth of a measurement
     atexit.register(gc.unfreeze)  # or extensions report what was frozen as leaks
-
-
-def _run(task: Task) -> Any:
-    return run_task(task, _resource, _send)
 
 
 def _end_with_parent() -> None:

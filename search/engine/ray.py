@@ -6,7 +6,6 @@ at a time. Nodes that measure should not train: start them with --num-cpus=0. A 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
@@ -15,14 +14,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
+from functools import partial
 from typing import Any
 
 from models.architecture import check_int, check_number
 from search import one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
 from search.engine.base import HERE, TRAINING, TargetSource
-from search.engine.workers import Resource, Task, WorkerEngine, make_resource, run_task
+from search.engine.workers import Resource, WorkerEngine, set_up_process
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def trainings_at_a_time(nodes: Sequence[Mapping[str, float]], num_cpus: float, n
     return sum(int(min(room)) for room in rooms)
 
 
-class ActorWorker:
+class ActorWorker(Executor):
     """A Ray actor, replaced by another one when it dies.
 
     Args:
@@ -211,6 +211,8 @@ class ActorWorker:
         self._computes_on = computes_on
         self._timeout = timeout_seconds
         self._needs = needs
+        self.report: Progress = lambda share: None
+        self.task: Future[Any] | None = None
         self._actor: Any = None
         self._node: Future[str] = Future()  # that it starts on
         self._since = 0.0  # it looks for one
@@ -221,17 +223,26 @@ class ActorWorker:
             return ()
         return tuple(self._node.result() if host == HERE else host for host in self._computes_on)
 
-    async def run(self, task: Task, progress: Progress) -> Any:
-        """Ray reports results only, so there is no progress."""
-        try:
-            result, error = await asyncio.wrap_future(self._actor.do.remote(task).future())
-        except self._ray.exceptions.RayTaskError as failure:  # a result that cannot be pickled
-            raise RuntimeError(one_line(failure)) from failure
-        except Exception as failure:  # the actor catches what tasks raise: this is Ray's own
-            raise BrokenExecutor(one_line(failure)) from failure
-        if error is not None:
-            raise error
-        return result
+    @property
+    def executor(self) -> Executor:
+        return self
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a function in the actor's process. Ray sends results only, so there are no reports."""
+        done: Future[Any] = Future()
+
+        def pass_on(answer: Future[tuple[Any, Exception | None]]) -> None:
+            failure = answer.exception()
+            if isinstance(failure, self._ray.exceptions.RayTaskError):  # a result that cannot be pickled
+                done.set_exception(RuntimeError(one_line(failure)))
+            elif failure is not None:  # the actor catches what functions raise: this is Ray's own
+                done.set_exception(BrokenExecutor(one_line(failure)))
+            else:
+                result, error = answer.result()
+                done.set_result(result) if error is None else done.set_exception(error)
+
+        self._actor.do.remote(partial(function, *args, **kwargs)).future().add_done_callback(pass_on)
+        return done
 
     def restart(self) -> None:
         self._since = time.monotonic()
@@ -264,7 +275,7 @@ class _Actor:
     """What runs in the actor's process."""
 
     def __init__(self, make: Callable[[], Resource]) -> None:
-        self.resource = make_resource(make)
+        set_up_process(make, lambda share: None)
 
     def node(self) -> str:
         """The identifier of the node that it is on."""
@@ -272,9 +283,9 @@ class _Actor:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def do(self, task: Task) -> tuple[Any, Exception | None]:
-        """The result and the error of a task: Ray would wrap an error with its own traceback."""
+    def do(self, function: Callable[[], Any]) -> tuple[Any, Exception | None]:
+        """The result and the error of a function: Ray would wrap an error with its own traceback."""
         try:
-            return run_task(task, self.resource, lambda share: None), None
+            return function(), None
         except Exception as error:
             return None, error

@@ -13,10 +13,10 @@ import logging
 import pickle
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
 
 Resource = Any
-"""A LatencyTarget or an AccuracyEvaluator, or the exception that making one raised."""
+"""A LatencyTarget or an AccuracyEvaluator."""
 Task = Callable[[Resource, Progress], Any]
 """What a worker does with its resource: a function of this module with its arguments bound, which can be sent elsewhere."""
 
@@ -42,18 +42,26 @@ class Worker(Protocol):
     Attributes:
         role: the target that it measures, or `TRAINING`.
         make: makes its resource, when it starts.
+        report: takes the progress of what it does now.
+        task: what it does now or did last.
     """
 
     role: str
     make: Callable[[], Resource]
+    report: Progress
+    task: Future[Any] | None
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """As in `TargetSource`; empty while the worker waits for a machine."""
         ...
 
-    async def run(self, task: Task, progress: Progress) -> Any:
-        """Raises: BrokenExecutor if the worker died, else what the task raised."""
+    @property
+    def executor(self) -> Executor:
+        """Runs one function at a time in the process, which is started if there is none.
+
+        Raises: BrokenExecutor, OSError or EOFError if it cannot be started.
+        """
         ...
 
     def restart(self) -> None:
@@ -150,7 +158,7 @@ class WorkerEngine:
                 worker.make = make_evaluator
 
     def close(self) -> None:
-        """End all workers, even if Ctrl-C comes while one of them ends; trainings, which may be under way, first."""
+        """End all workers, even if Ctrl-C comes while one of them ends; trainings, which may be running, first."""
         with contextlib.ExitStack() as closing:
             for worker in self.workers:
                 closing.callback(worker.close)
@@ -186,15 +194,27 @@ class WorkerEngine:
         is_training = worker.role == TRAINING
         process = f"the {'training' if is_training else 'measuring'} process"
         seconds = self.train_timeout_seconds if is_training else self.measure_timeout_seconds
+        loop, is_running = asyncio.get_running_loop(), True
+
+        def report(share: float) -> None:
+            if is_running:  # a report may come after the result
+                progress(share)
+
+        def report_from_thread(share: float) -> None:
+            loop.call_soon_threadsafe(report, share)
+
+        worker.report = report_from_thread
         try:
             async with asyncio.timeout(seconds) as limit:
-                return await worker.run(task, progress)
+                return await asyncio.wrap_future(_submit(worker, task))
         except TimeoutError:
             if not limit.expired():  # the task's own
                 raise
             reason = f"{process} gave no answer within {seconds:g} s"
         except BrokenExecutor:
             reason = f"{process} died (out of memory?)"
+        finally:
+            is_running = False
         self._forget(worker)
         worker.restart()
         raise WorkerLost(reason)
@@ -237,13 +257,22 @@ class WorkerEngine:
             if not self.measure_beside_training:
                 for host in sorted(set(worker.hosts)):  # in one order, so that nobody waits in a circle
                     measures = worker.role != TRAINING and host == worker.hosts[0]
-                    await stack.enter_async_context(self._locks[host].hold(exclusive=measures))
+                    await stack.enter_async_context(self._locks[host].acquire(exclusive=measures))
             yield
 
     def _log_retry(self, state: RetryCallState) -> None:
         assert state.outcome is not None
         reason, attempt = state.outcome.exception(), state.attempt_number
         log.warning("%s; it was replaced, and its work is retried (%d of %d)", reason, attempt, self.max_retries)
+
+
+def _submit(worker: Worker, task: Task) -> Future[Any]:
+    """Raises: BrokenExecutor if the process died since its last task, or cannot be started."""
+    try:
+        worker.task = worker.executor.submit(run_task, task)
+    except (OSError, EOFError) as error:
+        raise BrokenExecutor(one_line(error)) from error
+    return worker.task
 
 
 def _fingerprint(resource: LatencyTarget | AccuracyEvaluator, progress: Progress) -> Fingerprint:
@@ -279,20 +308,31 @@ def _checked(resource: Resource, progress: Progress, task: Task, role: str, expe
     return task(resource, progress)
 
 
-def make_resource(make: Callable[[], Resource]) -> Resource:
-    """Make a worker's resource, or return the exception that this raised, for whoever sends it a task."""
+class ProcessState(NamedTuple):
+    """State of a worker's process: its resource, or the exception that making it raised, and where reports go."""
+
+    resource: Resource
+    report: Progress
+
+
+_state: ProcessState
+
+
+def set_up_process(make: Callable[[], Resource], report: Progress) -> None:
+    """Make the resource of this process."""
+    global _state
     try:
-        return make()
+        _state = ProcessState(make(), report)
     except Exception as error:
-        return error
+        _state = ProcessState(error, report)
 
 
-def run_task(task: Task, resource: Resource, progress: Progress) -> Any:
-    """Run a task in a worker. Raises: an error that survives the way to another process."""
+def run_task(task: Task) -> Any:
+    """Run a task in the process of a worker. Raises: an error that survives the way to another process."""
     try:
-        if isinstance(resource, Exception):
-            raise resource
-        return task(resource, progress)
+        if isinstance(_state.resource, Exception):
+            raise _state.resource
+        return task(_state.resource, _state.report)
     except Exception as error:
         raise _picklable(error) from None
 

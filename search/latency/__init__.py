@@ -1,1 +1,1 @@
-"""Measured latency: the protocol every target follows, and one module for each target."""
+"""Measured latency: the timing protocol, the targets that follow it, and one module for each runtime."""

@@ -147,8 +147,9 @@ def _columns(
     of_stages: tuple[Dimension[StageSpec], ...], of_network: tuple[Dimension[Architecture], ...]
 ) -> tuple[str, ...]:
     stage = StageSpec(depth=1)
-    names = [name for one in of_stages if one.costs for name in one.costs(stage, 1, 1)]
-    names += [name for one in of_network if one.costs for name in one.costs(Architecture(1, (stage,) * NUM_STAGES), 1, 1)]
+    names = [name for dimension in of_stages if dimension.costs for name in dimension.costs(stage, 1, 1)]
+    network = Architecture(1, (stage,) * NUM_STAGES)
+    names += [name for dimension in of_network if dimension.costs for name in dimension.costs(network, 1, 1)]
     return ("network", "patch merging", *dict.fromkeys(names))
 
 

@@ -1,22 +1,24 @@
-"""This machine's CPU, PyTorch in eager mode."""
+"""latency=cpu: PyTorch in eager mode on this machine's CPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
-from search.latency.target import DTYPES, PairedTarget, Prepared, eager_copy
+from search.latency.local import local_target
+from search.latency.runtime import DTYPES, Converted, Runtime, eager_copy
+from search.latency.target import PairedTarget, TargetSettings
 
 
-@dataclass
-class CpuTarget(PairedTarget):
-    """Networks run by PyTorch itself, one operation after the other."""
+def cpu_target(**settings: Any) -> PairedTarget:
+    """Build the target. settings: the fields of `TargetSettings`."""
+    return local_target(RUNTIME, TargetSettings(**settings))
 
-    name = "cpu"
-    backend = "torch eager"
-    dtypes = ("float32", "bfloat16")
 
-    def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
-        return Prepared(partial(eager_copy, model, x, DTYPES[self.dtype]))
+def convert(model: nn.Module, x: Tensor, dtype: str, num_threads: int) -> Converted:
+    return Converted(partial(eager_copy, model, x, DTYPES[dtype]))
+
+
+RUNTIME = Runtime("cpu", backend="torch eager", convert=convert, dtypes=("float32", "bfloat16"))

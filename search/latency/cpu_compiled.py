@@ -1,4 +1,4 @@
-"""This machine's CPU, networks compiled by torch.compile with their weights frozen in.
+"""latency=cpu_compiled: torch.compile with frozen weights on this machine's CPU.
 
 Compiling takes 20 s for a small network and over a minute for LITv2-S on two cores; it is reported as `prepare_seconds`.
 """
@@ -9,44 +9,47 @@ import itertools
 import shutil
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from search.latency.protocol import Run
-from search.latency.target import ConversionError, PairedTarget, Prepared, check_parity
+from search.latency.local import local_target
+from search.latency.runtime import ConversionError, Converted, Runtime, check_parity
+from search.latency.target import PairedTarget, TargetSettings
 
 
-@dataclass
-class CompiledCpuTarget(PairedTarget):
-    """Networks compiled by inductor."""
+def compiled_cpu_target(**settings: Any) -> PairedTarget:
+    """Build the target. settings: the fields of `TargetSettings`.
 
-    name = "cpu_compiled"
-    backend = "torch.compile, inductor, freezing"
-    loads_copies = False  # each copy would be compiled anew
+    Raises:
+        ValueError: If there is no C++ compiler, or as `local_target`.
+    """
+    if not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        raise ValueError("latency=cpu_compiled needs a C++ compiler (g++ or clang++): install one or choose latency=cpu")
+    return local_target(RUNTIME, TargetSettings(**settings))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not any(map(shutil.which, ("g++", "clang++", "cl"))):
-            raise ValueError("latency=cpu_compiled needs a C++ compiler (g++ or clang++): install one or choose latency=cpu")
 
-    def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
-        try:
-            run = compile_frozen(model, x)
-        except Exception as error:
-            raise ConversionError(f"torch.compile cannot take this model: {error}") from error
-        return Prepared(lambda: run, check_parity(self.name, model, x, run(), self.dtype))
-
-    def peak_bytes(self, load: Callable[[], Run]) -> tuple[Run, int | None]:
-        return load(), None  # compiling has left its own memory behind
+def convert(model: nn.Module, x: Tensor, dtype: str, num_threads: int) -> Converted:
+    try:
+        run = compile_frozen(model, x)
+    except Exception as error:  # whatever the compiler raises
+        raise ConversionError(f"torch.compile cannot take this model: {error}") from error
+    return Converted(lambda: run, check_parity(RUNTIME.name, model, x, run(), dtype))
 
 
 def compile_frozen(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """Compile a model with its weights frozen in. Returns what runs it on x. Raises: whatever the compiler raises."""
+    """Compile a model with its weights frozen in.
+
+    Returns:
+        A run of the compiled model on x.
+
+    Raises:
+        Exception: Whatever the compiler raises.
+    """
     import torch._inductor.config as inductor
 
-    compiled = torch.compile(with_own_code(model), fullgraph=True, dynamic=False)
+    compiled = torch.compile(with_separate_code(model), fullgraph=True, dynamic=False)
 
     def run() -> Tensor:
         with torch.no_grad():
@@ -58,18 +61,21 @@ def compile_frozen(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def with_own_code(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A model behind a function whose code is no other's.
+def with_separate_code(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Wrap a model in a function with a code object that no other model shares.
 
-    Compiled graphs are kept by code object, eight at most: networks of one class would push each other out, the anchor too.
+    torch.compile caches graphs by code object, eight at most: networks of one class would evict each other, and the anchor.
     """
 
     def forward(x: Tensor) -> Tensor:
         output: Tensor = model(x)
         return output
 
-    code = forward.__code__.replace(co_name=f"forward_{next(_names)}")
+    code = forward.__code__.replace(co_name=f"forward_{next(_numbers)}")
     return types.FunctionType(code, forward.__globals__, closure=forward.__closure__)
 
 
-_names = itertools.count()
+_numbers = itertools.count()
+RUNTIME = Runtime(  # a copy would be compiled again, so there is one
+    "cpu_compiled", backend="torch.compile, inductor, freezing", convert=convert, loads_copies=False
+)

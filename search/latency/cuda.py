@@ -1,39 +1,48 @@
-"""An NVIDIA GPU, PyTorch in eager mode or as a CUDA graph, timed by CUDA events."""
+"""latency=cuda: PyTorch on an NVIDIA GPU, in eager mode or as a CUDA graph, timed by CUDA events."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from search.latency.local import local_target
 from search.latency.protocol import Run, Timer
-from search.latency.target import DTYPES, PairedTarget, Prepared, check_parity, eager_copy
+from search.latency.runtime import DTYPES, Converted, Runtime, check_parity, eager_copy
+from search.latency.target import PairedTarget, TargetSettings
 
-WARMUP_RUNS = 3  # before a CUDA graph is captured, as PyTorch's manual asks
+WARMUP_RUNS = 3  # before a CUDA graph is captured: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 
-@dataclass
-class CudaTarget(PairedTarget):
-    """Networks on the current GPU. cuda_graph: capture a run once and replay it, without the launch time of each kernel."""
+def cuda_target(cuda_graph: bool = False, **settings: Any) -> PairedTarget:
+    """Build the target.
 
-    cuda_graph: bool = False
+    Args:
+        cuda_graph: Capture a run once and replay it, without the launch time of each kernel.
+        settings: The fields of `TargetSettings`.
 
-    name = "cuda"
-    dtypes = ("float32", "float16", "bfloat16")
-    runs_files = False
+    Raises:
+        ValueError: If PyTorch has no GPU, or as `local_target`.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("latency=cuda needs an NVIDIA GPU and a CUDA build of PyTorch, and finds none: try latency=cpu")
+    runtime = Runtime(
+        "cuda",
+        backend="torch eager, CUDA graph" if cuda_graph else "torch eager",
+        convert=partial(convert, captured_copy if cuda_graph else eager_gpu_copy),
+        dtypes=("float32", "float16", "bfloat16"),
+        runs_files=False,
+    )
+    return local_target(runtime, TargetSettings(**settings), CudaGpu())
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not torch.cuda.is_available():
-            raise ValueError("latency=cuda needs an NVIDIA GPU and a CUDA build of PyTorch, and finds none: try latency=cpu")
 
-    @property
-    def backend(self) -> str:  # type: ignore[override]
-        return "torch eager, CUDA graph" if self.cuda_graph else "torch eager"
+class CudaGpu:
+    """The current GPU of this process."""
 
-    def device(self) -> dict[str, str | int]:
+    def facts(self) -> dict[str, str | int]:
         properties = torch.cuda.get_device_properties(0)
         return {
             "device": properties.name,
@@ -42,14 +51,10 @@ class CudaTarget(PairedTarget):
             "cuda": torch.version.cuda or "unknown",
         }
 
-    def timer(self) -> Timer:
-        return Timer(_event_seconds)
+    def timer(self, num_threads: int) -> Timer:
+        return Timer(event_seconds)
 
-    def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
-        output = self._copy(model, x)()
-        return Prepared(lambda: self._copy(model, x), check_parity(self.name, model, x, output, self.dtype))
-
-    def peak_bytes(self, load: Callable[[], Run]) -> tuple[Run, int | None]:
+    def first_copy(self, load: Callable[[], Run]) -> tuple[Run, int | None]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -58,31 +63,46 @@ class CudaTarget(PairedTarget):
         torch.cuda.synchronize()
         return run, torch.cuda.max_memory_allocated() - before
 
-    def _copy(self, model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-        run = eager_copy(model, x, DTYPES[self.dtype], "cuda")
-        return self._captured(run) if self.cuda_graph else run
 
-    def _captured(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUP_RUNS):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = run()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return output
-
-        replay.owner = run  # type: ignore[attr-defined]  # the graph reads weights and inputs that it does not own
-        return replay
+def convert(
+    make_copy: Callable[[nn.Module, Tensor, str], Callable[[], Tensor]],
+    model: nn.Module,
+    x: Tensor,
+    dtype: str,
+    num_threads: int,
+) -> Converted:
+    output = make_copy(model, x, dtype)()
+    return Converted(partial(make_copy, model, x, dtype), check_parity("cuda", model, x, output, dtype))
 
 
-def _event_seconds(run: Run) -> float:
-    """Seconds of a run on the GPU."""
+def eager_gpu_copy(model: nn.Module, x: Tensor, dtype: str) -> Callable[[], Tensor]:
+    """Return a run of a copy of a model on the GPU, in eager mode."""
+    return eager_copy(model, x, DTYPES[dtype], "cuda")
+
+
+def captured_copy(model: nn.Module, x: Tensor, dtype: str) -> Callable[[], Tensor]:
+    """Return a run of a copy of a model on the GPU, captured as a CUDA graph."""
+    run = eager_gpu_copy(model, x, dtype)
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP_RUNS):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    replay.owner = run  # type: ignore[attr-defined]  # keeps weights and inputs alive, which the graph only reads
+    return replay
+
+
+def event_seconds(run: Run) -> float:
+    """Time one run on the GPU, in seconds."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     run()

@@ -1,4 +1,7 @@
-"""What the machine is and does: its processor, who uses it, and where this process may run. Linux tells all, others less."""
+"""This machine: the processor's name, its load, and the cores that this process may use.
+
+Everything works on Linux; other systems report less, and where nothing can be read or set these functions do without.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ SAMPLE_SECONDS = 0.1
 
 
 def cpu_name() -> str:
-    """The processor's model as the system names it."""
+    """Return the processor's model as the system names it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -28,12 +31,12 @@ def cpu_name() -> str:
 
 
 def allowed_cores() -> list[int]:
-    """Cores that this process may use now."""
+    """Return the cores that this process may use now."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def frequency_facts() -> dict[str, str | int]:
-    """Governor and greatest frequency in MHz, where they can be read."""
+    """Return the frequency governor and the maximum frequency in MHz, where they can be read."""
     facts: dict[str, str | int] = {}
     with contextlib.suppress(OSError):
         facts["governor"] = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
@@ -46,25 +49,26 @@ def frequency_facts() -> dict[str, str | int]:
 
 @dataclass(frozen=True)
 class Usage:
-    """Processor seconds used so far: by all processes on all cores, and by this one."""
+    """Processor time used since the start, in seconds: by all processes on all cores, and by this process."""
 
     all_seconds: float
-    own_seconds: float
+    process_seconds: float
 
     @classmethod
     def now(cls) -> Self:
-        everyone, own = psutil.cpu_times(), psutil.Process().cpu_times()
-        busy = sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0.0) - getattr(everyone, "guest", 0.0)
-        return cls(busy, own.user + own.system)
+        """Read the processor time used so far."""
+        system, process = psutil.cpu_times(), psutil.Process().cpu_times()
+        busy = sum(system) - system.idle - getattr(system, "iowait", 0.0) - getattr(system, "guest", 0.0)
+        return cls(busy, process.user + process.system)
 
     def others_since(self, before: Usage, seconds: float) -> float:
-        """What other processes took, in cores."""
-        everyone = self.all_seconds - before.all_seconds
-        return max(0.0, (everyone - (self.own_seconds - before.own_seconds)) / seconds)
+        """Return the processor time that other processes used since an earlier reading, in cores."""
+        all_seconds = self.all_seconds - before.all_seconds
+        return max(0.0, (all_seconds - (self.process_seconds - before.process_seconds)) / seconds)
 
 
 def pin(allowed: Sequence[int], num_threads: int) -> None:
-    """Keep this process, all its threads, on the so many least busy of the allowed cores. Does nothing where none can."""
+    """Pin all threads of this process to the least busy of the allowed cores, one core for each thread of a network."""
     if not hasattr(os, "sched_setaffinity") or num_threads >= len(allowed):
         return
     load = psutil.cpu_percent(SAMPLE_SECONDS, percpu=True)
@@ -72,24 +76,25 @@ def pin(allowed: Sequence[int], num_threads: int) -> None:
 
 
 def keep_to(cores: Sequence[int]) -> None:
-    """Let this process, all its threads, run on these cores alone."""
+    """Pin all threads of this process to the given cores."""
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
             os.sched_setaffinity(int(task.name), cores)
 
 
 class ResidentMemory:
-    """The growth of this process's memory to its peak, from now on; None where the system does not tell."""
+    """Growth of this process's memory from now to its peak."""
 
     def __init__(self) -> None:
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # or the network moves into memory that was given back but is still counted
+            ctypes.CDLL(None).malloc_trim(0)  # else the network takes memory that was freed but still counts
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self._start = _status_bytes("VmRSS")
 
     def growth(self) -> int | None:
+        """Return the growth in bytes, or None if the system does not report it."""
         peak = _status_bytes("VmHWM")
         return None if peak is None or self._start is None else max(0, peak - self._start)
 

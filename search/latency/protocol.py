@@ -1,16 +1,19 @@
-"""The only timing loop: candidate and anchor run in turn, and the median of their ratios is the result.
+"""The timing protocol: candidate and anchor run in turn, and the result is the median of their ratios.
 
-A machine's speed drifts by a tenth within seconds and jumps by half when a neighbour wakes. Both hit a candidate and the
-anchor runs right before and after it alike, where they would go straight into a mean of wall times. Timing goes in rounds of
-a fifth of a second, each with another copy of the network and a heap shuffled anew: where weights and activations happen to
-lie in memory moves a small network's time by several percent, for as long as they lie there. Left alone, a tenth of 24
-networks differed by 3.6 % or more between two passes of an idle machine, shuffled by 1.4 %. How much the rounds differ says
-how far another measurement may fall from this one.
+This is the only timing loop of the project. It also runs on devices that are reached over ssh, so this module and what it
+imports need nothing but the standard library.
 
-Candidate and anchor always take one run each, even where one is much quicker. Two runs in a row find their weights still in
-the cache, a gain that a busy neighbour takes away: with 2:1 the ratios of small networks spread by 1.4 to 4 % and moved by 1
-to 6 % under load, with 1:1 by 0.5 to 1.3 % and 0.1 to 1 %. So a latency here is that of a network that is not alone.
-`python -m benchmarks.latency_fidelity` puts it to the test on your machine.
+A machine's speed drifts by a tenth within seconds and jumps by half when another process wakes up. Both affect a candidate
+and the anchor runs just before and after it alike, whereas they would go straight into a mean of wall times. Timing proceeds
+in rounds of a fifth of a second, each with another copy of the network and a reshuffled heap: where weights and activations
+happen to lie in memory changes the time of a small network by several percent for as long as they stay there. Without
+reshuffling, a tenth of 24 networks differed by 3.6 % or more between two passes on an idle machine, with it by 1.4 %. The
+differences between rounds tell how far another measurement may fall from this one.
+
+Candidate and anchor always take one run each, even if one is much faster. The second of two runs in a row finds its weights
+still in the cache, an advantage that a busy neighbour takes away: with 2:1 the ratios of small networks spread by 1.4 to 4 %
+and moved by 1 to 6 % under load, with 1:1 by 0.5 to 1.3 % and 0.1 to 1 %. A latency here is therefore that of a network that
+shares its caches. `python -m benchmarks.latency_fidelity` checks all of this on your machine.
 """
 
 from __future__ import annotations
@@ -28,28 +31,29 @@ from typing import TypeVar
 from search.latency.base import REPEAT, Round
 
 ROUND_SECONDS = 0.2
-MIN_ROUNDS = 8  # before the interval may end a measurement: the spread of fewer is a guess
-LEAST_ROUNDS = 4  # whatever the time limit
-# Relative standard error that no number of rounds brings down. With 0.005 an interval held another pass's latency in 80 % of
-# cases (benchmarks.latency_fidelity, 128 of them), with 0.009 in 99 % (144).
+MIN_ROUNDS = 8  # before the interval may end a measurement: the spread of fewer rounds is a guess
+LEAST_ROUNDS = 4  # even beyond the time limit
+# Relative standard error that no number of rounds reduces. With 0.005 the interval covered the latency of another pass in
+# 80 % of 128 cases (benchmarks.latency_fidelity), with 0.009 in 99 % of 144.
 SYSTEMATIC = 0.008
-STEADY = 0.05  # copies are warm when two stretches differ by less
+STEADY = 0.05  # copies are warm when the medians of two stretches differ by less, relative
 STRETCH_SECONDS = 0.05
 MAX_WARMUP_SECONDS = 1.0
-# The kernel takes off a virtual machine's processor time what its host took, perhaps late and from a run that lost nothing.
+# A virtual machine's kernel subtracts the time that its host took, perhaps late and from a run that lost nothing.
 LEAST_SECONDS = 1e-9
 NUM_BLOCKS = 300
-BLOCK_FLOATS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384)  # up to what the activations of small networks take
+BLOCK_FLOATS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384)  # up to the size of a small network's activations
 OUTLIER_DEVIATIONS = 5.0  # robust standard deviations from the median
 
 Block = TypeVar("Block")
 Run = Callable[[], object]
+"""One inference of a network that is ready to run."""
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A median and the 95 % interval in which the median of another measurement falls."""
+    """A median with the 95 % interval in which the median of another measurement falls."""
 
     median: float
     low: float
@@ -57,32 +61,43 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Relative."""
+        """Half the width of the interval, relative."""
         return math.log(self.high / self.low) / 2
 
 
 @dataclass(frozen=True)
 class Timer:
-    """How runs are timed. work: runs once and gives the seconds it took; clock: the time that passes.
+    """The clocks of a measurement.
 
-    On one thread `work` is the processor time of this process, which does not count while others have the core.
-    scatter: called before each round and its result held through it, so that what runs allocate lies elsewhere each time.
+    Attributes:
+        time_run: Runs a network once and returns the seconds it took. On one thread these are processor time of this
+            process, which does not pass while other processes hold the core.
+        clock: The time that passes, in seconds.
+        scatter: Called before each round; its result is kept until the round ends, so that memory which runs allocate
+            lies elsewhere each time.
     """
 
-    work: Callable[[Run], float]
+    time_run: Callable[[Run], float]
     clock: Clock = time.perf_counter
     scatter: Callable[[], object] = lambda: None
 
 
 def timer_on(num_threads: int, scatter: Callable[[], object]) -> Timer:
-    """Processor time on one thread, where it is the latency less the time that others had the core; else wall time."""
+    """Return a timer of processor time for one thread, and of wall time for more.
+
+    On one thread processor time is the latency without the time during which other processes held the core.
+    """
     return Timer(timed_by(time.process_time if num_threads == 1 else time.perf_counter), scatter=scatter)
 
 
-def scattered(allocate: Callable[[int], Block]) -> list[Block]:
-    """Blocks of random sizes, half of them freed again: what is allocated next takes other places than last time.
+def scatter_heap(allocate: Callable[[int], Block]) -> list[Block]:
+    """Allocate blocks of random sizes and free half of them, so that the next allocations go to new addresses.
 
-    allocate: gives room for so many float32 numbers.
+    Args:
+        allocate: Returns room for the given number of float32 values.
+
+    Returns:
+        The blocks that stay allocated; keep them through the round.
     """
     sizes = [random.choice(BLOCK_FLOATS) + 16 * random.randrange(64) for _ in range(NUM_BLOCKS)]
     blocks = [allocate(size) for size in sizes]
@@ -90,19 +105,26 @@ def scattered(allocate: Callable[[int], Block]) -> list[Block]:
 
 
 def timed_by(clock: Clock) -> Callable[[Run], float]:
-    """Seconds of a run by a clock."""
+    """Return a function that times one run by a clock, in seconds."""
 
-    def work(run: Run) -> float:
+    def time_run(run: Run) -> float:
         start = clock()
         run()
         return max(clock() - start, LEAST_SECONDS)
 
-    return work
+    return time_run
 
 
 @dataclass
 class Series:
-    """The rounds of one network so far."""
+    """The rounds of one network so far.
+
+    Attributes:
+        rounds: Times of the candidate and the anchor.
+        warmup_runs: Number of runs before the first round.
+        seconds: Time spent in rounds.
+        converged: True if the interval got as narrow as requested.
+    """
 
     rounds: list[Round] = field(default_factory=list)
     warmup_runs: int = 0
@@ -111,32 +133,42 @@ class Series:
 
     @property
     def ratios(self) -> list[float]:
-        return [ratio for one in self.rounds for ratio in one.ratios]
+        """Ratios of the candidate to the anchor, of all rounds."""
+        return [ratio for round_ in self.rounds for ratio in round_.ratios]
 
     @property
     def interval(self) -> Interval:
-        """Of the ratio to the anchor."""
-        return repeat_interval([one.ratios for one in self.rounds])
+        """Median ratio to the anchor with its 95 % interval."""
+        return repeat_interval([round_.ratios for round_ in self.rounds])
 
     @property
     def outliers(self) -> int:
+        """Number of ratios far off the others."""
         return count_outliers(self.ratios)
 
 
 def repeat_interval(rounds: Sequence[Sequence[float]]) -> Interval:
-    """Median of all values, and where the median of another measurement falls in 95 % of cases.
+    """Return the median of all values with the interval in which the median of another measurement falls in 95 % of cases.
 
-    Its standard error comes from how the medians of the rounds differ, so that it holds for values that come in waves.
+    The standard error comes from the differences between the medians of rounds, so that it holds for values that come in
+    waves.
+
+    Args:
+        rounds: Values by round; at least two rounds, none empty.
     """
-    centre = statistics.median(value for one in rounds for value in one)
-    logs = [math.log(statistics.median(one)) for one in rounds]
+    centre = statistics.median(value for values in rounds for value in values)
+    logs = [math.log(statistics.median(values)) for values in rounds]
     variance = statistics.variance(logs) / len(logs) + SYSTEMATIC**2
     reach = math.exp(student(0.975, len(logs) - 1) * REPEAT * math.sqrt(variance))
     return Interval(centre, centre / reach, centre * reach)
 
 
 def student(confidence: float, freedom: int) -> float:
-    """One-sided quantile of Student's t (expansion 26.7.5 of Abramowitz and Stegun; 97.5 % within 1 % from 4 degrees on)."""
+    """Return the one-sided quantile of Student's t distribution.
+
+    Expansion 26.7.5 of Abramowitz and Stegun; the 97.5 % quantile is within 1 % from 4 degrees of freedom on. Not SciPy's,
+    because devices over ssh need no SciPy.
+    """
     z = statistics.NormalDist().inv_cdf(confidence)
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
@@ -144,20 +176,27 @@ def student(confidence: float, freedom: int) -> float:
 
 
 LEAST_HALF_WIDTH = student(0.975, MIN_ROUNDS - 1) * REPEAT * SYSTEMATIC
-"""Of an interval after the fewest rounds that may end a measurement, were they all alike; relative."""
+"""Relative half-width of the interval of MIN_ROUNDS identical rounds: a narrower one is never reached."""
 
 
 def count_outliers(values: Sequence[float]) -> int:
-    """Values far off the rest, by the median absolute deviation."""
+    """Count values far off the rest, by the median absolute deviation."""
     centre = statistics.median(values)
     deviation = 1.4826 * statistics.median(abs(value - centre) for value in values)
     return sum(abs(value - centre) > OUTLIER_DEVIATIONS * deviation for value in values)
 
 
 def time_alone(copies: Sequence[Run], between: Sequence[Run], seconds: float, timer: Timer) -> list[list[float]]:
-    """Times of a network's copies, run in turn for so many seconds: the anchor's calibration. In seconds, by round.
+    """Time a network by itself, for the anchor's calibration.
 
-    between: what runs untimed before each, so that a single copy does not find its caches warm as it never will again.
+    Args:
+        copies: Copies of the network, which run in turn.
+        between: Runs without timing before each copy, so that a single copy does not find its caches warmer than later.
+        seconds: Minimum duration.
+        timer: The clocks.
+
+    Returns:
+        Times in seconds, by round.
     """
     warm_up(copies, timer)
     rounds: list[list[float]] = []
@@ -170,7 +209,7 @@ def time_alone(copies: Sequence[Run], between: Sequence[Run], seconds: float, ti
                 for copy in copies:
                     for other in between:
                         other()
-                    times.append(timer.work(copy))
+                    times.append(timer.time_run(copy))
             rounds.append(times)
     return rounds
 
@@ -178,49 +217,63 @@ def time_alone(copies: Sequence[Run], between: Sequence[Run], seconds: float, ti
 def time_ratios(
     networks: Sequence[Sequence[Run]], anchors: Sequence[Run], tolerance: float, max_seconds: float, timer: Timer
 ) -> list[Series]:
-    """Times of each network beside the anchor's, until each one's interval is within -+ tolerance or its time is up.
+    """Time networks beside the anchor until each interval is narrow enough or the network's time is up.
 
-    networks: copies of each; anchors: copies of the anchor. Rounds take the networks, their copies and the anchor's in
-    turn, so that all see the same machine.
+    Rounds take the networks, their copies and the anchor's copies in turn, so that all see the same machine.
+
+    Args:
+        networks: Copies of each network.
+        anchors: Copies of the anchor.
+        tolerance: Relative half-width of the 95 % interval at which to stop.
+        max_seconds: Time limit for each network.
+        timer: The clocks.
+
+    Returns:
+        The rounds of each network, in the order of networks.
     """
-    runs = warm_up(anchors, timer)
-    series = [Series(warmup_runs=runs + warm_up(copies, timer)) for copies in networks]
+    anchor_runs = warm_up(anchors, timer)
+    all_series = [Series(warmup_runs=anchor_runs + warm_up(copies, timer)) for copies in networks]
     turn = 0
     with no_garbage_collection():
-        while waiting := [i for i, one in enumerate(series) if not _is_done(one, tolerance, max_seconds)]:
+        while waiting := [i for i, series in enumerate(all_series) if not _is_done(series, tolerance, max_seconds)]:
             for i in waiting:
                 begin = timer.clock()
                 copies = networks[i]
-                series[i].rounds.append(_one_round(copies[turn % len(copies)], anchors[turn % len(anchors)], timer))
-                series[i].seconds += timer.clock() - begin
+                round_ = _time_round(copies[turn % len(copies)], anchors[turn % len(anchors)], timer)
+                all_series[i].rounds.append(round_)
+                all_series[i].seconds += timer.clock() - begin
             turn += 1
-    return series
+    return all_series
 
 
-def _is_done(one: Series, tolerance: float, max_seconds: float) -> bool:
-    """Enough is known, or the next round would be over the time limit."""
-    if len(one.rounds) >= MIN_ROUNDS:
-        one.converged = one.interval.half_width <= tolerance
-    time_is_up = len(one.rounds) >= LEAST_ROUNDS and one.seconds * (1 + 1 / len(one.rounds)) >= max_seconds
-    return one.converged or time_is_up
+def _is_done(series: Series, tolerance: float, max_seconds: float) -> bool:
+    """True if the interval is narrow enough, or the next round would exceed the time limit."""
+    if len(series.rounds) >= MIN_ROUNDS:
+        series.converged = series.interval.half_width <= tolerance
+    time_is_up = len(series.rounds) >= LEAST_ROUNDS and series.seconds * (1 + 1 / len(series.rounds)) >= max_seconds
+    return series.converged or time_is_up
 
 
-def _one_round(run: Run, anchor: Run, timer: Timer) -> Round:
-    """Candidate and anchor in turn, the anchor first and last."""
-    held = timer.scatter()
+def _time_round(run: Run, anchor: Run, timer: Timer) -> Round:
+    """Time candidate and anchor in turn; the anchor comes first and last."""
+    blocks = timer.scatter()
     run(), anchor()  # other copies than in the last round
     begin = timer.clock()
-    anchor_ms = [timer.work(anchor) * 1e3]
+    anchor_ms = [timer.time_run(anchor) * 1e3]
     candidate_ms: list[float] = []
     while not candidate_ms or timer.clock() - begin < ROUND_SECONDS:
-        candidate_ms.append(timer.work(run) * 1e3)
-        anchor_ms.append(timer.work(anchor) * 1e3)
-    del held
+        candidate_ms.append(timer.time_run(run) * 1e3)
+        anchor_ms.append(timer.time_run(anchor) * 1e3)
+    del blocks
     return Round(tuple(candidate_ms), tuple(anchor_ms))
 
 
 def warm_up(copies: Sequence[Run], timer: Timer) -> int:
-    """Run all copies in turn until two stretches in a row take the same time, within a limit. Returns how many runs."""
+    """Run all copies in turn until two consecutive stretches take about the same time, or for MAX_WARMUP_SECONDS.
+
+    Returns:
+        The number of runs.
+    """
     start = timer.clock()
     medians: list[float] = []
     runs = 0
@@ -228,7 +281,7 @@ def warm_up(copies: Sequence[Run], timer: Timer) -> int:
         begin = timer.clock()
         times: list[float] = []
         while not times or timer.clock() - begin < STRETCH_SECONDS:
-            times += [timer.work(copy) for copy in copies]
+            times += [timer.time_run(copy) for copy in copies]
         runs += len(times)
         medians.append(statistics.median(times))
         if len(medians) > 1 and abs(medians[-1] / medians[-2] - 1) < STEADY:
@@ -238,6 +291,7 @@ def warm_up(copies: Sequence[Run], timer: Timer) -> int:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
+    """Collect garbage now, and not again inside the block."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,92 +1,64 @@
-"""What all targets share: a network is built, made ready for the runtime, and timed in turn with the anchor.
+"""The latency target: a network is built, converted by a runtime, loaded by a host, and timed beside the anchor.
 
-A target names its runtime and says how a model becomes something to run; the protocol (protocol.py) does the rest.
+The runtime (runtime.py, and a module for each) and the host (host.py, local.py, remote/) are separate things, which this
+target combines. The timing itself is in protocol.py.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
-import os
 import statistics
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from typing import ClassVar
+from importlib.metadata import version
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.architecture import Architecture, check_int, check_number
 from models.deploy import prepare as prepare_model
 from models.deploy.memory import keep_freed_memory
 from models.litv2 import build
 from search.latency.base import Calibration, Latency
-from search.latency.machine import ResidentMemory, Usage, allowed_cores, cpu_name, frequency_facts, keep_to, pin
-from search.latency.protocol import (
-    LEAST_HALF_WIDTH,
-    Run,
-    Series,
-    Timer,
-    repeat_interval,
-    scattered,
-    time_alone,
-    time_ratios,
-    timer_on,
-)
-
-log = logging.getLogger(__name__)
+from search.latency.host import Host, Timing
+from search.latency.protocol import LEAST_HALF_WIDTH, Run, repeat_interval
+from search.latency.runtime import Converted, Runtime, eager_copy, require
 
 MIN_SETTING = 1e-4
 MAX_COPIES = 4
-COPIES_BYTES = 200_000_000  # all copies of a network: where weights lie matters to small networks only
-SLOW = 1.5  # times the calibrated latency: worth a word
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PARITY = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Greatest difference of a converted network's outputs from eager float32, relative to the greatest output."""
+COPIES_BYTES = 200_000_000  # of all copies of a network: where weights lie in memory matters to small networks only
+SLOW = 1.5  # slowdown that is worth a warning
 
+EXECUTION_KEYS = frozenset(
+    {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"}
+)
+"""Keys of `latency` that only say how a device is reached; results depend on all others.
 
-class ConversionError(RuntimeError):
-    """A model that a runtime cannot take, or computes otherwise."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is measured: how to build it, and the shape of one input, (C, H, W)."""
-
-    build: Callable[[], nn.Module]
-    input_shape: tuple[int, int, int]
+A study accepts a change of the former and refuses a change of the latter.
+"""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A network converted for a runtime. load: gives a copy that is ready to run."""
+class TargetSettings:
+    """The settings that all targets share; each is a key of `latency`, or describes the deployed network.
 
-    load: Callable[[], Run]
-    parity: float | None = None
+    Attributes:
+        img_size: Side of the deployed network's images, in pixels.
+        in_chans: Number of image channels.
+        num_classes: Number of classes; 0 for a network without a head.
+        batch_size: Images in one run.
+        num_threads: Threads of one network.
+        dtype: Type of weights and inputs.
+        prepared: True to measure networks as models.deploy prepares them for inference, False as they are trained.
+        tolerance: Relative half-width of the 95 % interval at which timing stops.
+        max_seconds: Time limit for timing one network, in seconds.
+        calibration_seconds: How long the anchor runs alone, in seconds.
+        cores: The only cores to use; None for the least busy ones.
 
-
-@dataclass(frozen=True)
-class Ready:
-    """Copies that run, and what it took to get there."""
-
-    copies: list[Run]
-    parity: float | None
-    prepare_seconds: float
-    peak_bytes: int | None
-
-
-@dataclass
-class PairedTarget(ABC):
-    """A runtime on a device.
-
-    img_size, in_chans, num_classes: of the network that is deployed. dtype: of its weights and inputs. prepared: whether
-    networks are measured as models.deploy prepares them for inference, or as they are trained. tolerance:
-    half-width of the 95 % interval to stop at, relative. max_seconds: limit for timing one network, in seconds.
-    calibration_seconds: how long the anchor runs alone. cores: the only ones to use; None leaves the choice to load.
+    Raises:
+        ValueError: If a setting is invalid on any host.
     """
 
     img_size: int
@@ -101,14 +73,6 @@ class PairedTarget(ABC):
     calibration_seconds: float
     cores: Sequence[int] | None = None
 
-    name: ClassVar[str]
-    backend: ClassVar[str]
-    packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "timm")
-    extra: ClassVar[str] = ""
-    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
-    loads_copies: ClassVar[bool] = True
-    runs_files: ClassVar[bool] = True  # of search.export
-
     def __post_init__(self) -> None:
         for setting in ("batch_size", "num_threads"):
             check_int(f"latency.{setting}", getattr(self, setting), 1)
@@ -117,128 +81,156 @@ class PairedTarget(ABC):
         check_number("latency.tolerance", self.tolerance, LEAST_HALF_WIDTH)
         if not isinstance(self.prepared, bool):
             raise ValueError(f"latency.prepared={self.prepared} must be true or false")
-        if self.dtype not in self.dtypes:
-            raise ValueError(f"latency.dtype={self.dtype} is not among {', '.join(self.dtypes)}, what {self.name} runs")
-        for package in self.packages:
-            require(package, self.name, self.extra)
-        self._allowed = allowed_cores()
-        if self.cores is not None:
-            check_cores(self.cores, self._allowed, self.num_threads)
-        self._anchor: tuple[Architecture, Ready] | None = None
 
-    @abstractmethod
-    def prepare(self, model: nn.Module, x: Tensor) -> Prepared:
-        """Convert a model in evaluation mode for this runtime. Raises: ConversionError if it cannot be converted."""
 
-    def timer(self) -> Timer:
-        """What runs are timed with on this device."""
-        return timer_on(self.num_threads, partial(scattered, torch.empty))
+@dataclass(frozen=True)
+class Network:
+    """A network to measure.
 
-    def device(self) -> dict[str, str | int]:
-        """The device's name and what else tells it from others."""
-        return {"device": cpu_name(), "cores": len(self._allowed), **frequency_facts()}
+    Attributes:
+        build: Builds it.
+        input_shape: Shape of one input, (C, H, W).
+    """
+
+    build: Callable[[], nn.Module]
+    input_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A network that its target's host has loaded. prepare_seconds: time spent on building, converting and loading."""
+
+    loaded: Any  # LoadedT of the host
+    prepare_seconds: float = 0.0
+
+
+@dataclass
+class PairedTarget:
+    """A latency target that times networks in turn with an anchor network.
+
+    Attributes:
+        settings: What is measured and how.
+        runtime: How networks run.
+        host: Where they run; loads what the runtime converts.
+
+    Raises:
+        ValueError: If the runtime does not support the dtype, or one of its packages is missing.
+    """
+
+    settings: TargetSettings
+    runtime: Runtime[Any]
+    host: Host[Any, Any]
+    _anchor: tuple[Architecture, Ready] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        dtype, runtime = self.settings.dtype, self.runtime
+        if dtype not in runtime.dtypes:
+            raise ValueError(f"latency.dtype={dtype} is not among {', '.join(runtime.dtypes)}, which {runtime.name} runs")
+        for package in runtime.packages:
+            require(package, runtime.name, runtime.extra)
 
     def fingerprint(self) -> dict[str, str | int]:
-        pinned: dict[str, str | int] = {"pinned": ",".join(map(str, self.cores))} if self.cores is not None else {}
+        """Return what measurements depend on, as in `LatencyTarget`."""
+        settings = self.settings
+        pinned = {} if settings.cores is None else {"pinned": ",".join(map(str, settings.cores))}
         return {
-            "target": self.name,
-            **self.device(),
+            "target": self.runtime.name,
+            **self.host.facts(),
             **pinned,
-            "num_threads": self.num_threads,
-            "dtype": self.dtype,
-            "prepared": int(self.prepared),
-            "batch_size": self.batch_size,
-            "input_size": f"{self.in_chans}x{self.img_size}x{self.img_size}",
-            "num_classes": self.num_classes,
-            "backend": self.backend,
-            **{name: version(name) for name in self.packages},
+            "num_threads": settings.num_threads,
+            "dtype": settings.dtype,
+            "prepared": int(settings.prepared),
+            "batch_size": settings.batch_size,
+            "input_size": f"{settings.in_chans}x{settings.img_size}x{settings.img_size}",
+            "num_classes": settings.num_classes,
+            "backend": self.runtime.backend,
+            **{package: version(package) for package in self.runtime.packages},
         }
 
     def calibrate(self, anchor: Architecture) -> Calibration:
-        self._settle()
-        copies = self._anchor_copies(anchor)
-        between = [] if len(copies) > 1 else [self._eager(anchor)]
-        rounds = time_alone(copies, between, self.calibration_seconds, self.timer())
+        """Measure the anchor's latency alone for `calibration_seconds`, as in `LatencyTarget`."""
+        loaded = self._load_anchor(anchor)
+        rounds = self.host.time_alone(loaded, partial(self._eager, anchor), self.settings.calibration_seconds)
         interval = repeat_interval(rounds)
         milliseconds = (interval.median * 1e3, interval.low * 1e3, interval.high * 1e3)
         return Calibration(anchor, *milliseconds, sum(map(len, rounds)))
 
     def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
+        """Measure the latency of an architecture, as in `LatencyTarget`."""
         return self.time([self.make_ready(self._network(architecture))], calibration)[0]
 
     def make_ready(self, network: Network) -> Ready:
-        """Build, convert and load a network. Raises: ConversionError, or whatever building it raises."""
-        self._set_threads()
+        """Build, convert and load a network.
+
+        Raises:
+            ConversionError: If the runtime cannot take the network.
+            Exception: Whatever building it raises.
+        """
+        self.host.set_up()
         start = time.perf_counter()
         model = self._model(network)
-        prepared = self.prepare(model, torch.rand(self.batch_size, *network.input_shape))
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        ready = self.ready(prepared.load, weights)
-        return replace(ready, parity=prepared.parity, prepare_seconds=time.perf_counter() - start)
+        x = torch.rand(self.settings.batch_size, *network.input_shape)
+        converted = self.runtime.convert(model, x, self.settings.dtype, self.settings.num_threads)
+        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        return Ready(self.host.load(converted, self._num_copies(num_bytes)), time.perf_counter() - start)
 
-    def ready(self, load: Callable[[], Run], weights: int = 0) -> Ready:
-        """Anything that runs on this device, loaded several times. weights: their size, in bytes."""
-        first, peak = self.peak_bytes(load)
-        number = max(1, min(MAX_COPIES, COPIES_BYTES // max(1, weights))) if self.loads_copies else 1
-        copies = [first] + [load() for _ in range(number - 1)]
-        return Ready(copies, None, 0.0, peak)
+    def ready(self, load: Callable[[], Run]) -> Ready:
+        """Make anything ready that runs in this process, such as a deployable file.
+
+        Only for targets whose runtime has `runs_files`.
+
+        Args:
+            load: Returns a copy that is ready to run.
+        """
+        return Ready(self.host.load(Converted(load), self._num_copies(0)))
 
     def time(self, networks: Sequence[Ready], calibration: Calibration) -> list[Latency]:
-        """Latencies of several networks, timed in turn so that their ratios hold."""
-        self._settle()
-        anchors = self._anchor_copies(calibration.anchor)
-        before, start = Usage.now(), time.perf_counter()
-        found = time_ratios([one.copies for one in networks], anchors, self.tolerance, self.max_seconds, self.timer())
-        busy_cores = Usage.now().others_since(before, time.perf_counter() - start)
-        return [self._latency(one, series, calibration, busy_cores) for one, series in zip(networks, found, strict=True)]
+        """Time several networks in turn, so that the ratios between them hold.
 
-    def peak_bytes(self, load: Callable[[], Run]) -> tuple[Run, int | None]:
-        """Load a copy and run it once. Returns it, and the memory it took at its peak, weights included."""
-        memory = ResidentMemory()
-        run = load()
-        run()
-        return run, memory.growth()
+        Args:
+            networks: Networks from `make_ready` or `ready` of this target.
+            calibration: The result of `calibrate` on the same device.
 
-    def num_cores(self) -> int:
-        """Of the machine that measures."""
-        return os.cpu_count() or 1
-
-    def _settle(self) -> None:
-        """Set the threads, and keep to the least busy cores."""
-        self._set_threads()
-        if self.cores is None:
-            pin(self._allowed, self.num_threads)
-
-    def _set_threads(self) -> None:
-        """And keep to the cores that were asked for; finding the least busy ones takes a tenth of a second."""
-        if torch.get_num_threads() != self.num_threads:
-            torch.set_num_threads(self.num_threads)
-        if self.cores is not None:
-            keep_to(self.cores)
+        Returns:
+            The latency of each network, in the order of networks.
+        """
+        anchor = self._load_anchor(calibration.anchor)
+        loaded = [network.loaded for network in networks]
+        timings = self.host.time_ratios(loaded, anchor, self.settings.tolerance, self.settings.max_seconds)
+        return [
+            self._latency(timing, calibration, network.prepare_seconds)
+            for network, timing in zip(networks, timings, strict=True)
+        ]
 
     def _network(self, architecture: Architecture) -> Network:
-        make = partial(build, architecture, in_chans=self.in_chans, num_classes=self.num_classes)
-        return Network(make, (self.in_chans, self.img_size, self.img_size))
+        settings = self.settings
+        make = partial(build, architecture, in_chans=settings.in_chans, num_classes=settings.num_classes)
+        return Network(make, (settings.in_chans, settings.img_size, settings.img_size))
 
     def _model(self, network: Network) -> nn.Module:
         model = network.build().eval()
-        if not self.prepared:
+        if not self.settings.prepared:
             return model
         keep_freed_memory()
         return prepare_model(model)
 
     def _eager(self, architecture: Architecture) -> Run:
         network = self._network(architecture)
-        return eager_copy(self._model(network), torch.rand(self.batch_size, *network.input_shape), torch.float32)
+        return eager_copy(self._model(network), torch.rand(self.settings.batch_size, *network.input_shape), torch.float32)
 
-    def _anchor_copies(self, anchor: Architecture) -> list[Run]:
+    def _load_anchor(self, anchor: Architecture) -> Any:
         if self._anchor is None or self._anchor[0] != anchor:
             self._anchor = (anchor, self.make_ready(self._network(anchor)))
-        return self._anchor[1].copies
+        return self._anchor[1].loaded
 
-    def _latency(self, ready: Ready, series: Series, calibration: Calibration, busy_cores: float) -> Latency:
+    def _num_copies(self, num_bytes: int) -> int:
+        """Copies to load of a network whose weights take so many bytes."""
+        return max(1, min(MAX_COPIES, COPIES_BYTES // max(1, num_bytes))) if self.runtime.loads_copies else 1
+
+    def _latency(self, timing: Timing, calibration: Calibration, prepare_seconds: float) -> Latency:
+        series = timing.series
         ratio = series.interval
-        slowdown = statistics.median(ms for one in series.rounds for ms in one.anchor_ms) / calibration.anchor_ms
+        slowdown = statistics.median(ms for round_ in series.rounds for ms in round_.anchor_ms) / calibration.anchor_ms
         return Latency(
             latency_ms=ratio.median * calibration.anchor_ms,
             low_ms=ratio.low * calibration.anchor_ms,
@@ -248,77 +240,38 @@ class PairedTarget(ABC):
             converged=series.converged,
             seconds=series.seconds,
             outliers=series.outliers,
-            prepare_seconds=ready.prepare_seconds,
-            parity=ready.parity,
+            prepare_seconds=prepare_seconds,
+            parity=timing.parity,
             slowdown=slowdown,
-            busy_cores=busy_cores,
-            warning=disturbance(slowdown, busy_cores, self.num_threads, self.num_cores()),
-            peak_bytes=ready.peak_bytes,
+            busy_cores=timing.busy_cores,
+            warning=disturbance(slowdown, timing.busy_cores, self.settings.num_threads, self.host.num_cores),
+            # Converting what loads only once has left its own memory behind.
+            peak_bytes=timing.peak_bytes if self.runtime.loads_copies else None,
             rounds=tuple(series.rounds),
         )
 
 
 def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:
-    """What kept a measurement from being a good one and what to do about it, or nothing."""
+    """Describe what disturbed a measurement and what to do about it.
+
+    Args:
+        slowdown: The anchor's time over its calibrated time.
+        busy_cores: Processor time that other processes used, in cores.
+        num_threads: Threads of the measured network.
+        cores: Cores of the machine.
+
+    Returns:
+        One sentence, or an empty text if nothing disturbed it.
+    """
     free = max(1, int(cores - busy_cores + 0.25))
     if num_threads > 1 and num_threads > free:
         return (
-            f"other processes keep {busy_cores:.1f} of {cores} cores busy, so that {num_threads} threads spin while they "
-            f"wait for each other: stop those processes or set latency.num_threads={free}"
+            f"other processes use {busy_cores:.1f} of {cores} cores, so that {num_threads} threads spin while they wait "
+            f"for each other: stop those processes or set latency.num_threads={free}"
         )
     if slowdown > SLOW:
         return (
-            f"the anchor takes {slowdown:.1f} times what it took when calibrated ({busy_cores:.1f} cores busy with other "
-            "work): the ratios hold, but stop other work or let the machine cool for narrower intervals"
+            f"the anchor takes {slowdown:.1f} times its calibrated latency (other processes use {busy_cores:.1f} cores): "
+            "the ratios hold, but stop other work or let the machine cool for narrower intervals"
         )
     return ""
-
-
-def check_cores(cores: object, allowed: Sequence[int], num_threads: int) -> None:
-    """Raises: ValueError unless these are enough different cores of those allowed, on a system that can pin."""
-    listed = list(cores) if isinstance(cores, Sequence) and not isinstance(cores, str) else []
-    if len(set(listed)) < max(1, num_threads) or not set(listed) <= set(allowed):
-        raise ValueError(
-            f"latency.cores={cores} must list {num_threads} or more (latency.num_threads) of the cores "
-            f"{', '.join(map(str, allowed))}"
-        )
-    if not hasattr(os, "sched_setaffinity"):
-        raise ValueError(f"latency.cores={cores}: this system keeps no process to a core; leave it at null")
-
-
-def require(package: str, target: str, extra: str) -> None:
-    """Raises: ValueError naming the extra to install if a package is missing."""
-    try:
-        version(package)
-    except PackageNotFoundError:
-        raise ValueError(
-            f"latency={target} needs the package {package}, which is not installed: pip install 'hilo-nas[{extra}]'"
-        ) from None
-
-
-def check_parity(target: str, model: nn.Module, x: Tensor, output: Tensor, dtype: str) -> float:
-    """Compare a converted network's output for the first image with eager float32. Returns the greatest relative difference.
-
-    Raises: ConversionError if they differ by more than the dtype explains.
-    """
-    with torch.inference_mode():
-        expected = model(x[:1])
-    scale = float(expected.abs().max()) or 1.0  # a head that starts at zero
-    difference = float((output[:1].float().cpu() - expected).abs().max()) / scale
-    if not difference <= PARITY[dtype]:
-        raise ConversionError(
-            f"{target} computes something else than PyTorch: outputs differ by {difference:.1e}, more than {PARITY[dtype]:g}"
-        )
-    return difference
-
-
-def eager_copy(model: nn.Module, x: Tensor, dtype: torch.dtype, device: str = "cpu") -> Callable[[], Tensor]:
-    """A copy of a model in PyTorch eager mode."""
-    copied, inputs = copy.deepcopy(model).to(device, dtype), x.to(device, dtype, copy=True)
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            output: Tensor = copied(inputs)
-            return output
-
-    return run

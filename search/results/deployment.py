@@ -113,19 +113,19 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
 
 def check_fits(network: LITv2, target: PairedTarget, weights: Path, file: Path) -> None:
     """Raises: UserError if trained weights are not for the images and classes of the study."""
-    if network.num_classes == 0 and target.num_classes:
+    if network.num_classes == 0 and target.settings.num_classes:
         raise UserError(f"{weights} has no head; train again with search.train arch={file}")
-    if network.in_chans != target.in_chans:
+    if network.in_chans != target.settings.in_chans:
         raise UserError(
-            f"{weights} is for images of {network.in_chans} channel(s), the study's have {target.in_chans}: train on the "
-            "study's data, or move that file elsewhere"
+            f"{weights} is for images of {network.in_chans} channel(s), the study's have {target.settings.in_chans}: train "
+            "on the study's data, or move that file elsewhere"
         )
 
 
 def check_runs_files(target: PairedTarget) -> None:
     """Raises: UserError if a target cannot measure deployable files, which run on this machine's CPU."""
-    if not target.runs_files:
-        raise UserError(f"latency={target.name}: exported files run on this machine's CPU here; choose latency=cpu")
+    if not target.runtime.runs_files:
+        raise UserError(f"latency={target.runtime.name}: exported files run on this machine's CPU here; choose latency=cpu")
 
 
 def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, Any]) -> Trained:
@@ -205,10 +205,11 @@ def difference(network: nn.Module, compute: Compute, x: Tensor) -> float:
 
 def measure(name: str, path: Path, target: PairedTarget, calibration: Calibration) -> Latency:
     """Measure the latency of a file, timed in turn with the anchor."""
-    x = torch.rand(target.batch_size, target.in_chans, target.img_size, target.img_size)
+    settings = target.settings
+    x = torch.rand(settings.batch_size, settings.in_chans, settings.img_size, settings.img_size)
 
     def load() -> Run:
-        return partial(FORMATS[name].load(path, target.num_threads), x.clone())
+        return partial(FORMATS[name].load(path, settings.num_threads), x.clone())
 
     return target.time([target.ready(load)], calibration)[0]
 

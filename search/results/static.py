@@ -136,12 +136,12 @@ def _draw_bars(traces: Sequence[Any], is_stacked: bool, axes: Axes) -> None:
     axes.set_yticks(range(len(categories)), categories)
 
 
-def _add_legend(drawn: Figure, place: Literal["outside upper left", "outside lower center"]) -> None:
+def _add_legend(drawn: Figure, location: Literal["outside upper left", "outside lower center"]) -> None:
     """Add the legend of all panels, with each label once."""
     handles = {label: handle for axes in drawn.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if labels := list(handles):
         columns = len(labels) if sum(map(len, labels)) <= WIDE_LEGEND else 2
-        drawn.legend(list(handles.values()), labels, loc=place, ncols=columns, frameon=False)
+        drawn.legend(list(handles.values()), labels, loc=location, ncols=columns, frameon=False)
 
 
 def _text(text: str | None) -> str:

@@ -112,12 +112,12 @@ class Space:
 
     def dimensions(self) -> dict[str, tuple[Value, ...]]:
         """Every parameter that has several choices, with them, where some choice of the others makes it matter."""
-        found: dict[str, tuple[Value, ...]] = dict(self.network)
+        choices_of: dict[str, tuple[Value, ...]] = dict(self.network)
         for number, choices in enumerate(self.stages, start=1):
             for dimension in dimensions.STAGE_DIMENSIONS:
                 if activating_choices(dimension, choices):
-                    found[f"stage{number}.{dimension.name}"] = choices[dimension.name]
-        return {name: values for name, values in found.items() if len(values) > 1}
+                    choices_of[f"stage{number}.{dimension.name}"] = choices[dimension.name]
+        return {name: values for name, values in choices_of.items() if len(values) > 1}
 
     def pair(self, name: str, seed: Sequence[int]) -> tuple[Architecture, Architecture]:
         """Two random architectures that differ in one dimension alone: its lowest and its highest value.
@@ -274,10 +274,10 @@ class _Bred:
         return self.asked[name]
 
 
-def _suggest(trial: Asks, prefix: str, known: Sequence[Dimension[Any]], choices: Choices) -> dict[str, Any]:
+def _suggest(trial: Asks, prefix: str, declared: Sequence[Dimension[Any]], choices: Choices) -> dict[str, Any]:
     """A stage's or the network's values, by dimension."""
     values: dict[str, Any] = {}
-    for dimension in in_order_of_asking(known):
+    for dimension in in_order_of_asking(declared):
         if dimension.is_active(values):
             answer = _ask(trial, prefix + dimension.name, choices[dimension.name], dimension.is_ordered)
             values[dimension.name] = dimension.kind(answer)
@@ -298,15 +298,17 @@ def _ask(trial: Asks, name: str, choices: Sequence[Value], is_ordered: bool) -> 
     return answer
 
 
-def _parse(key: str, known: Sequence[Dimension[Any]], given: Mapping[str, Any]) -> Choices:
+def _parse(key: str, declared: Sequence[Dimension[Any]], given: Mapping[str, Any]) -> Choices:
     """The choices of every dimension. Raises: UserError naming the key and the value."""
-    names = [dimension.name for dimension in known]
+    names = [dimension.name for dimension in declared]
     if unknown := set(given) - set(names):
         raise UserError(f"{key}: unknown {', '.join(map(str, unknown))}; known are {', '.join(names)}")
-    values = {dimension.name: dimension.default for dimension in known if dimension.default is not None} | {**given}
+    values = {dimension.name: dimension.default for dimension in declared if dimension.default is not None} | {**given}
     if missing := set(names) - set(values):
         raise UserError(f"{key}: {', '.join(sorted(missing))} missing")
     try:
-        return {dimension.name: dimension.choices(f"{key}.{dimension.name}", values[dimension.name]) for dimension in known}
+        return {
+            dimension.name: dimension.choices(f"{key}.{dimension.name}", values[dimension.name]) for dimension in declared
+        }
     except ValueError as error:
         raise UserError(str(error)) from error

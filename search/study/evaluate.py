@@ -63,7 +63,7 @@ async def evaluate(
     if accuracy is None and rules.scores_before_measuring:
         accuracy = await train("scoring")
         if known.dominates(accuracy, objectives(targets)):
-            predicted = {name: one.latency() for name, one in known.predictions.items() if one.error is not None}
+            predicted = {name: p.latency() for name, p in known.predictions.items() if p.error is not None}
             return _result(predicted, accuracy, targets)
 
     latencies: dict[str, Latency] = {}

@@ -50,4 +50,6 @@ def front_probability(trials: list[TrialRecord]) -> dict[str, float]:
 
 def front_hypervolume(members: Sequence[TrialRecord], references_ms: float | Sequence[float]) -> float:
     """Share of the box up to the reference latencies that a front dominates."""
-    return hypervolume([one.accuracy for one in members], [one.result.latencies_ms for one in members], references_ms)
+    return hypervolume(
+        [member.accuracy for member in members], [member.result.latencies_ms for member in members], references_ms
+    )

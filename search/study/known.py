@@ -53,7 +53,9 @@ class Known:
         """Whether a new network is probably slower on all targets than one of the front that is no less accurate."""
         if self.result is not None or any(name not in self.predictions for name in objectives):
             return False
-        rivals = [one for one in self.front if one.accuracy is not None and one.accuracy.accuracy >= accuracy.accuracy]
+        rivals = [
+            member for member in self.front if member.accuracy is not None and member.accuracy.accuracy >= accuracy.accuracy
+        ]
         return any(
             all(self.predictions[name].above(rival.latencies[name].latency_ms, DOMINATED) for name in objectives)
             for rival in rivals

@@ -66,7 +66,7 @@ def existing_folder(name: object) -> Path:
 
 
 def directions(num_objectives: int) -> list[StudyDirection]:
-    """Of a study's objectives: accuracy, then latency on each target that is an objective."""
+    """Directions of a study's objectives: accuracy, then latency on each target that is an objective."""
     return [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * num_objectives]
 
 
@@ -99,8 +99,8 @@ def open_study(name: str, storage: str, create: bool, num_latencies: int = 1) ->
     except UNUSABLE as error:
         raise UserError(cannot_be_used(storage, error)) from error
     if study.directions != wanted:
-        found, ours = (", ".join(one.name.lower() for one in listed) for listed in (study.directions, wanted))
-        raise UserError(f"study {name} optimises {found}; this search needs {ours}; use another study.name")
+        stored, needed = (", ".join(d.name.lower() for d in listed) for listed in (study.directions, wanted))
+        raise UserError(f"study {name} optimises {stored}; this search needs {needed}; use another study.name")
     _check_format(study, attributes, create)
     return study
 

@@ -92,6 +92,6 @@ def objectives(targets: Mapping[str, Target]) -> list[str]:
 
 def references_ms(targets: Mapping[str, Target]) -> list[float]:
     """Latencies up to which the hypervolume counts, of each objective."""
-    found = [target.reference_ms for target in targets.values() if target.is_objective]
-    assert None not in found, "not calibrated"
-    return [reference for reference in found if reference is not None]
+    references = [target.reference_ms for target in targets.values() if target.is_objective]
+    assert None not in references, "not calibrated"
+    return [reference for reference in references if reference is not None]

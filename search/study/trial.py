@@ -47,7 +47,7 @@ class TrialResult:
     @property
     def objectives(self) -> dict[str, Latency]:
         """The latencies that are minimised, by target."""
-        return {name: one for name, one in self.latencies.items() if self.roles.get(name) is not Role.CONSTRAINT}
+        return {name: latency for name, latency in self.latencies.items() if self.roles.get(name) is not Role.CONSTRAINT}
 
     @property
     def latencies_ms(self) -> list[float]:

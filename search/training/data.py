@@ -104,6 +104,13 @@ class Images:
     images: Tensor
     labels: Tensor
 
+    def digest(self) -> str:
+        """Return a SHA-256 of images and labels."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
 
 class SplitData(lightning.LightningDataModule):
     """Square images, with a training and a validation split that both come from the source's training set.
@@ -200,11 +207,12 @@ class ImageData(SplitData):
 
     def fingerprint(self) -> dict[str, str | int | bool]:
         """Return everything that a training on these images depends on."""
-        digest = hashlib.sha256()
-        for tensor in (self.train.images, self.train.labels):
-            digest.update(tensor.numpy().tobytes())
         settings = {"shift": self.shift, "flip": self.flip, "num_classes": self.num_classes}
-        return {"train": digest.hexdigest(), "shape": str(tuple(self.train.images.shape)), **settings}
+        return {"train": self.train.digest(), "shape": str(tuple(self.train.images.shape)), **settings}
+
+    def contents(self) -> dict[str, str]:
+        """Return digests of the images and labels, which a study depends on wherever they are stored."""
+        return {"train": self.train.digest(), "val": self.val.digest()}
 
     def train_dataloader(self, batch_size: int = EVAL_BATCH_SIZE) -> Batches:
         """Return shuffled, augmented batches, seeded by torch's current seed; the last incomplete batch is dropped."""

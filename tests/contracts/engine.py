@@ -28,9 +28,9 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+async def together(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
     """Have several things done at a time. Returns results and errors."""
-    return await asyncio.gather(*work, return_exceptions=True)
+    return await asyncio.gather(*coroutines, return_exceptions=True)
 
 
 def train(engine: WorkerEngine, width: int, seed: int = 0) -> Coroutine[Any, Any, Any]:
@@ -118,20 +118,20 @@ def test_target_is_never_measured_twice_at_a_time(engine: WorkerEngine, runner: 
     runner.run(together(*(measure(engine, 40) for _ in range(4))))
     new = [stretch for stretch in stretches(folder) if stretch not in before]
     assert len(new) == 4
-    assert not any(one.overlaps(other) for one, other in combinations(new, 2))
+    assert not any(first.overlaps(other) for first, other in combinations(new, 2))
 
 
 def test_host_never_measures_beside_anything(
     engine: WorkerEngine, runner: asyncio.Runner, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = set(stretches(folder))
-    work: list[Coroutine[Any, Any, Any]] = []
+    coroutines: list[Coroutine[Any, Any, Any]] = []
     for seed in range(3):
-        work += [train(engine, 40, seed), measure(engine, 40), measure(engine, 40, "second")]
-    runner.run(together(*work))
+        coroutines += [train(engine, 40, seed), measure(engine, 40), measure(engine, 40, "second")]
+    runner.run(together(*coroutines))
     hosts = {worker.role: worker.hosts[0] for worker in engine.workers}
     new = [stretch for stretch in stretches(folder) if stretch not in before]
     assert len(new) == 9
-    for one, other in combinations(new, 2):
-        assert not (one.overlaps(other) and hosts[one.role] == hosts[other.role]), (one, other)
+    for first, other in combinations(new, 2):
+        assert not (first.overlaps(other) and hosts[first.role] == hosts[other.role]), (first, other)
     assert "it was replaced" not in caplog.text

@@ -1,4 +1,4 @@
-"""What every latency target must do. A target's test module makes a fixture `target` and imports these tests."""
+"""The contract of latency targets. A target's test module defines a fixture `target` and imports these tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_anchor_measured_against_itself_is_its_own_latency(small: Latency, calib
 
 def test_measurement_is_complete(large: Latency) -> None:
     assert 0 < large.low_ms <= large.latency_ms <= large.high_ms
-    assert large.repetitions == sum(len(one.candidate_ms) for one in large.rounds) > 1
+    assert large.repetitions == sum(len(round_.candidate_ms) for round_ in large.rounds) > 1
     assert large.seconds > 0
     assert large.slowdown > 0
     assert large.busy_cores >= 0
@@ -52,13 +52,13 @@ def test_much_larger_network_ranks_slower(small: Latency, large: Latency) -> Non
     assert large.low_ms > small.high_ms
 
 
-def test_fingerprint_names_the_device_and_stays(target: LatencyTarget) -> None:
-    first = target.fingerprint()
-    assert {"target", "device", "dtype", "batch_size", "input_size", "num_classes", "backend", "torch"} <= set(first)
-    assert all(isinstance(value, str | int) for value in first.values())
-    assert target.fingerprint() == first
+def test_fingerprint_names_the_device_and_stays_the_same(target: LatencyTarget) -> None:
+    fingerprint = target.fingerprint()
+    assert {"target", "device", "dtype", "batch_size", "input_size", "num_classes", "backend", "torch"} <= set(fingerprint)
+    assert all(isinstance(value, str | int) for value in fingerprint.values())
+    assert target.fingerprint() == fingerprint
 
 
-def test_results_travel_from_its_process(small: Latency, calibration: Calibration) -> None:
+def test_results_can_be_pickled(small: Latency, calibration: Calibration) -> None:
     assert pickle.loads(pickle.dumps(calibration)) == calibration
     assert pickle.loads(pickle.dumps(small)) == small

@@ -45,8 +45,8 @@ def test_canonical_alpha_gives_back_the_heads_it_stands_for() -> None:
         (StageSpec(2, mlp_ratio=4.0), StageSpec(2, mlp_ratio=4.05)),  # the same hidden width
     ],
 )
-def test_equal_networks_share_a_key(one: StageSpec, other: StageSpec) -> None:
-    keys = {make(stages=(stage, *[StageSpec(1)] * 3)).key for stage in (one, other)}
+def test_equal_networks_share_a_key(first: StageSpec, other: StageSpec) -> None:
+    keys = {make(stages=(stage, *[StageSpec(1)] * 3)).key for stage in (first, other)}
     assert len(keys) == 1
 
 

@@ -1,4 +1,4 @@
-"""Cost of the published networks: the authors' table, arXiv 2205.13213 and the official repository."""
+"""Costs equal the authors' table, of arXiv 2205.13213 and the official repository."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ SPACE = Space(
 
 
 @pytest.mark.parametrize(("in_chans", "num_classes", "img_size"), [(3, 10, 64), (1, 7, 77)])
-def test_cost_put_together_is_that_of_the_whole(in_chans: int, num_classes: int, img_size: int) -> None:
+def test_cost_from_blocks_equals_that_of_the_whole_network(in_chans: int, num_classes: int, img_size: int) -> None:
     for number in range(20):
         architecture = SPACE.sample([number])
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What prepare() makes of a model computes the same, and can be compiled and exported."""
+"""Prepared models compute the same, and can be compiled and exported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.networks import NETWORKS, enliven
 
 
 @pytest.fixture(autouse=True)
-def _forget_compiled() -> Iterator[None]:
+def _reset_compiler() -> Iterator[None]:
     yield
     torch.compiler.reset()
 
@@ -74,7 +74,7 @@ def test_any_model_is_taken(name: str) -> None:
 
 
 @torch.no_grad()
-def test_exported_graph_moves_nothing_twice(model: LITv2, tmp_path: Path) -> None:
+def test_exported_graph_has_no_consecutive_transposes(model: LITv2, tmp_path: Path) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     x = torch.randn(2, 3, 96, 96)
     export_onnx(prepare(model), x, tmp_path / "model.onnx")
@@ -82,13 +82,13 @@ def test_exported_graph_moves_nothing_twice(model: LITv2, tmp_path: Path) -> Non
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(output), model(x), rtol=1e-4, atol=1e-5)
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
-    makers = {name: node for node in nodes for name in node.output}
+    producers = {name: node for node in nodes for name in node.output}
     for node in nodes:
         if node.op_type == "Transpose":
-            maker = makers.get(node.input[0])
-            while maker is not None and maker.op_type == "Reshape":
-                maker = makers.get(maker.input[0])
-            assert maker is None or maker.op_type != "Transpose", f"{node.name} moves what {maker.name} has moved"
+            producer = producers.get(node.input[0])
+            while producer is not None and producer.op_type == "Reshape":
+                producer = producers.get(producer.input[0])
+            assert producer is None or producer.op_type != "Transpose", f"{node.name} transposes {producer.name}"
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def test_training_compiles() -> None:
 
 
 def assert_same_step(model: LITv2, backend: str) -> None:
-    """Gradients of a compiled training step are the model's; a break of its graph raises."""
+    """Assert that a compiled training step, of a single graph, has the gradients of the model."""
     model.train().double()
     x = torch.randn(2, 3, 32, 32).double()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
@@ -120,5 +120,5 @@ def assert_same_step(model: LITv2, backend: str) -> None:
         model.zero_grad()
         function(x).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
-    for mine, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, expected)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected)

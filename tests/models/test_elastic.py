@@ -1,3 +1,5 @@
+"""Networks that share one set of weights."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""HiLo and LITv2 equal the plain implementations that benchmarks/plain.py has from the paper's formulas."""
+"""HiLo and LITv2 equal the implementations from the paper's formulas in benchmarks/plain.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_hilo(side: int, dim: int, heads: int, window: int, alpha: float) -> Non
     torch.manual_seed(0)
     ours, plain = HiLo(dim, heads, window, alpha), PlainHiLo(dim, heads, window, alpha)
     plain.load_state_dict(ours.state_dict())
-    assert_alike(ours, plain, torch.randn(2, side, side, dim))
+    assert_same_gradients(ours, plain, torch.randn(2, side, side, dim))
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
@@ -32,7 +32,7 @@ def test_litv2(architecture: Architecture, img_size: int) -> None:
     ours = enliven(build(architecture, num_classes=5))
     plain = PlainLITv2(architecture, num_classes=5)
     plain.load_state_dict(ours.state_dict())
-    assert_alike(ours.train(), plain.train(), torch.randn(3, 3, img_size, img_size))
+    assert_same_gradients(ours.train(), plain.train(), torch.randn(3, 3, img_size, img_size))
     ours, plain = ours.float(), plain.float()
     with torch.inference_mode():
         x = torch.randn(2, 3, img_size, img_size)
@@ -50,20 +50,29 @@ def test_large_map_in_chunks() -> None:
         torch.testing.assert_close(ours(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
+<<<<<<< HEAD
 def assert_alike(ours: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
     """Outputs, and gradients to the input and to every parameter; none where plain's is zero by construction."""
-    found = []
+=======
+def assert_same_gradients(ours: nn.Module, plain: nn.Module, x: torch.Tensor) -> None:
+    """Assert equal outputs and gradients in float64; for a parameter without gradient the plain gradient has to be zero."""
+>>>>>>> h-models
+    results = []
     for module in (ours.double(), plain.double()):
         inputs = x.double().requires_grad_()
         out = module(inputs)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-        found.append((out, inputs.grad, dict(module.named_parameters())))
-    (out, grad, parameters), (expected_out, expected_grad, expected) = found
+        results.append((out, inputs.grad, dict(module.named_parameters())))
+<<<<<<< HEAD
+    (out, grad, parameters), (expected_out, expected_grad, expected) = results
+=======
+    (out, grad, parameters), (expected_out, expected_grad, expected_parameters) = results
+>>>>>>> h-models
     torch.testing.assert_close(out, expected_out)
     torch.testing.assert_close(grad, expected_grad)
-    assert parameters.keys() == expected.keys()
+    assert parameters.keys() == expected_parameters.keys()
     for name, parameter in parameters.items():
-        reference = expected[name].grad
-        assert reference is not None
-        mine = torch.zeros_like(reference) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(mine, reference, msg=lambda text, name=name: f"{name}: {text}")
+        expected = expected_parameters[name].grad
+        assert expected is not None
+        actual = torch.zeros_like(expected) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}")

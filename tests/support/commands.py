@@ -113,16 +113,3 @@ def call(command: str, arguments: Sequence[str]) -> int:
     code = ended.value.code
     assert isinstance(code, int)
     return code
-
-
-def start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
-    """Placeholder until its users are changed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )

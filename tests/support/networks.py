@@ -1,4 +1,4 @@
-"""Small networks that between them have every kind of layer."""
+"""Small networks that together have every kind of layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NETWORKS = [
 
 
 def enliven(model: LITv2) -> LITv2:
-    """Give parameters and statistics that start as zero or one other values, so that every operator counts."""
+    """Change parameters and statistics that start as zero or one, so that every operator has an effect."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -19,9 +19,9 @@ ACCOUNT = "nobody"  # the server refuses to run as root
 
 def programs() -> Path | None:
     """The folder of initdb and pg_ctl, if there is one."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
     on_path = shutil.which("pg_ctl")
-    return found[-1].parent if found else Path(on_path).parent if on_path else None
+    return installed[-1].parent if installed else Path(on_path).parent if on_path else None
 
 
 class PostgreSql:

@@ -1,8 +1,8 @@
-"""What runs on a device that is measured over ssh: times ONNX networks there, by the same protocol as everywhere.
+"""The program that runs on a device over ssh: times ONNX networks there by the protocol that is used everywhere.
 
-It needs Python 3.11, numpy and onnxruntime, and is sent together with the few modules that it imports; see ssh.py. Requests
-come on standard input, a line of JSON each, followed by as many bytes as it says; answers go to standard output, marked, as
-a line of JSON. It ends when its input does. Nothing is kept on the device.
+It needs Python 3.11, numpy and onnxruntime, and is sent together with the few modules that it imports (access.py). Requests
+come on standard input, each a line of JSON followed by as many bytes as it announces; answers go to standard output, each a
+marked line of JSON. It ends when its input ends, and leaves nothing on the device but an empty lock file.
 """
 
 from __future__ import annotations
@@ -15,28 +15,37 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from search.latency.onnx_session import open_session
-from search.latency.protocol import Run, Timer, scattered, time_alone, time_ratios, timer_on
+from search.latency.protocol import Run, Series, Timer, scatter_heap, time_alone, time_ratios, timer_on
 
-MARK = "hilo-nas "  # of an answer, among whatever else a login prints
+MARK = "hilo-nas "  # distinguishes an answer from whatever else a login prints
 SAMPLE_SECONDS = 0.1
 POLL_SECONDS = 0.5
 
 
 class Runner:
-    """Sessions by name, and what can be asked of them."""
+    """Networks by name, and the actions that can be requested. The first one must be `hello`."""
 
     def __init__(self) -> None:
         self.copies: dict[str, list[Run]] = {}
         self.num_threads = 1
         self.cores: list[int] | None = None
+        self.allowed: list[int] = []
 
     def hello(self, num_threads: int, cores: list[int] | None) -> dict[str, Any]:
-        """What the device is."""
+        """Set the threads and cores of networks, and describe the device.
+
+        Args:
+            num_threads: Threads of one network.
+            cores: The only cores to use; None for the least busy ones.
+
+        Raises:
+            ValueError: If cores are too few, or not allowed.
+        """
         import numpy
         import onnxruntime
 
@@ -57,71 +66,82 @@ class Runner:
         }
 
     def load(self, name: str, shape: list[int], num_copies: int, input_bytes: int, content: bytes) -> dict[str, Any]:
-        """Take a network and run it once. content: an input of float32 numbers, then the ONNX file. Gives its outputs."""
+        """Load a network and run it once.
+
+        Args:
+            name: Name of the network in later requests.
+            shape: Shape of its input.
+            num_copies: Sessions to open.
+            input_bytes: Size of the input.
+            content: The input as float32 numbers, then the ONNX file.
+
+        Returns:
+            The network's outputs for the input.
+        """
         import numpy
 
         x = numpy.frombuffer(content[:input_bytes], numpy.float32).reshape(shape)
         sessions = [open_session(content[input_bytes:], self.num_threads) for _ in range(num_copies)]
         entry = sessions[0].get_inputs()[0].name
         output = sessions[0].run(None, {entry: x})[0]
-        self.copies[name] = [running(session, {entry: x.copy()}) for session in sessions]
+        self.copies[name] = [run_of(session, {entry: x.copy()}) for session in sessions]
         return {"outputs": [float(value) for value in output.ravel()]}
 
     def drop(self, name: str) -> dict[str, Any]:
+        """Unload a network, if it is loaded."""
         self.copies.pop(name, None)
         return {}
 
-    def alone(self, name: str, between: str | None, seconds: float) -> dict[str, Any]:
-        """Times of a network's copies, in seconds, by round."""
-        others = self.copies[between][:1] if between is not None else []
-        with alone_on_device():
+    def alone(self, name: str, seconds: float) -> dict[str, Any]:
+        """Time a network by itself, in seconds, by round."""
+        with device_lock():
             self._settle()
-            return {"rounds": time_alone(self.copies[name], others, seconds, self._timer())}
+            return {"rounds": time_alone(self.copies[name], [], seconds, self._timer())}
 
     def ratios(self, names: list[str], anchor: str, tolerance: float, max_seconds: float) -> dict[str, Any]:
-        """Times of networks beside the anchor's, in milliseconds."""
+        """Time networks in turn beside the anchor, in milliseconds."""
         networks = [self.copies[name] for name in names]
-        with alone_on_device():
+        with device_lock():
             self._settle()
-            before, own, start = busy_seconds(), time.process_time(), time.perf_counter()
-            found = time_ratios(networks, self.copies[anchor], tolerance, max_seconds, self._timer())
+            busy_before, process_before, start = busy_seconds(), time.process_time(), time.perf_counter()
+            all_series = time_ratios(networks, self.copies[anchor], tolerance, max_seconds, self._timer())
             passed = time.perf_counter() - start
-            others = busy_seconds() - before - (time.process_time() - own)
-        series = [
-            {
-                "rounds": [{"candidate_ms": one.candidate_ms, "anchor_ms": one.anchor_ms} for one in each.rounds],
-                "warmup_runs": each.warmup_runs,
-                "seconds": each.seconds,
-            }
-            for each in found
-        ]
-        return {"series": series, "busy_cores": max(0.0, others / passed)}
+            others = busy_seconds() - busy_before - (time.process_time() - process_before)
+        return {"series": [as_data(series) for series in all_series], "busy_cores": max(0.0, others / passed)}
 
     def _timer(self) -> Timer:
-        return timer_on(self.num_threads, scattered_memory_and_sign_of_life)
+        return timer_on(self.num_threads, scatter_and_give_sign_of_life)
 
     def _settle(self) -> None:
-        """Keep to the cores that were asked for, or to the least busy ones."""
-        chosen = self.cores
-        if chosen is None:
+        """Pin this process to the cores that were given, or to the least busy ones."""
+        cores = self.cores
+        if cores is None:
             if self.num_threads >= len(self.allowed):
                 return
             before = core_seconds()
             time.sleep(SAMPLE_SECONDS)
             load = {core: seconds - before.get(core, 0.0) for core, seconds in core_seconds().items()}
-            chosen = sorted(self.allowed, key=lambda core: load.get(core, 0.0))[: self.num_threads]
+            cores = sorted(self.allowed, key=lambda core: load.get(core, 0.0))[: self.num_threads]
         for task in Path("/proc/self/task").iterdir():
             with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(task.name), chosen)
+                os.sched_setaffinity(int(task.name), cores)
 
 
-def running(session: Any, feed: dict[str, Any]) -> Run:
+def run_of(session: Any, feed: dict[str, Any]) -> Run:
     return lambda: session.run(None, feed)
 
 
+def as_data(series: Series) -> dict[str, Any]:
+    return {
+        "rounds": [{"candidate_ms": round_.candidate_ms, "anchor_ms": round_.anchor_ms} for round_ in series.rounds],
+        "warmup_runs": series.warmup_runs,
+        "seconds": series.seconds,
+    }
+
+
 @contextlib.contextmanager
-def alone_on_device() -> Iterator[None]:
-    """Wait for other searches that measure here under the same account, or for a runner that has lost its connection."""
+def device_lock() -> Iterator[None]:
+    """Wait for other searches that measure here under the same account, and for a runner that has lost its connection."""
     path = Path(tempfile.gettempdir()) / f"hilo-nas-{os.getuid()}.lock"
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
@@ -138,18 +158,19 @@ def alone_on_device() -> Iterator[None]:
 
 
 def give_sign_of_life() -> None:
+    """Print an empty line, so that the other end knows that this one still works."""
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
-def scattered_memory_and_sign_of_life() -> list[bytearray]:
-    """Before each round."""
+def scatter_and_give_sign_of_life() -> list[bytearray]:
+    """Move later allocations to new addresses, and show that this end still works; called before each round."""
     give_sign_of_life()
-    return scattered(lambda num_floats: bytearray(4 * num_floats))
+    return scatter_heap(lambda num_floats: bytearray(4 * num_floats))
 
 
 def cpu_name() -> str:
-    """As the system names it; on ARM boards the board's model."""
+    """Return the processor's model; on ARM boards the board's."""
     for line in read_lines("/proc/cpuinfo"):
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -157,27 +178,30 @@ def cpu_name() -> str:
 
 
 def core_seconds() -> dict[int, float]:
-    """Time that each core has worked so far."""
-    found = {}
+    """Return the time that each core has worked so far."""
+    seconds = {}
     for line in read_lines("/proc/stat"):
         name, *ticks = line.split() or [""]
         if name.startswith("cpu") and name != "cpu":
             user, nice, system, _, _, irq, softirq, *_ = (int(tick) for tick in ticks)
-            found[int(name[3:])] = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    return found
+            seconds[int(name[3:])] = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def busy_seconds() -> float:
+    """Return the time that all cores together have worked so far."""
     return sum(core_seconds().values())
 
 
 def read_lines(path: str) -> list[str]:
+    """Return the lines of a file, or none if it cannot be read."""
     with contextlib.suppress(OSError):
         return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     return []
 
 
 def read_first(path: str) -> str:
+    """Return the first line of a file, or an empty text."""
     return next(iter(read_lines(path)), "").strip()
 
 
@@ -198,16 +222,18 @@ def serve(requests: BinaryIO, answer: Callable[[str], None]) -> None:
             arguments["content"] = requests.read(request["bytes"])
         try:
             answer(json.dumps({"id": request["id"], "result": actions[request["do"]](**arguments)}))
-        except Exception as error:  # is the searcher's to judge
+        except Exception as error:  # goes to the other end, which decides what to do
             answer(json.dumps({"id": request["id"], "error": f"{type(error).__name__}: {error}"}))
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    def answer(text: str) -> None:
-        sys.stdout.write(f"\n{MARK}{text}\n")
-        sys.stdout.flush()
+def print_answer(text: str) -> None:
+    """Print an answer on a line of its own."""
+    sys.stdout.write(f"\n{MARK}{text}\n")
+    sys.stdout.flush()
 
-    serve(sys.stdin.buffer, answer)
+
+def main() -> None:
+    serve(sys.stdin.buffer, print_answer)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ from tests.support.commands import TINY, call
         (["engine.max_retries=-1"], "engine.max_retries=-1"),
         (["engine=ray", "accuracy.num_threads=1", "engine.num_cpus=0"], "engine.num_cpus=0"),
         (["latency.objectives=some"], "latency.objectives=some must be all or first"),
-        (["+latency@latency.devices.first=onnxruntime"], "latency.devices.first: that is the name"),
+        (["+latency@latency.devices.first=onnxruntime"], "latency.devices.first: this is the name"),
         (
             ["+latency@latency.devices.phone=onnxruntime", "latency.objectives=first"],
             "latency.devices.phone.budget_ms=null: with latency.objectives=first",
@@ -82,7 +82,7 @@ from tests.support.commands import TINY, call
                 "accuracy.num_threads=1",
                 "storage.url=postgresql://me:secret@localhost/x",
             ],
-            "storage.url holds a password",
+            "storage.url contains a password",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

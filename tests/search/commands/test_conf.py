@@ -90,7 +90,7 @@ def test_latency(name: str) -> None:
         return
     target: LatencyTarget = make(img_size=32, in_chans=1, num_classes=10)
     if name == "ssh":
-        with pytest.raises(UserError, match="latency.host=127.0.0.1 is not reached"):
+        with pytest.raises(UserError, match="latency.host=127.0.0.1 cannot be reached"):
             target.fingerprint()
         return
     assert target.fingerprint()["target"] == name
@@ -117,8 +117,8 @@ def test_partial_roles(group: str, needed: set[str]) -> None:
 def test_settings_that_engines_share(name: str) -> None:
     role = build(compose(f"engine={name}").engine)
     common = set(WorkerEngine.__init__.__annotations__) - {"return"}
-    own = set(role.func.__init__.__annotations__) - {"return", "settings"}
-    assert common | own == set(role.keywords) | {"targets", "make_evaluator"}
+    specific = set(role.func.__init__.__annotations__) - {"return", "settings"}
+    assert common | specific == set(role.keywords) | {"targets", "make_evaluator"}
 
 
 @pytest.mark.parametrize("name", files("storage"))
@@ -177,9 +177,9 @@ def documented_keys() -> set[str]:
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     code = " ".join(re.findall(r"`[^`]+`|```bash.*?```", text, re.DOTALL))
     entries = "|".join([*GROUPS, "study", "deploy", "proxy", "check", "confirm"])
-    found = re.findall(rf"(?<![\w./-])((?:{entries})\.[a-z_.0-9]+?)(?=[=`\s),]|$)", code)
+    named = re.findall(rf"(?<![\w./-])((?:{entries})\.[a-z_.0-9]+?)(?=[=`\s),]|$)", code)
     return {
-        key for key in found if not key.endswith((".py", ".md", ".yaml", ".db", ".json")) and not key.startswith("search.")
+        key for key in named if not key.endswith((".py", ".md", ".yaml", ".db", ".json")) and not key.startswith("search.")
     }
 
 

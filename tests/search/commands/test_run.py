@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import os
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,21 @@ from tests.support.commands import ROOT, TINY, call
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished study `first` of six trials."""
-    before = Path.cwd()
     folder = tmp_path_factory.mktemp("user")
-    os.chdir(folder)
-    assert call("run", ["+search=cpu_latency", "study.name=first", "study.n_trials=6", *TINY]) == 0
-    yield folder
-    os.chdir(before)
+    with contextlib.chdir(folder):
+        assert call("run", ["+search=cpu_latency", "study.name=first", "study.n_trials=6", *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy for one test, which is the current folder."""
+    copied = tmp_path / "user"
+    shutil.copytree(original, copied)
+    monkeypatch.chdir(copied)
+    return copied
 
 
 def study_of(name: str) -> optuna.Study:
@@ -59,7 +66,7 @@ def test_front_is_saved_in_every_form(folder: Path) -> None:
     assert (out / "pareto.png").stat().st_size > 10_000
     assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["study"]["name"] == "first"
     samples = json.loads((out / "latency" / "trial-00000.json").read_text(encoding="utf-8"))[FIRST]
-    assert sum(len(one["candidate_ms"]) for one in samples["rounds"]) == samples["repetitions"] > 1
+    assert sum(len(timing["candidate_ms"]) for timing in samples["rounds"]) == samples["repetitions"] > 1
     assert samples["device"]["num_threads"] == 1
 
 
@@ -295,13 +302,13 @@ def test_weights_to_start_from_are_checked(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("!!python/object/apply:os.system ['touch hacked']", "no YAML of plain data"),
+        ("!!python/object/apply:os.system ['touch hacked']", "is not YAML of plain data"),
         ("format: 1\narchitecture: {_target_: os.system, embed_dim: 8, stages: []}", "unknown _target_"),
-        ("format: 2\narchitecture: {}", "no exported architecture"),
-        ("[1, 2", "no YAML of plain data"),
-        ("just text", "no exported architecture"),
+        ("format: 3\narchitecture: {}", "is not an exported architecture"),
+        ("[1, 2", "is not YAML of plain data"),
+        ("just text", "is not an exported architecture"),
         ("format: 1\narchitecture: {embed_dim: 8, stages: [{depth: 1000000}]}", "4 stages, got 1"),
-        ("\0binary", "no YAML"),
+        ("\0binary", "is not YAML"),
     ],
 )
 def test_hostile_file_is_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

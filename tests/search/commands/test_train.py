@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,7 @@ from search.training.data import ImageData
 from search.training.files import checkpoint_file
 from search.training.recipe import Recipe
 from search.training.task import TrainSettings
-from tests.support.commands import TINY, call, start
-
-SECONDS = 120
+from tests.support.commands import TINY, Command, call
 
 
 def arguments(file: Path) -> list[str]:
@@ -40,14 +37,10 @@ def test_killed_training_resumes_to_the_same_weights(
     tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killed, whole = (exported(tmp_path / name, architecture) for name in ("killed", "whole"))
-    process = start(tmp_path, "search.train", *arguments(killed))
-    end = time.monotonic() + SECONDS
-    while not list(killed.parent.glob("*.ckpt")):
-        assert time.monotonic() < end, "no checkpoint"
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with Command(tmp_path, "search.train", *arguments(killed)) as training:
+        training.wait_until(lambda: list(killed.parent.glob("*.ckpt")))
+        training.send(signal.SIGKILL)
+        training.wait()
     assert not killed.with_suffix(".safetensors").exists()
     assert call("train", arguments(killed)) == 0
     assert "resuming the training from" in capsys.readouterr().out

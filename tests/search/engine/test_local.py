@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +20,7 @@ from search.accuracy.base import Progress
 from search.engine.base import HERE, TRAINING, TargetSource
 from search.engine.hosts import HostLock
 from search.engine.local import LocalEngine, check_cores
-from search.engine.workers import Resource, Task, WorkerEngine
+from search.engine.workers import Resource, WorkerEngine
 from search.latency.machine import allowed_cores
 from tests.contracts.engine import *  # noqa: F403
 from tests.contracts.engine import measure, runner, together, train
@@ -108,7 +109,7 @@ def test_trainings_run_together_and_never_beside_a_measurement(
     measurements = [measure(wide_engine, 40) for _ in range(2)]
     runner.run(together(*(train(wide_engine, 40, seed) for seed in range(4)), *measurements))
     new = [stretch for stretch in stretches(folder) if stretch not in before]
-    pairs = [(one, other) for one, other in combinations(new, 2) if one.overlaps(other)]
+    pairs = [(first, other) for first, other in combinations(new, 2) if first.overlaps(other)]
     assert len(new) == 6
     assert pairs
     assert {stretch.role for pair in pairs for stretch in pair} == {TRAINING}
@@ -123,8 +124,8 @@ def test_target_elsewhere_is_measured_meanwhile(
     runner.run(together(*(train(wide_engine, 8, seed) for seed in range(2)), measure(wide_engine, 8, "second")))
     before = set(stretches(folder))
     runner.run(together(train(wide_engine, 40), measure(wide_engine, 40, "second")))
-    one, other = (stretch for stretch in stretches(folder) if stretch not in before)
-    assert one.overlaps(other)
+    first, other = (stretch for stretch in stretches(folder) if stretch not in before)
+    assert first.overlaps(other)
 
 
 @needs_two_cores
@@ -181,7 +182,7 @@ def make_no_target() -> OddTarget:
     raise ValueError("no such device")
 
 
-class WaitingWorker:
+class WaitingWorker(Executor):
     """Does its tasks when it is told to."""
 
     hosts = (HERE,)
@@ -190,13 +191,23 @@ class WaitingWorker:
         self.role = role
         self.make: Callable[[], Resource] = lambda: None
         self.close = close
-        self.running: tuple[Any, asyncio.Future[None]] | None = None
+        self.report: Progress = lambda share: None
+        self.task: Future[Any] | None = None
+        self.running: tuple[Any, Future[None]] | None = None
 
-    async def run(self, task: Task, progress: Progress) -> Any:
-        assert isinstance(task, partial)
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    @property
+    def executor(self) -> Executor:
+        return self
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        (task,) = args
+        ended: Future[None] = Future()
         self.running = (task.keywords.get("seed", "measuring"), ended)
-        await ended
+        return ended
+
+    def finish(self) -> None:
+        assert self.running is not None
+        self.running[1].set_result(None)
         self.running = None
 
     def restart(self) -> None:
@@ -218,20 +229,20 @@ def test_machine_measures_alone_and_nothing_overtakes_what_waits_for_it() -> Non
 
     async def settle() -> None:
         for _ in range(20):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)  # results come from other threads
 
     async def run() -> list[list[Any]]:
-        work = [train(engine, 8, 0), train(engine, 8, 1), measure(engine, 8), train(engine, 8, 2)]
-        tasks = [asyncio.create_task(coroutine) for coroutine in work]
+        coroutines = [train(engine, 8, 0), train(engine, 8, 1), measure(engine, 8), train(engine, 8, 2)]
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         orders = []
         while True:
             await settle()
-            running = sorted((worker.running for worker in workers if worker.running), key=str)
-            orders.append([name for name, _ in running])
-            if not running:
+            busy = sorted((worker for worker in workers if worker.running), key=lambda worker: str(worker.running))
+            orders.append([worker.running[0] for worker in busy if worker.running])
+            if not busy:
                 await asyncio.gather(*tasks)
                 return orders
-            running[0][1].set_result(None)
+            busy[0].finish()
 
     assert asyncio.run(run()) == [[0, 1], [1], ["measuring"], [2], []]
 
@@ -240,17 +251,17 @@ def test_host_is_released_by_who_gives_up_waiting_for_it() -> None:
     async def run() -> list[str]:
         lock, events = HostLock(), list[str]()
 
-        async def hold(name: str, exclusive: bool, leave: asyncio.Event) -> None:
-            async with lock.hold(exclusive):
+        async def use(name: str, exclusive: bool, leave: asyncio.Event) -> None:
+            async with lock.acquire(exclusive):
                 events.append(name)
                 await leave.wait()
 
         first_leaves, leave = asyncio.Event(), asyncio.Event()
         leave.set()
-        first = asyncio.create_task(hold("first", True, first_leaves))
+        first = asyncio.create_task(use("first", True, first_leaves))
         await asyncio.sleep(0)
-        gives_up = asyncio.create_task(hold("gives up", True, leave))
-        others = [asyncio.create_task(hold(name, False, leave)) for name in ("second", "third")]
+        gives_up = asyncio.create_task(use("gives up", True, leave))
+        others = [asyncio.create_task(use(name, False, leave)) for name in ("second", "third")]
         await asyncio.sleep(0)
         gives_up.cancel()
         await asyncio.sleep(0)

@@ -102,8 +102,8 @@ def test_node_that_only_measures_does_so_beside_training(engine: WorkerEngine, r
     runner.run(together(train(engine, 8), measure(engine, 8)))
     before = set(stretches(folder))
     runner.run(together(train(engine, 40), measure(engine, 40)))
-    one, other = (stretch for stretch in stretches(folder) if stretch not in before)
-    assert one.overlaps(other) == (num_nodes() == 2)
+    first, other = (stretch for stretch in stretches(folder) if stretch not in before)
+    assert first.overlaps(other) == (num_nodes() == 2)
 
 
 def test_cluster_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:

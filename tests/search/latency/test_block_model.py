@@ -63,14 +63,14 @@ def test_says_nothing_before_it_has_seen_enough(costs: np.ndarray) -> None:
 def test_error_is_that_of_predictions_made_beforehand(costs: np.ndarray) -> None:
     rng, noise = random.Random(4), random.Random(5)
     model = BlockModel(32)
-    said: list[tuple[float, float]] = []
+    pairs: list[tuple[float, float]] = []
     for _ in range(40):
         architecture = draw(rng)
         measured = true_ms(architecture, costs) * math.exp(noise.gauss(0, 0.1))
         if (prediction := model.predict(architecture)) is not None and architecture.key not in model._rows:
-            said.append((prediction.latency_ms, measured))
+            pairs.append((prediction.latency_ms, measured))
         model.observe(architecture, measured)
-    assert model.errors == pytest.approx([math.log(a / b) for a, b in said])
+    assert model.errors == pytest.approx([math.log(a / b) for a, b in pairs])
     last = model.predict(draw(rng))
     assert last is not None
     assert last.error == pytest.approx(0.1, rel=0.6)

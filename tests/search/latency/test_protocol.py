@@ -1,4 +1,4 @@
-"""The timing loop, on a clock that the tests turn."""
+"""The timing protocol, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from search.latency.protocol import (
 
 
 class FakeMachine:
-    """A clock, and networks that take a given time on it, slowed by what the machine goes through."""
+    """A clock, and networks that take a given time on it, slowed down as the machine is."""
 
     def __init__(self, slowdown: Callable[[float], float] = lambda now: 1.0) -> None:
         self.now = 0.0
@@ -51,12 +51,12 @@ class FakeMachine:
         return run
 
     def ratio(self, candidate: float, anchor: float, tolerance: float, max_seconds: float) -> Series:
-        """Of two networks that take so many seconds."""
+        """Time two networks that take so many seconds."""
         return time_ratios([[self.network(candidate)]], [self.network(anchor)], tolerance, max_seconds, self.timer)[0]
 
 
 def test_runs_that_took_no_processor_time_are_outliers() -> None:
-    """As a virtual machine says of a run from which it takes off what its host took before."""
+    """A virtual machine reports such runs when it subtracts the time that its host took before."""
     machine, ticks = FakeMachine(), 0
 
     def forgetful() -> float:
@@ -79,8 +79,8 @@ def test_ratio_of_a_quiet_machine_is_exact() -> None:
 
 def test_one_thread_is_timed_by_processor_time_and_more_by_wall_time() -> None:
     wait = partial(time.sleep, 0.2)
-    assert timer_on(1, lambda: None).work(wait) < 0.1
-    assert timer_on(2, lambda: None).work(wait) >= 0.2
+    assert timer_on(1, lambda: None).time_run(wait) < 0.1
+    assert timer_on(2, lambda: None).time_run(wait) >= 0.2
 
 
 def test_memory_is_scattered_anew_before_each_round() -> None:
@@ -107,17 +107,17 @@ def test_interruptions_do_not_move_the_median() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.05, 1.0, 40.0])
-def test_one_run_each_however_unlike_they_are(factor: float) -> None:
+def test_candidate_and_anchor_take_one_run_each_however_different_they_are(factor: float) -> None:
     machine = FakeMachine()
     order: list[str] = []
 
-    def noted(name: str, run: Run) -> Run:
+    def recording(name: str, run: Run) -> Run:
         return lambda: (order.append(name), run())
 
-    candidate, anchor = noted("candidate", machine.network(0.01 * factor)), noted("anchor", machine.network(0.01))
+    candidate, anchor = recording("candidate", machine.network(0.01 * factor)), recording("anchor", machine.network(0.01))
     series = time_ratios([[candidate]], [anchor], 0.035, 20.0, machine.timer)[0]
     assert series.interval.median == pytest.approx(factor)
-    assert all(len(one.anchor_ms) == len(one.candidate_ms) + 1 for one in series.rounds)
+    assert all(len(round_.anchor_ms) == len(round_.candidate_ms) + 1 for round_ in series.rounds)
     timed = order[-2 * len(series.rounds[-1].candidate_ms) :]
     assert set(timed[::2]) == {"candidate"}
     assert set(timed[1::2]) == {"anchor"}
@@ -127,19 +127,19 @@ def test_networks_take_turns_and_so_do_their_copies() -> None:
     machine = FakeMachine()
     order: list[str] = []
 
-    def noted(name: str, seconds: float) -> Run:
+    def recording(name: str, seconds: float) -> Run:
         run = machine.network(seconds)
         return lambda: (order.append(name), run())
 
-    copies = [[noted(f"{name}{copy}", 0.1) for copy in range(2)] for name in "ab"]
-    first, second = time_ratios(copies, [noted("anchor", 0.1)], 0.035, 30.0, machine.timer)
+    copies = [[recording(f"{name}{copy}", 0.1) for copy in range(2)] for name in "ab"]
+    first, second = time_ratios(copies, [recording("anchor", 0.1)], 0.035, 30.0, machine.timer)
     assert len(first.rounds) == len(second.rounds) == MIN_ROUNDS
     turns = [name for name, before in zip(order[1:], order, strict=False) if name != "anchor" and name != before]
     changes = [name for name, before in zip(turns[1:], turns, strict=False) if name != before]
     assert changes[-4:] == ["a0", "b0", "a1", "b1"]
 
 
-def test_stops_at_the_time_limit_and_says_so() -> None:
+def test_stops_at_the_time_limit_without_convergence() -> None:
     rng = random.Random(0)
     series = FakeMachine(lambda now: rng.uniform(0.2, 5.0)).ratio(0.1, 0.1, 0.001, 20.0)
     assert not series.converged
@@ -151,8 +151,8 @@ def test_time_limit_leaves_enough_rounds_for_an_interval() -> None:
     assert len(series.rounds) == LEAST_ROUNDS
 
 
-def test_interval_holds_the_median_of_another_measurement_at_its_rate() -> None:
-    """Values come in waves, as on a real machine: what makes an interval from single values too narrow."""
+def test_interval_covers_the_median_of_another_measurement_at_its_rate() -> None:
+    """Values come in waves, as on a real machine, which makes an interval from single values too narrow."""
     rng = random.Random(1)
 
     def measurement() -> list[list[float]]:
@@ -160,19 +160,19 @@ def test_interval_holds_the_median_of_another_measurement_at_its_rate() -> None:
         waves = [rng.gauss(placement, 0.03) for _ in range(MIN_ROUNDS)]
         return [[rng.lognormvariate(wave, 0.05) for _ in range(20)] for wave in waves]
 
-    held = 0
+    covered = 0
     for _ in range(1000):
         interval, other = repeat_interval(measurement()), repeat_interval(measurement())
-        held += interval.low <= other.median <= interval.high
-    assert 0.92 <= held / 1000 <= 0.985
+        covered += interval.low <= other.median <= interval.high
+    assert 0.92 <= covered / 1000 <= 0.985
 
 
-def test_student_quantile_is_that_of_the_tables() -> None:
+def test_student_quantile_matches_the_tables() -> None:
     for freedom, expected in ((4, 2.776), (7, 2.365), (11, 2.201), (1000, 1.962)):
         assert student(0.975, freedom) == pytest.approx(expected, rel=0.01)
 
 
-def test_alike_rounds_still_leave_the_least_half_width() -> None:
+def test_identical_rounds_leave_the_least_half_width() -> None:
     assert repeat_interval([[1.0]] * MIN_ROUNDS).half_width == pytest.approx(LEAST_HALF_WIDTH, rel=0.01)
 
 
@@ -202,10 +202,10 @@ def test_no_garbage_collection_while_timing() -> None:
     assert not any(seen[-sum(map(len, rounds)) :])
 
 
-def test_what_runs_between_is_not_timed() -> None:
+def test_runs_in_between_are_not_timed() -> None:
     machine = FakeMachine()
     rounds = time_alone([machine.network(0.01)], [machine.network(0.05)], 1.0, machine.timer)
-    assert [time for one in rounds for time in one] == pytest.approx([0.01] * sum(map(len, rounds)))
+    assert [time for times in rounds for time in times] == pytest.approx([0.01] * sum(map(len, rounds)))
 
 
 def test_repeats_refine_a_latency() -> None:
@@ -214,12 +214,12 @@ def test_repeats_refine_a_latency() -> None:
 
     wide, narrow = latency(2.2, 0.4), latency(2.0, 0.1)
     both = wide.refined_by(narrow)
-    assert 2.0 < both.latency_ms < 2.05  # the narrow one weighs more
+    assert 2.0 < both.latency_ms < 2.05  # the narrow interval weighs more
     assert both.high_ms - both.low_ms < narrow.high_ms - narrow.low_ms
     assert both.repetitions == 40
     apart = latency(2.0, 0.01).refined_by(latency(2.2, 0.01))
     assert apart.low_ms < 2.0
-    assert apart.high_ms > 2.2  # they disagree, and the interval says so
+    assert apart.high_ms > 2.2  # they disagree, so the interval is wide
     same = narrow.refined_by(narrow)
     assert same.latency_ms == pytest.approx(2.0)
     assert replace(narrow, rounds=(Round((1.0,), (1.0, 3.0)),)).rounds[0].ratios == (0.5,)

@@ -1,11 +1,13 @@
-"""Every latency target keeps the contract, and its own promises."""
+"""Every latency target of this machine passes the contract, and has behaviour of its own."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,15 +18,18 @@ from torch._dynamo.utils import counters
 from models.architecture import Architecture, StageSpec
 from models.litv2 import build
 from search.latency.base import Calibration
-from search.latency.cpu import CpuTarget
-from search.latency.cpu_compiled import CompiledCpuTarget
-from search.latency.cuda import CudaTarget
-from search.latency.machine import Usage, keep_to, pin
-from search.latency.onnxruntime import OnnxRuntimeTarget
-from search.latency.openvino import OpenVinoTarget
-from search.latency.target import ConversionError, Network, PairedTarget, check_parity, disturbance, require
+from search.latency.cpu import cpu_target
+from search.latency.cpu_compiled import compiled_cpu_target
+from search.latency.cuda import cuda_target
+from search.latency.machine import keep_to
+from search.latency.onnxruntime import onnxruntime_target
+from search.latency.openvino import openvino_target
+from search.latency.protocol import Run
+from search.latency.runtime import ConversionError
+from search.latency.target import Network, PairedTarget, disturbance
 from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
+from tests.support.commands import ROOT
 from tests.support.networks import enliven
 
 SETTINGS: dict[str, Any] = {
@@ -34,32 +39,40 @@ SETTINGS: dict[str, Any] = {
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 TARGETS = [
-    CpuTarget,
-    OnnxRuntimeTarget,
-    pytest.param(OpenVinoTarget, marks=pytest.mark.slow),
-    pytest.param(CompiledCpuTarget, marks=[pytest.mark.slow, needs_compiler]),
-    pytest.param(CudaTarget, marks=needs_gpu),
-    pytest.param(partial(CudaTarget, cuda_graph=True), marks=needs_gpu),
+    cpu_target,
+    onnxruntime_target,
+    pytest.param(openvino_target, marks=pytest.mark.slow),
+    pytest.param(compiled_cpu_target, marks=[pytest.mark.slow, needs_compiler]),
+    pytest.param(cuda_target, marks=needs_gpu),
+    pytest.param(partial(cuda_target, cuda_graph=True), marks=needs_gpu),
 ]
-CONVERTED = [OnnxRuntimeTarget, OpenVinoTarget, pytest.param(CompiledCpuTarget, marks=[pytest.mark.slow, needs_compiler])]
+CONVERTED = [
+    onnxruntime_target,
+    openvino_target,
+    pytest.param(compiled_cpu_target, marks=[pytest.mark.slow, needs_compiler]),
+]
 
 
 @pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> PairedTarget:
-    made: PairedTarget = request.param(**SETTINGS)
-    return made
+    target: PairedTarget = request.param(**SETTINGS)
+    return target
 
 
 def with_live_offsets(architecture: Architecture) -> nn.Module:
     return enliven(build(architecture, in_chans=1, num_classes=10)).eval()
 
 
+def network_of(architecture: Architecture) -> Network:
+    return Network(partial(build, architecture, in_chans=1, num_classes=10), (1, 32, 32))
+
+
 @pytest.mark.parametrize("make", CONVERTED)
 def test_converted_network_computes_the_same(make: Any) -> None:
     architecture = dataclasses.replace(LARGE, downsample="dtm")
     ready = make(**SETTINGS).make_ready(Network(partial(with_live_offsets, architecture), (1, 32, 32)))
-    assert ready.parity is not None
-    assert ready.parity <= 1e-4
+    assert ready.loaded.parity is not None
+    assert ready.loaded.parity <= 1e-4
     assert ready.prepare_seconds > 0
 
 
@@ -76,40 +89,30 @@ def test_model_that_cannot_be_converted_is_a_failure(make: Any) -> None:
         make(**SETTINGS).make_ready(Network(Reversed, (1, 8, 8)))
 
 
-def test_wrong_outputs_are_never_timed() -> None:
-    model, x = nn.Linear(4, 4), torch.rand(2, 4)
-    right = model(x).detach()
-    assert check_parity("onnxruntime", model, x, right, "float32") < 1e-6
-    with pytest.raises(ConversionError, match="outputs differ by"):
-        check_parity("onnxruntime", model, x, right * 1.001, "float32")
-    with pytest.raises(ConversionError, match="outputs differ by nan"):
-        check_parity("onnxruntime", model, x, right * float("nan"), "float32")
+@pytest.fixture
+def cpu() -> PairedTarget:
+    return cpu_target(**SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def cpu() -> CpuTarget:
-    return CpuTarget(**SETTINGS)
-
-
-def test_uses_the_threads_it_names(cpu: CpuTarget) -> None:
+def test_uses_the_threads_it_names(cpu: PairedTarget) -> None:
     torch.set_num_threads(2)
     cpu.calibrate(LARGE)
     assert torch.get_num_threads() == 1
-    assert cpu.timer().scatter()
+    assert cpu.host.processor.timer(1).scatter()
     if hasattr(os, "sched_setaffinity"):
         assert len(os.sched_getaffinity(0)) == 1
 
 
-def test_networks_are_measured_as_deployed_or_as_trained(cpu: CpuTarget) -> None:
-    for prepared in (True, False):
-        target = dataclasses.replace(cpu, prepared=prepared)
-        modules = target._model(target._network(SMALL)).modules()
-        assert any(isinstance(one, nn.BatchNorm2d) for one in modules) != prepared
+@pytest.mark.parametrize("prepared", [True, False])
+def test_networks_are_measured_as_deployed_or_as_trained(prepared: bool) -> None:
+    target = cpu_target(**{**SETTINGS, "prepared": prepared})
+    modules = target._model(network_of(SMALL)).modules()
+    assert any(isinstance(module, nn.BatchNorm2d) for module in modules) != prepared
 
 
-def test_bfloat16_is_measured(cpu: CpuTarget) -> None:
-    half = dataclasses.replace(cpu, dtype="bfloat16")
-    assert half.measure(SMALL, half.calibrate(SMALL)).repetitions > 1
+def test_bfloat16_is_measured() -> None:
+    target = cpu_target(**{**SETTINGS, "dtype": "bfloat16"})
+    assert target.measure(SMALL, target.calibrate(SMALL)).repetitions > 1
 
 
 class Seeing(nn.Identity):
@@ -122,48 +125,47 @@ class Seeing(nn.Identity):
         return x
 
 
-def test_networks_get_batches_of_the_size_asked_for(cpu: CpuTarget) -> None:
-    dataclasses.replace(cpu, batch_size=8).make_ready(Network(Seeing, (1, 32, 32)))
+def test_networks_get_batches_of_the_requested_size() -> None:
+    cpu_target(**{**SETTINGS, "batch_size": 8}).make_ready(Network(Seeing, (1, 32, 32)))
     assert Seeing.shapes == {(8, 1, 32, 32)}
 
 
-def test_peak_memory_holds_the_weights(cpu: CpuTarget) -> None:
+def test_peak_memory_includes_the_weights(cpu: PairedTarget) -> None:
     wide = Architecture(256, (StageSpec(1, 1, 1.0, 8),) * 4, patch_size=2, downsample="conv")
     model = build(wide, in_chans=1, num_classes=10)
     weights = sum(p.numel() for p in model.parameters()) * 4
-    peak = cpu.make_ready(Network(lambda: model, (1, 32, 32))).peak_bytes
+    peak = cpu.make_ready(Network(lambda: model, (1, 32, 32))).loaded.peak_bytes
     if peak is None:
-        pytest.skip("this system does not tell a process its peak memory")
+        pytest.skip("this system does not report the peak memory of a process")
     assert 0.9 * weights < peak < 4 * weights
 
 
-def test_several_networks_are_timed_in_turn(cpu: CpuTarget) -> None:
+def test_small_networks_are_loaded_several_times_and_large_ones_once(cpu: PairedTarget) -> None:
+    large = Network(lambda: nn.Linear(8000, 8000), (1, 1, 8000))  # 256 MB
+    assert len(cpu.make_ready(network_of(SMALL)).loaded.copies) == 4
+    assert len(cpu.make_ready(large).loaded.copies) == 1
+
+
+def test_anything_that_runs_here_is_timed(cpu: PairedTarget) -> None:
+    loads: list[Run] = []
+
+    def load() -> Run:
+        loads.append(partial(sum, range(10_000)))
+        return loads[-1]
+
+    (latency,) = cpu.time([cpu.ready(load)], cpu.calibrate(SMALL))
+    assert len(loads) == 4
+    assert latency.repetitions > 1
+    assert latency.prepare_seconds == 0
+
+
+def test_several_networks_are_timed_in_turn(cpu: PairedTarget) -> None:
     calibration = cpu.calibrate(SMALL)
-    networks = [Network(partial(build, a, in_chans=1, num_classes=10), (1, 32, 32)) for a in (SMALL, LARGE)]
-    first, second = cpu.time([cpu.make_ready(network) for network in networks], calibration)
-    assert first.high_ms < second.low_ms
+    small, large = cpu.time([cpu.make_ready(network_of(architecture)) for architecture in (SMALL, LARGE)], calibration)
+    assert small.high_ms < large.low_ms
 
 
-def test_pins_itself_and_comes_back() -> None:
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this system pins nothing")
-    before = os.sched_getaffinity(0)
-    if len(before) < 2:
-        pytest.skip("one core")
-    try:
-        pin(sorted(before), 1)
-        assert len(os.sched_getaffinity(0)) == 1
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def test_usage_sees_this_process_and_not_as_others() -> None:
-    before = Usage(all_seconds=10.0, own_seconds=5.0)
-    assert Usage(14.0, 7.0).others_since(before, 2.0) == pytest.approx(1.0)
-    assert Usage(12.0, 7.0).others_since(before, 2.0) == 0.0
-
-
-def test_disturbance_says_what_to_do() -> None:
+def test_disturbance_names_the_remedy() -> None:
     assert disturbance(1.1, 0.0, 1, 2) == ""
     assert "latency.num_threads=1" in disturbance(9.0, 1.0, 2, 2)
     assert "2.0 times" in disturbance(2.0, 1.5, 1, 2)
@@ -179,62 +181,92 @@ def test_disturbance_says_what_to_do() -> None:
         ("max_seconds", -3.0),
         ("dtype", "float64"),
         ("tolerance", 0.01),
+        ("prepared", 2),
         ("cores", [999]),
         ("cores", 3),
     ],
 )
-def test_impossible_settings_name_the_value(cpu: CpuTarget, name: str, value: float) -> None:
+def test_invalid_settings_name_the_value(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"latency\.{name}=\[?{value}"):
-        dataclasses.replace(cpu, **{name: value})
+        cpu_target(**{**SETTINGS, name: value})
 
 
-def test_missing_extra_is_named() -> None:
-    with pytest.raises(ValueError, match=r"latency=openvino needs the package no-such-package.*hilo-nas\[openvino\]"):
-        require("no-such-package", "openvino", "openvino")
-
-
-def test_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="latency=cuda needs an NVIDIA GPU"):
-        CudaTarget(**SETTINGS)
+        cuda_target(**SETTINGS)
 
 
-def test_keeps_to_the_cores_it_is_given() -> None:
+def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="latency=cpu_compiled needs a C\\+\\+ compiler"):
+        compiled_cpu_target(**SETTINGS)
+
+
+def test_runs_on_the_given_cores() -> None:
     if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this system pins nothing")
+        pytest.skip("this system cannot pin a process")
     before = os.sched_getaffinity(0)
     try:
-        target = CpuTarget(**SETTINGS, cores=[max(before)])
-        first = target.fingerprint()
+        target = cpu_target(**SETTINGS, cores=[max(before)])
+        fingerprint = target.fingerprint()
         target.calibrate(SMALL)
         assert os.sched_getaffinity(0) == {max(before)}
-        assert target.fingerprint() == first  # also once it is pinned
-        assert first["cores"] == len(before)
+        assert target.fingerprint() == fingerprint  # also once it is pinned
+        assert fingerprint["pinned"] == str(max(before))
+        assert fingerprint["cores"] == len(before)
     finally:
         keep_to(sorted(before))
+
+
+@pytest.mark.parametrize(("cuda_graph", "backend"), [(False, "torch eager"), (True, "torch eager, CUDA graph")])
+def test_gpu_is_named_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch, cuda_graph: bool, backend: str) -> None:
+    gpu = SimpleNamespace(name="GPU", multi_processor_count=132, total_memory=2**36)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    target = cuda_target(**SETTINGS, cuda_graph=cuda_graph)
+    fingerprint = target.fingerprint()
+    assert {key: fingerprint[key] for key in ("target", "device", "cores", "memory_mib", "backend")} == {
+        "target": "cuda", "device": "GPU", "cores": 132, "memory_mib": 2**16, "backend": backend,
+    }  # fmt: skip
+    assert not target.runtime.runs_files
 
 
 @pytest.mark.slow
 @needs_compiler
 def test_compiling_a_network_leaves_the_others_compiled() -> None:
-    target = CompiledCpuTarget(**SETTINGS)
-    first = target.make_ready(Network(partial(build, SMALL, in_chans=1, num_classes=10), (1, 32, 32)))
-    target.make_ready(Network(partial(build, LARGE, in_chans=1, num_classes=10), (1, 32, 32)))
+    target = compiled_cpu_target(**SETTINGS)
+    first = target.make_ready(network_of(SMALL))
+    target.make_ready(network_of(LARGE))
     graphs = counters["stats"]["unique_graphs"]
-    first.copies[0]()
+    first.loaded.copies[0]()
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-def test_head_of_zeros_is_compared_too() -> None:
-    model, x = nn.Linear(4, 4), torch.rand(2, 4)
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
-    assert check_parity("onnxruntime", model, x, torch.zeros(2, 4), "float32") == 0
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_network_has_one_copy_and_no_peak_memory() -> None:
+    target = compiled_cpu_target(**SETTINGS)
+    ready = target.make_ready(network_of(SMALL))
+    assert len(ready.loaded.copies) == 1
+    (latency,) = target.time([ready], target.calibrate(SMALL))
+    assert latency.peak_bytes is None
 
 
-def test_slower_machine_is_noticed(cpu: CpuTarget) -> None:
+def test_slower_machine_is_noticed(cpu: PairedTarget) -> None:
     calibration = cpu.calibrate(SMALL)
     faster = Calibration.from_dict({**calibration.to_dict(), "anchor_ms": calibration.anchor_ms / 10})
     latency = cpu.measure(LARGE, faster)
     assert latency.slowdown > 3
-    assert "when calibrated" in latency.warning
+    assert "its calibrated latency" in latency.warning
+
+
+def test_documented_runtime_is_measured() -> None:
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Runtime(" in block)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    target: PairedTarget = names["exported_target"](**SETTINGS)
+    latency = target.measure(LARGE, target.calibrate(SMALL))
+    assert latency.parity is not None
+    assert target.fingerprint()["target"] == "exported"

@@ -30,12 +30,12 @@ def study(folder: Path) -> optuna.Study:
 
 def plots(study: optuna.Study) -> dict[str, str]:
     """The plots of a study, by id, as the dashboard stores them."""
-    found: dict[str, str] = {}
+    plots: dict[str, str] = {}
     for key, value in sorted(study._storage.get_study_system_attrs(study._study_id).items()):
         if key.startswith("dashboard:plot_data:"):
             plot_id = key.split(":")[2]
-            found[plot_id] = found.get(plot_id, "") + str(value)
-    return found
+            plots[plot_id] = plots.get(plot_id, "") + str(value)
+    return plots
 
 
 def test_every_finished_trial_has_its_network_as_yaml_and_as_a_picture(

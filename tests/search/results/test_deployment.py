@@ -71,8 +71,8 @@ def test_card_has_what_was_measured(deployed: Path) -> None:
 
 
 def test_files_are_measured_again_against_their_card(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quick = ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
-    assert call("measure", [f"deployed={deployed}", *quick]) == 0
+    short = ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
+    assert call("measure", [f"deployed={deployed}", *short]) == 0
     printed = capsys.readouterr().out
     assert all(kind.file in printed for kind in FORMATS.values())
 

@@ -18,9 +18,9 @@ def test_front_is_what_nothing_dominates(seed: int) -> None:
     rng = random.Random(seed)
     points = [(rng.randint(0, 8) / 8, float(rng.randint(1, 8))) for _ in range(rng.randint(1, 30))]
     indices = front_indices(*zip(*points, strict=True))
-    found = {points[i] for i in indices}
-    assert found == {p for p in points if not any(dominates(q, p) for q in points)}
-    assert len(found) == len(indices)  # of equal points one
+    members = {points[i] for i in indices}
+    assert members == {p for p in points if not any(dominates(q, p) for q in points)}
+    assert len(members) == len(indices)  # of equal points one
     assert [points[i][1] for i in indices] == sorted(points[i][1] for i in indices)
 
 
@@ -63,13 +63,13 @@ def test_front_over_several_devices_is_what_nothing_dominates(seed: int) -> None
     rng = random.Random(seed)
     points = [(rng.randint(0, 5) / 5, float(rng.randint(1, 5)), float(rng.randint(1, 5))) for _ in range(30)]
     indices = front_indices([point[0] for point in points], [point[1:] for point in points])
-    found = {points[i] for i in indices}
+    members = {points[i] for i in indices}
 
     def beats(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
         return a[0] >= b[0] and a[1] <= b[1] and a[2] <= b[2] and a != b
 
-    assert found == {p for p in points if not any(beats(q, p) for q in points)}
-    assert len(found) == len(indices)
+    assert members == {p for p in points if not any(beats(q, p) for q in points)}
+    assert len(members) == len(indices)
 
 
 @pytest.mark.parametrize("devices", [2, 3])
@@ -79,7 +79,7 @@ def test_hypervolume_over_several_devices_is_the_dominated_share(devices: int) -
     points = [(rng.random(), [rng.uniform(0, 1.2 * end) for end in ends]) for _ in range(12)]
     draws = [(rng.random(), [rng.uniform(0, end) for end in ends]) for _ in range(20000)]
     hits = sum(
-        any(accuracy >= d and all(a <= b for a, b in zip(own, drawn, strict=True)) for accuracy, own in points)
+        any(accuracy >= d and all(a <= b for a, b in zip(costs, drawn, strict=True)) for accuracy, costs in points)
         for d, drawn in draws
     )
     share = hypervolume([accuracy for accuracy, _ in points], [latencies for _, latencies in points], ends)
@@ -94,6 +94,6 @@ def test_gain_is_what_a_point_adds(devices: int) -> None:
     latencies = [[rng.uniform(0, 1.2 * end) for end in ends] for _ in accuracies]
     before = hypervolume(accuracies, latencies, ends)
     for _ in range(30):
-        accuracy, own = rng.random(), [rng.uniform(0, 1.2 * end) for end in ends]
-        after = hypervolume([*accuracies, accuracy], [*latencies, own], ends)
-        assert gain(accuracies, latencies, accuracy, own, ends) == pytest.approx(after - before, abs=1e-12)
+        accuracy, costs = rng.random(), [rng.uniform(0, 1.2 * end) for end in ends]
+        after = hypervolume([*accuracies, accuracy], [*latencies, costs], ends)
+        assert gain(accuracies, latencies, accuracy, costs, ends) == pytest.approx(after - before, abs=1e-12)

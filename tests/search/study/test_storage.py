@@ -71,7 +71,7 @@ def test_what_waiting_does_not_fix_is_not_waited_for() -> None:
 
 
 def test_what_optuna_makes_of_a_lost_connection_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
-    """It asks once more, on the connection that was lost, and hides what the driver said of it."""
+    """It asks once more, on the connection that was lost, and hides the error of the driver."""
     hidden = StorageInternalError("An exception is raised during the commit.")
     hidden.__cause__ = PendingRollbackError("Can't reconnect until invalid transaction is rolled back.")
     hidden.__cause__.__context__ = AWAY
@@ -197,9 +197,9 @@ def test_search_survives_its_database(server: PostgreSql, fault: str) -> None:
         finally:
             ended.set()
             striking.join()
-    found = open_study(name, server.url, create=False)
-    assert len(finished_trials(found)) == 25
-    assert {trial.state for trial in found.trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    stored = open_study(name, server.url, create=False)
+    assert len(finished_trials(stored)) == 25
+    assert {trial.state for trial in stored.trials} <= {TrialState.COMPLETE, TrialState.FAIL}
     assert len(engine.trained) == len(set(engine.trained))
 
 

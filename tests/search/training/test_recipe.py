@@ -21,7 +21,7 @@ from search.results import architecture_file
 from search.training.recipe import FullTraining, Recipe
 from search.training.task import TrainSettings, fit, warmup_cosine
 from tests.search.training.test_streamed import AUGMENTATION, streamed
-from tests.support.commands import TINY, call, start
+from tests.support.commands import TINY, Command, call
 
 RECIPE = Recipe(AUGMENTATION, 0.2, 0.5, 0.9, 0.01, 0.01, "32-true", 1, 1, ["csv"])
 SETTINGS = TrainSettings(3, 16, 1e-3, 0.05, 0.1, 0.1, 1.0, 0.1, "cpu")
@@ -165,12 +165,13 @@ def test_published_network_trains_on_a_folder_of_images(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_train_one_network(tmp_path: Path, architecture: Architecture) -> None:
     file = tmp_path / "network.yaml"
     architecture_file.write(file, "", architecture, {})
     arguments = [f"arch={file}", "recipe=strong", "recipe.augmentation.num_workers=0", *TINY[:3], "train.batch_size=16"]
-    process = start(tmp_path, "search.train", *arguments, "train.accelerator=cpu", "recipe.devices=2")
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output
+    with Command(tmp_path, "search.train", *arguments, "train.accelerator=cpu", "recipe.devices=2") as training:
+        output = training.wait(580)
+    assert training.returncode == 0, output
     assert output.count("test accuracy") == 1
     assert file.with_suffix(".safetensors").exists()

@@ -1,0 +1,32 @@
+"""Depthwise convolution equals torch's, gradients included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.depthwise import DepthwiseConv
+from tests.support.gradients import assert_same_gradients, channels_first
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (2, 2), (2, 7), (5, 1), (3, 3), (8, 5)])
+def test_depthwise_convolution(shape: tuple[int, int]) -> None:
+    layer = DepthwiseConv(12)
+    x = torch.randn(3, *shape, 12)
+    reference = channels_first(lambda x: F.conv2d(x, layer.weight, layer.bias, padding=1, groups=12))
+    assert_same_gradients(layer, reference, x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), reference(x))
+
+
+def test_depthwise_convolution_of_a_small_map_in_mixed_precision() -> None:
+    layer, x = DepthwiseConv(12), torch.randn(3, 2, 2, 12)
+    layer(x).sum().backward()
+    expected = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    out.float().sum().backward()
+    for parameter, grad in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=0.05, atol=0.05)

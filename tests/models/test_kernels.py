@@ -1,0 +1,72 @@
+"""Kernels for inference on a CPU compute the same as the plain layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import kernels
+from models.complexity import count_macs
+from models.kernels import Linear
+from models.litv2 import ConvFFN
+
+
+def test_large_products_are_equal() -> None:
+    layer = Linear(2048, 2048)
+    x = torch.randn(2, 3, 2048)
+    assert x.numel() * 2048 < kernels.LARGE_PRODUCT < 8 * x.numel() * 2048
+    with torch.no_grad():
+        for tokens in (x, x.repeat(8, 1, 1), x.repeat(8, 1, 1).transpose(0, 1)):
+            torch.testing.assert_close(layer(tokens), F.linear(tokens, layer.weight, layer.bias), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_large_products_keep_dtype_and_shape() -> None:
+    layer = Linear(2048, 2048)
+    x = torch.randn(16, 2048)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16
+    assert layer.double()(x.double()).dtype is torch.float64
+    assert kernels.linear(torch.randn(8192), torch.randn(8192, 8192), None).shape == (8192,)
+
+
+def test_feed_forward_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = ConvFFN(10, 30)
+    x = torch.randn(2, 6, 5, 10)
+    whole = layer(x)
+    monkeypatch.setattr(kernels, "CHUNK_SIZE", 500)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), whole)
+
+
+def test_feed_forward_in_chunks_calls_layers_that_were_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = ConvFFN(4, 8)
+    layer.fc1 = nn.Sequential(layer.fc1, nn.Hardtanh(0, 1))  # type: ignore[assignment]
+    x = torch.randn(1, 3, 3, 4)
+    whole = layer(x)
+    monkeypatch.setattr(kernels, "CHUNK_SIZE", 10)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), whole)
+
+
+@torch.no_grad()
+def test_large_products_without_the_private_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Linear(2048, 2048), torch.randn(16, 2048)
+    monkeypatch.setattr(kernels, "ONEDNN_SCHEMA", "mkldnn::_linear_pointwise(Tensor X, Tensor W) -> Tensor Y")
+    assert kernels._find_onednn_linear() is None
+    monkeypatch.setattr(kernels, "ONEDNN_LINEAR", None)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_large_products_are_counted() -> None:
+    assert count_macs(Linear(2048, 2048), (16, 2048)) == 16 * 2048 * 2048
+
+
+@torch.no_grad()
+def test_large_products_compile_in_one_graph() -> None:
+    layer, x = Linear(2048, 2048), torch.randn(16, 2048)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()
