@@ -241,13 +241,8 @@ def compare(case: Case, implementations: Sequence[str], part: str, threads: int,
     with processes(case, ["plain", *implementations, "products"], part, threads) as running:
         runs = {name: run for name, (run, _) in running.items()}
         plain = runs.pop("plain")
-<<<<<<< HEAD
         series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(time_run=lambda run: run()))  # type: ignore[arg-type, return-value]
-    one = dict(zip(runs, series, strict=True))
-=======
-        series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(work=lambda run: run()))  # type: ignore[arg-type, return-value]
     series_of = dict(zip(runs, series, strict=True))
->>>>>>> h-models
     macs = case.macs * (3 if part == "training step" else 1)  # backward computes two products for each of forward's
     limit = series_of.pop("products").interval.median * macs / GEMM_SIDE**3  # relative to the plain implementation
     plain_ms = statistics.median(ms for s in series_of.values() for r in s.rounds for ms in r.anchor_ms)

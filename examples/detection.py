@@ -51,16 +51,9 @@ class Backbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(channels, out_channels, LastLevelP6P7(out_channels, out_channels))
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-<<<<<<< HEAD
-        maps = self.features(images)  # each (B, C, H / stride, W / stride)
-        pyramid: OrderedDict[str, Tensor] = self.fpn(
-            OrderedDict((str(index), feature_map) for index, feature_map in enumerate(maps))
-        )
-=======
         """Compute the maps of images, (B, 3, H, W); each is (B, out_channels, H // stride, W // stride)."""
         maps = self.features(images)
         pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(i), feature) for i, feature in enumerate(maps)))
->>>>>>> h-models
         return pyramid
 
 

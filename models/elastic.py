@@ -274,9 +274,15 @@ class _Skeleton(LITv2):
     """LITv2 that shares its stages with other networks, because building them takes long."""
 
     def make_stage(
-        self, dim: int, next_dim: int | None, spec: StageSpec, drop_paths: tuple[float, ...], downsample: str
+        self,
+        dim: int,
+        next_dim: int | None,
+        spec: StageSpec,
+        drop_paths: tuple[float, ...],
+        downsample: str,
+        qkv_bias: bool,
     ) -> Stage:
-        return _cached_stage(dim, next_dim, spec, drop_paths, downsample)
+        return _cached_stage(dim, next_dim, spec, drop_paths, downsample, qkv_bias)
 
 
 _cached_stage = lru_cache(CACHED_STAGES)(Stage)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architecture import count_lo_heads
-from models.kernels import Linear, num_chunks, runs_eagerly_on_cpu
+from models.kernels import Linear
 
 
 class HiLo(nn.Module):
@@ -66,88 +66,47 @@ class HiLo(nn.Module):
         Returns:
             Tokens of the same shape; Hi-Fi heads write the first channels, Lo-Fi heads the last.
         """
-        if runs_eagerly_on_cpu(x) and len(x) > 1 and (chunks := num_chunks(x.numel())) > 1:
-            return torch.cat([self._attend(images) for images in x.chunk(chunks)])
-        return self._attend(x)
+        windows = to_windows(x, self.window_size)
+        branches = []
+        if self.hi_heads:
+            branches.append(self.hifi(windows))
+        if self.lo_heads:
+            branches.append(self.lofi(windows))
+        return join_windows(branches, self.window_size, *x.shape[1:3])
 
-    def _attend(self, x: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
-        size = self.window_size
-        if height % size or width % size:  # padding by nothing would copy the map
-            x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
-        padded_height, padded_width = x.shape[1:3]
-        # Both branches read window order, so the map is rearranged twice a layer and not once a branch.
-        maps = [from_windows(branch, size, padded_height, padded_width) for branch in self.branches(to_windows(x, size))]
-        # Joined while in windows still, so that joining also brings the tokens back into the map's order.
-        out = maps[0] if len(maps) == 1 else torch.cat(maps, dim=-1)
-        return out.reshape(x.shape)[:, :height, :width]
-
-    def branches(self, windows: Tensor) -> list[Tensor]:
-        """Attend with each branch that has heads.
-
-        Args:
-            windows: Tokens in window order, (B, G, T, C).
-
-        Returns:
-            Outputs of the Hi-Fi and of the Lo-Fi heads, (B, G, T, heads * D) each.
-        """
-        qkv, q, kv = self.project(windows)
-        hi = [self.hifi(qkv)] if qkv is not None else []
-        return hi if kv is None else [*hi, self.lofi(q, kv, windows.shape[2])]
-
-    def project(self, windows: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Compute queries, keys and values.
-
-        Args:
-            windows: Tokens in window order, (B, G, T, C).
-
-        Returns:
-            The argument of `hifi` and the first two of `lofi`; None for each that is not needed.
-        """
-        qkv = self.h_qkv(windows) if self.hi_heads else None
-        if not self.lo_heads:
-            return qkv, None, None
-        kv = self.l_kv(average(windows))
-        return qkv, self.l_q(windows) if kv.shape[1] > 1 else None, kv
-
-    def hifi(self, qkv: Tensor) -> Tensor:
+    def hifi(self, windows: Tensor) -> Tensor:
         """Attend inside each window.
 
         Args:
-            qkv: Queries, keys and values of the Hi-Fi heads, (B, G, T, 3 * hi_heads * D).
+            windows: Tokens in window order, (B, G, T, C).
 
         Returns:
-            (B, G, T, hi_heads * D).
+            Output of the Hi-Fi heads, (B, G, T, hi_heads * D).
         """
-        q, k, v = qkv.flatten(0, 1).chunk(3, dim=-1)  # each (B * G, T, hi_heads * D)
-        return self.h_proj(attend(q, k, v, self.hi_heads).view(*qkv.shape[:3], -1))  # type: ignore[no-any-return]
+        q, k, v = self.h_qkv(windows).flatten(0, 1).chunk(3, dim=-1)  # each (B * G, T, hi_heads * D)
+        out = attend(q, k, v, self.hi_heads)
+        return cast(Tensor, self.h_proj(out.view(*windows.shape[:3], -1)))
 
-    def lofi(self, q: Tensor | None, kv: Tensor, num_tokens: int) -> Tensor:
+    def lofi(self, windows: Tensor) -> Tensor:
         """Attend from every token to the averages of all windows.
 
-        The softmax over the one key of a single window is 1 whatever the query: it is not read and gets no gradient.
-
         Args:
-            q: Queries of the Lo-Fi heads, (B, G, T, lo_heads * D), or None if there is a single window.
-            kv: Keys and values, (B, G, 2 * lo_heads * D).
-            num_tokens: T, the number of tokens of a window.
+            windows: Tokens in window order, (B, G, T, C).
 
         Returns:
-            (B, G, T, lo_heads * D).
+            Output of the Lo-Fi heads, (B, G, T, lo_heads * D).
         """
-        k, v = kv.chunk(2, dim=-1)  # each (B, G, lo_heads * D)
-        if kv.shape[1] == 1:
-            value: Tensor = self.l_proj(v)
-            return value.unsqueeze(2).expand(-1, -1, num_tokens, -1)
-        assert q is not None
-        return self.l_proj(attend(q.flatten(1, 2), k, v, self.lo_heads).view(q.shape))  # type: ignore[no-any-return]
+        _, num_windows, num_tokens, _ = windows.shape
+        k, v = self.l_kv(average(windows)).chunk(2, dim=-1)  # each (B, G, lo_heads * D)
+        if num_windows == 1:  # the softmax over a single key is 1 whatever the query
+            return cast(Tensor, self.l_proj(v)).unsqueeze(2).expand(-1, -1, num_tokens, -1)
+        q = self.l_q(windows)
+        out = attend(q.flatten(1, 2), k, v, self.lo_heads)
+        return cast(Tensor, self.l_proj(out.view(q.shape)))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
     """Compute softmax(Q K' / sqrt(D)) V of each head.
-
-    On a CPU two products and a softmax are 0.6 to 1.0 times as fast as the fused attention for the maps of LITv2, and for 8
-    to 32 keys 1.0 to 1.15 times in training: not worth a second way.
 
     Args:
         q: Queries, (N, T, heads * D).
@@ -158,13 +117,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
     Returns:
         (N, T, heads * D).
     """
-    q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))  # (N, tokens, heads, D)
-    if torch.onnx.is_in_onnx_export():  # the fused attention would become two transposes of the keys
-        weights = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)  # (N, heads, T, S)
-        out = weights.softmax(-1) @ v.transpose(1, 2)
-    else:
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return cast(Tensor, out.transpose(1, 2).flatten(2))  # (N, heads, T, D) -> (N, T, heads * D)
+    q, k, v = (x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, k, v))  # (N, heads, tokens, D)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).flatten(2)  # (N, heads, T, D) -> (N, T, heads * D)
 
 
 def average(windows: Tensor) -> Tensor:
@@ -173,15 +128,37 @@ def average(windows: Tensor) -> Tensor:
 
 
 def to_windows(x: Tensor, size: int) -> Tensor:
-    """Bring a map whose sides are divisible by the window size into window order: (B, H, W, C) -> (B, G, T, C)."""
+    """Bring a map into window order, padded with zeros at the right and bottom to whole windows.
+
+    Args:
+        x: Map, (B, H, W, C).
+        size: s, the side of the windows.
+
+    Returns:
+        (B, G, T, C).
+    """
     batch, height, width, dim = x.shape
-    x = x.reshape(batch, height // size, size, width // size, size, dim)
-    x = x.transpose(2, 3)  # (B, H/s, W/s, s, s, C)
-    return x.reshape(batch, (height // size) * (width // size), size * size, dim)
+    if height % size or width % size:  # padding by nothing would copy the map
+        x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+    rows, columns = -(-height // size), -(-width // size)
+    x = x.reshape(batch, rows, size, columns, size, dim).transpose(2, 3)  # (B, rows, columns, s, s, C)
+    return x.reshape(batch, rows * columns, size * size, dim)
 
 
-def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
-    """Bring windows back into the order of the map: (B, G, T, C) -> a view (B, H/s, s, W/s, s, C), to be reshaped."""
-    batch, _, _, dim = windows.shape
-    windows = windows.reshape(batch, height // size, width // size, size, size, dim)
-    return windows.transpose(2, 3)  # (B, H/s, s, W/s, s, C)
+def join_windows(branches: list[Tensor], size: int, height: int, width: int) -> Tensor:
+    """Concatenate channels and bring windows back into the order of the map, without its padding.
+
+    Args:
+        branches: Parts of the channels in window order, (B, G, T, C_i) each.
+        size: s, the side of the windows.
+        height: H, the height of the map.
+        width: W, the width of the map.
+
+    Returns:
+        (B, H, W, sum of C_i).
+    """
+    batch, rows, columns = branches[0].shape[0], -(-height // size), -(-width // size)
+    # Views, (B, rows, s, columns, s, C_i) each: concatenating them also copies the tokens into the order of the map.
+    maps = [windows.reshape(batch, rows, columns, size, size, -1).transpose(2, 3) for windows in branches]
+    out = maps[0] if len(maps) == 1 else torch.cat(maps, dim=-1)
+    return out.reshape(batch, rows * size, columns * size, -1)[:, :height, :width]

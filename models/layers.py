@@ -40,11 +40,8 @@ class PatchConv(nn.Conv2d):
         Returns:
             (B, h, w, out_dim).
         """
-        patches = self.patches(x)
-        if patches.numel() < self.weight.numel():  # bring the smaller one into the other's order
-            return linear(patches.transpose(-1, -2).flatten(-2), self.weight.flatten(1), self.bias)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (out_dim, k, k, C) -> (out_dim, k * k * C)
-        return linear(patches.flatten(-2), weight, self.bias)
+        return linear(self.patches(x).flatten(-2), weight, self.bias)
 
     def patches(self, x: Tensor) -> Tensor:
         """Cut a map into patches.

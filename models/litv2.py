@@ -22,9 +22,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from models.architecture import Architecture, StageSpec, count_hidden
-from models.depthwise import DepthwiseConv, depthwise_conv
+from models.depthwise import DepthwiseConv
 from models.hilo import HiLo
-from models.kernels import Linear, linear, num_chunks, runs_eagerly_on_cpu
+from models.kernels import Linear
 from models.layers import DeformConv, ImagePatchConv, PatchConv
 
 LAYER_NORM_EPS = 1e-5  # the official code keeps torch's default
@@ -40,7 +40,6 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim
         self.fc1 = Linear(dim, hidden_dim)
         self.dwconv = nn.Sequential(OrderedDict(dwconv=DepthwiseConv(hidden_dim)))  # mlp.dwconv.dwconv in checkpoints
         self.act = nn.GELU()
@@ -48,24 +47,7 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        chunks = num_chunks(x.shape[:3].numel() * self.hidden_dim) if runs_eagerly_on_cpu(x) else 1
-        conv = self.dwconv[0]
-        if chunks > 1 and type(self.fc1) is type(self.fc2) is Linear and type(conv) is DepthwiseConv:  # as they were built
-            return self._in_chunks(x, conv, chunks)
-        return self.fc2(self.act(self.dwconv(self.fc1(x))))  # type: ignore[no-any-return]
-
-    def _in_chunks(self, x: Tensor, conv: DepthwiseConv, chunks: int) -> Tensor:
-        """The same, some hidden channels at a time: what lies between the layers stays in the cache.
-
-        1.5 times as fast on a map of 56x56x96, where memory for all hidden channels is asked of the system every time.
-        """
-        parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
-        out: Tensor | None = None
-        for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(chunks) for part in parts), strict=True):
-            hidden = self.act(depthwise_conv(linear(x, weight1, bias1), weight, bias))
-            share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
-            out = share if out is None else out.add_(share)
-        return cast(Tensor, out)
+        return cast(Tensor, self.fc2(self.act(self.dwconv(self.fc1(x)))))
 
 
 class Block(nn.Module):
@@ -75,14 +57,15 @@ class Block(nn.Module):
         dim: Number of channels.
         stage: Choices of the stage that the block is part of; the depth does not matter.
         drop_path: Probability of dropping a branch in training (stochastic depth), in [0, 1).
+        qkv_bias: Whether the query, key and value projections have biases.
     """
 
-    def __init__(self, dim: int, stage: StageSpec, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, stage: StageSpec, drop_path: float = 0.0, qkv_bias: bool = True) -> None:
         super().__init__()
         self.has_attention = stage.window_size > 0
         if self.has_attention:
             self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-            self.attn = HiLo(dim, stage.num_heads, stage.window_size, stage.alpha)
+            self.attn = HiLo(dim, stage.num_heads, stage.window_size, stage.alpha, qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = ConvFFN(dim, count_hidden(dim, stage.mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -144,13 +127,20 @@ class Stage(nn.Module):
         spec: Choices of the stage.
         drop_paths: Probability of stochastic depth of each block.
         downsample: Kind of the layer to the next stage, see `Downsample`.
+        qkv_bias: Whether the query, key and value projections have biases.
     """
 
     def __init__(
-        self, dim: int, next_dim: int | None, spec: StageSpec, drop_paths: Sequence[float], downsample: str
+        self,
+        dim: int,
+        next_dim: int | None,
+        spec: StageSpec,
+        drop_paths: Sequence[float],
+        downsample: str,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(Block(dim, spec, drop_path) for drop_path in drop_paths))
+        self.blocks = nn.Sequential(*(Block(dim, spec, drop_path, qkv_bias) for drop_path in drop_paths))
         self.downsample = nn.Identity() if next_dim is None else Downsample(dim, next_dim, downsample)
         self.grad_checkpointing = False
 
@@ -181,6 +171,7 @@ class LITv2(nn.Module):
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 in the first.
         downsample: Layer between stages, "dtm" or "conv", see `Downsample`.
+        qkv_bias: Whether the query, key and value projections have biases.
         global_pool: "avg", or "" to leave the last map as it is.
 
     Raises:
@@ -201,6 +192,7 @@ class LITv2(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         downsample: str = "dtm",
+        qkv_bias: bool = True,
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
@@ -218,7 +210,7 @@ class LITv2(nn.Module):
         self.patch_embed = PatchEmbed(in_chans, dims[0], patch_size)
         drop_paths = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
         stages = zip(dims, (*dims[1:], None), self.architecture.stages, map(tuple, drop_paths), strict=True)
-        self.layers = nn.ModuleList(self.make_stage(*arguments, downsample) for arguments in stages)
+        self.layers = nn.ModuleList(self.make_stage(*arguments, downsample, qkv_bias) for arguments in stages)
         self.norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         self.head_drop = nn.Dropout(drop_rate)
@@ -226,10 +218,16 @@ class LITv2(nn.Module):
         self.apply(init_weights)
 
     def make_stage(
-        self, dim: int, next_dim: int | None, spec: StageSpec, drop_paths: tuple[float, ...], downsample: str
+        self,
+        dim: int,
+        next_dim: int | None,
+        spec: StageSpec,
+        drop_paths: tuple[float, ...],
+        downsample: str,
+        qkv_bias: bool,
     ) -> Stage:
         """Build one stage; a subclass may return one that networks share."""
-        return Stage(dim, next_dim, spec, drop_paths, downsample)
+        return Stage(dim, next_dim, spec, drop_paths, downsample, qkv_bias)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, for timm's optimizers; they leave out norms and biases themselves."""

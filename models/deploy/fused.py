@@ -1,7 +1,7 @@
-"""Layers of LITv2 with fewer operations, for inference alone: their weights are rearranged once and then constant.
+"""Layers of LITv2 with fewer or faster operations, for inference alone: their weights are rearranged once and then constant.
 
-Shape letters: B batch, C channels, G windows, T tokens of a window, D channels of a head, k kernel = stride, h and w map
-after a convolution.
+Shape letters: B batch, H and W map, C channels, G windows, T tokens of a window, D channels of one head, k kernel = stride,
+h and w map after a convolution.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.hilo import HiLo, average
-from models.kernels import Linear, linear
+from models.depthwise import DepthwiseConv, depthwise_conv
+from models.hilo import HiLo, attend, average, join_windows, to_windows
+from models.kernels import Linear, linear, num_chunks, runs_eagerly_on_cpu
 from models.layers import PatchConv
+from models.litv2 import ConvFFN
 
 
 class FusedPatchConv(nn.Module):
@@ -34,20 +36,58 @@ class FusedPatchConv(nn.Module):
         return cast(Tensor, self.linear(self.conv.patches(x).flatten(-2)))
 
 
-class FusedHiLo(HiLo):
+class FusedConvFFN(nn.Module):
+    """`ConvFFN` that computes some hidden channels at a time, so that what lies between its layers stays in the cache.
+
+    The depthwise convolution is one channel at a time anyway. 1.5 times as fast on a map of 56x56x96, where memory for all
+    hidden channels would be asked of the system every time.
+
+    Args:
+        mlp: The layer, which is used up.
+    """
+
+    def __init__(self, mlp: ConvFFN) -> None:
+        super().__init__()
+        self.fc1, self.dwconv, self.act, self.fc2 = mlp.fc1, mlp.dwconv, mlp.act, mlp.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        conv = self.dwconv[0]
+        if runs_eagerly_on_cpu(x) and type(self.fc1) is type(self.fc2) is Linear and type(conv) is DepthwiseConv:
+            chunks = num_chunks(x.shape[:3].numel() * self.fc1.out_features)
+            if chunks > 1:
+                return self._in_chunks(x, conv, chunks)
+        return cast(Tensor, self.fc2(self.act(self.dwconv(self.fc1(x)))))
+
+    def _in_chunks(self, x: Tensor, conv: DepthwiseConv, chunks: int) -> Tensor:
+        """Map (B, H, W, C) to the same shape: the sum over chunks of the hidden channels."""
+        parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
+        out: Tensor | None = None
+        for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(chunks) for part in parts), strict=True):
+            hidden = self.act(depthwise_conv(linear(x, weight1, bias1), weight, bias))
+            share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
+            out = share if out is None else out.add_(share)
+        return cast(Tensor, out)
+
+
+class FusedHiLo(nn.Module):
     """`HiLo` whose projections of the same tokens are one: 1.05 to 1.09 times as fast as apart.
+
+    Batches of large maps are attended some images at a time, so that what lies between its layers stays in the cache: 1.1
+    and 1.25 times as fast for 8 maps of 40x40x384 and 64x64x256.
 
     Args:
         attn: The attention, which is used up.
     """
 
     def __init__(self, attn: HiLo) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.window_size, self.head_dim = attn.window_size, attn.head_dim
         self.lo_heads, self.hi_heads = attn.lo_heads, attn.hi_heads
         self.fuses_kv = self.window_size == 1 and self.lo_heads > 0  # keys and values of the tokens themselves
-        projections = [attn.h_qkv] if self.hi_heads else []
+        projections = []
         if self.hi_heads:
+            projections.append(attn.h_qkv)
             self.h_proj = attn.h_proj
         if self.lo_heads:
             projections += [attn.l_q, attn.l_kv] if self.fuses_kv else [attn.l_q]
@@ -56,10 +96,32 @@ class FusedHiLo(HiLo):
                 self.l_kv = attn.l_kv
         self.fused = fuse_linear(*projections)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        if runs_eagerly_on_cpu(x) and len(x) > 1 and (chunks := num_chunks(x.numel())) > 1:
+            return torch.cat([self._attend(images) for images in x.chunk(chunks)])
+        return self._attend(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape, all images at once."""
+        windows = to_windows(x, self.window_size)
+        qkv, q, kv = self.project(windows)
+        branches = [] if qkv is None else [self.hifi(qkv)]
+        if kv is not None:
+            branches.append(self.lofi(q, kv, windows.shape[2]))
+        return join_windows(branches, self.window_size, *x.shape[1:3])
+
     def project(self, windows: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Compute queries, keys and values, (B, G, T, C), as `HiLo.project` does."""
+        """Compute queries, keys and values.
+
+        Args:
+            windows: Tokens in window order, (B, G, T, C).
+
+        Returns:
+            The argument of `hifi` and the first two of `lofi`; None for each that is not needed.
+        """
         hi_dim, lo_dim = 3 * self.hi_heads * self.head_dim, self.lo_heads * self.head_dim
-        single_key = windows.shape[1] == 1  # for which no query is needed
+        single_key = windows.shape[1] == 1  # no query is needed
         if self.fuses_kv and single_key:
             return None, None, self._part(windows, lo_dim, 3 * lo_dim).squeeze(2)
         if self.fuses_kv:
@@ -78,6 +140,44 @@ class FusedHiLo(HiLo):
         """Some of the outputs of the fused projection."""
         bias = None if self.fused.bias is None else self.fused.bias[start:stop]
         return linear(windows, self.fused.weight[start:stop], bias)
+
+    def hifi(self, qkv: Tensor) -> Tensor:
+        """Attend inside each window.
+
+        Args:
+            qkv: Queries, keys and values of the Hi-Fi heads, (B, G, T, 3 * hi_heads * D).
+
+        Returns:
+            (B, G, T, hi_heads * D).
+        """
+        q, k, v = qkv.flatten(0, 1).chunk(3, dim=-1)  # each (B * G, T, hi_heads * D)
+        return cast(Tensor, self.h_proj(fused_attend(q, k, v, self.hi_heads).view(*qkv.shape[:3], -1)))
+
+    def lofi(self, q: Tensor | None, kv: Tensor, num_tokens: int) -> Tensor:
+        """Attend from every token to the averages of all windows.
+
+        Args:
+            q: Queries of the Lo-Fi heads, (B, G, T, lo_heads * D), or None if there is a single window.
+            kv: Keys and values, (B, G, 2 * lo_heads * D).
+            num_tokens: T, the number of tokens of a window.
+
+        Returns:
+            (B, G, T, lo_heads * D).
+        """
+        k, v = kv.chunk(2, dim=-1)  # each (B, G, lo_heads * D)
+        if q is None:
+            return cast(Tensor, self.l_proj(v)).unsqueeze(2).expand(-1, -1, num_tokens, -1)
+        return cast(Tensor, self.l_proj(fused_attend(q.flatten(1, 2), k, v, self.lo_heads).view(q.shape)))
+
+
+def fused_attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """Compute `models.hilo.attend`, whose fused attention would become two transposes of the keys in an ONNX file."""
+    if not torch.onnx.is_in_onnx_export():
+        return attend(q, k, v, num_heads)
+    q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))  # (N, tokens, heads, D)
+    weights = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)  # (N, heads, T, S)
+    out = weights.softmax(-1) @ v.transpose(1, 2)
+    return cast(Tensor, out.transpose(1, 2).flatten(2))  # (N, heads, T, D) -> (N, T, heads * D)
 
 
 def fuse_linear(*layers: nn.Linear) -> Linear:

@@ -1,8 +1,8 @@
 """A model for inference alone: each layer that has a faster form is replaced by it.
 
 Projections of LITv2 that read the same tokens become one, BatchNorm becomes part of the convolution before it, weights lie
-in the order in which they are read. In any model, large linear layers on a CPU go through oneDNN. The prepared model
-compiles and exports like the model.
+in the order in which they are read, and eager inference on a CPU computes large layers in chunks that stay in the cache. In
+any model, large linear layers on a CPU go through oneDNN. The prepared model compiles and exports like the model.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.deploy.fused import FusedHiLo, FusedPatchConv, fuse_linear
+from models.deploy.fused import FusedConvFFN, FusedHiLo, FusedPatchConv, fuse_linear
 from models.hilo import HiLo
 from models.layers import DeformConv, ImagePatchConv, PatchConv
-from models.litv2 import Downsample
+from models.litv2 import ConvFFN, Downsample
 
 # Of these types exactly: a subclass may compute something else.
 FAST_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
@@ -26,6 +26,7 @@ FAST_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     ImagePatchConv: FusedPatchConv,
     DeformConv: FusedPatchConv,
     HiLo: FusedHiLo,
+    ConvFFN: FusedConvFFN,
 }
 
 

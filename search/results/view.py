@@ -66,7 +66,7 @@ class LogView:
 
     def phase(self, number: int, text: str, share: float) -> None:
         if not share:
-            log.debug("trial %d: %s", number, text)
+            log.debug("trial %d, phase: %s", number, text)
 
     def trial_finished(self, trial: TrialRecord, progress: SearchProgress) -> None:
         note = note_text(trial)

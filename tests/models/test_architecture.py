@@ -37,7 +37,7 @@ def test_canonical_alpha_gives_back_the_heads_it_stands_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "other"),
     [
         (StageSpec(2, 0, 0.1, 4), StageSpec(2, 0, 0.9, 2)),  # no attention: alpha and heads do not matter
         (StageSpec(2, 1, 0.1, 4), StageSpec(2, 1, 0.9, 4)),  # plain attention: alpha does not matter

@@ -9,6 +9,8 @@ from torch import nn
 
 from models import kernels
 from models.complexity import count_macs
+from models.deploy import prepare
+from models.hilo import HiLo
 from models.kernels import Linear
 from models.litv2 import ConvFFN
 
@@ -32,23 +34,31 @@ def test_large_products_keep_dtype_and_shape() -> None:
     assert kernels.linear(torch.randn(8192), torch.randn(8192, 8192), None).shape == (8192,)
 
 
+@torch.no_grad()
 def test_feed_forward_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = ConvFFN(10, 30)
-    x = torch.randn(2, 6, 5, 10)
-    whole = layer(x)
+    layer, x = ConvFFN(10, 30), torch.randn(2, 6, 5, 10)
+    fast = prepare(layer)
+    assert torch.equal(fast(x), layer(x))
     monkeypatch.setattr(kernels, "CHUNK_SIZE", 500)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x), whole)
+    torch.testing.assert_close(fast(x), layer(x))
 
 
+@torch.no_grad()
 def test_feed_forward_in_chunks_calls_layers_that_were_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = ConvFFN(4, 8)
+    layer, x = ConvFFN(4, 8), torch.randn(1, 3, 3, 4)
     layer.fc1 = nn.Sequential(layer.fc1, nn.Hardtanh(0, 1))  # type: ignore[assignment]
-    x = torch.randn(1, 3, 3, 4)
-    whole = layer(x)
+    fast = prepare(layer)
     monkeypatch.setattr(kernels, "CHUNK_SIZE", 10)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x), whole)
+    torch.testing.assert_close(fast(x), layer(x))
+
+
+@torch.no_grad()
+def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = HiLo(8, 2, window_size=2, alpha=0.5), torch.randn(5, 3, 4, 8)
+    fast = prepare(layer)
+    whole = fast(x)
+    monkeypatch.setattr(kernels, "CHUNK_SIZE", 200)
+    torch.testing.assert_close(fast(x), whole)
 
 
 @torch.no_grad()

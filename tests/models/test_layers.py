@@ -9,50 +9,7 @@ from torch import nn
 from torchvision.ops import deform_conv2d
 
 from models.layers import DeformConv, ImagePatchConv, PatchConv
-<<<<<<< HEAD
-from models.litv2 import ConvFFN
-
-
-def assert_alike(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> None:
-    """Outputs, and gradients to the input and to every parameter."""
-    results = []
-    for function in (ours, theirs):
-        module.zero_grad()
-        inputs = x.clone().requires_grad_()
-        out = function(inputs)
-        (out * torch.linspace(-1, 1, out.shape[-1])).sum().backward()
-        results.append([out, inputs.grad, *(p.grad for p in module.parameters())])
-    for mine, expected in zip(*results, strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
-
-
-def channels_first(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: function(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (2, 2), (2, 7), (5, 1), (3, 3), (8, 5)])
-def test_depthwise_convolution(shape: tuple[int, int]) -> None:
-    layer = DepthwiseConv(12)
-    x = torch.randn(3, *shape, 12)
-    theirs = channels_first(lambda x: F.conv2d(x, layer.weight, layer.bias, padding=1, groups=12))
-    assert_alike(layer, theirs, x, layer)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x), theirs(x))
-
-
-def test_depthwise_convolution_of_a_small_map_in_mixed_precision() -> None:
-    layer, x = DepthwiseConv(12), torch.randn(3, 2, 2, 12)
-    layer(x).sum().backward()
-    expected = [parameter.grad for parameter in layer.parameters()]
-    layer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x)
-    out.float().sum().backward()
-    for parameter, grad in zip(layer.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, grad, rtol=0.05, atol=0.05)
-=======
 from tests.support.gradients import assert_same_gradients, channels_first
->>>>>>> h-models
 
 
 @pytest.mark.parametrize(("patch_size", "side", "dims"), [(2, 8, (4, 8)), (2, 7, (4, 8)), (4, 18, (3, 6)), (2, 2, (32, 64))])

@@ -65,6 +65,14 @@ def test_variant_takes_overrides() -> None:
     assert model.architecture.stages[2].lo_heads == 6
 
 
+def test_projections_may_have_no_biases() -> None:
+    with_biases, without = (
+        {name for name, _ in timm.create_model("litv2_s", qkv_bias=bias).named_parameters()} for bias in (True, False)
+    )
+    assert without < with_biases
+    assert {name.split("attn.")[1] for name in with_biases - without} == {"h_qkv.bias", "l_q.bias", "l_kv.bias"}
+
+
 def test_generic_variant_takes_an_architecture(architecture: Architecture) -> None:
     for given in (architecture, architecture.to_dict()):
         model = timm.create_model("litv2", architecture=given, num_classes=3)
@@ -219,6 +227,18 @@ def test_exports_with_torch_export() -> None:
     x = torch.randn(1, 3, 64, 64)
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x), model(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "downsample"), [(64, "conv"), (128, "dtm")])
+def test_exports_for_any_batch(size: int, downsample: str) -> None:
+    """No layer depends on the number of images, so an exporter does not specialise to that of its example."""
+    model = small(window_sizes=(4, 2, 2, 1), alphas=(0.0, 0.5, 0.75, 1.0), downsample=downsample).eval()
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(model, (torch.randn(2, 3, size, size),), dynamic_shapes=shapes).module()
+    for num_images in (1, 3, 17):
+        x = torch.randn(num_images, 3, size, size)
+        torch.testing.assert_close(exported(x), model(x))
 
 
 def test_stage_without_attention_has_no_attention_parameters() -> None:
