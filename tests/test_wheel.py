@@ -30,6 +30,8 @@ def test_wheel_holds_the_configurations_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     in_checkout = {f"search/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
     assert in_checkout == {name for name in names if name.endswith(".yaml")}
+    templates = {f"search/results/templates/{file.name}" for file in (ROOT / "search/results/templates").iterdir()}
+    assert templates == {name for name in names if name.endswith(".jinja")}
     assert {name.split("/")[0] for name in names} == {"models", "search", "hilo_nas-0.2.0.dist-info"}
 
 

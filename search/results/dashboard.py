@@ -123,6 +123,7 @@ class DashboardPublisher:
     def _save(self, plot_id: str, figure: go.Figure) -> None:
         from optuna_dashboard import save_plotly_graph_object
 
+        figure.layout.height = None  # the dashboard gives each plot the same room
         save_plotly_graph_object(self.study, figure, graph_object_id=plot_id)
 
 

@@ -32,7 +32,9 @@ def front_figures(trials: Sequence[TrialRecord], targets: Mapping[str, Target]) 
 
 
 def _front_figure(trials: Sequence[TrialRecord], name: str, targets: Mapping[str, Target]) -> go.Figure:
-    """The front with its intervals, what it dominates, and below both what a limit ruled out before training."""
+    """Draw the front with its intervals, the networks that it dominates (some by their predicted latency), and below them
+    the networks that a limit ruled out before training.
+    """
     members = front(trials)
     in_front = {trial.architecture.key for trial in members}
     scored = evaluated(trials)
@@ -48,10 +50,10 @@ def _front_figure(trials: Sequence[TrialRecord], name: str, targets: Mapping[str
             _add_trials(figure, label, group, name, bottom, color, symbol, **style)
 
     predicted = [trial for trial in dominated if not trial.result.measured]
-    add("dominated, latency predicted", predicted, GREY, "circle", size=5, opacity=0.45, has_errors=False)
+    add("predicted", predicted, GREY, "circle", size=5, opacity=0.45, has_errors=False)
     add("dominated", [trial for trial in dominated if trial.result.measured], GREY, "circle-open")
     add("infeasible", [trial for trial in latest if not trial.result.feasible], RED, "x", has_errors=False)
-    add("LITv2 pattern and the ends of the space", baselines, AMBER, "square", size=9)
+    add("baselines", baselines, AMBER, "square", size=9)
     add("front", members, TEAL, "circle", mode="lines+markers" if is_curve else "markers")
     if (limit_ms := targets[name].limit_ms) is not None:
         figure.add_vline(x=limit_ms, line_dash="dash", line_color=RED, annotation_text=f"budget {limit_ms:g} ms")
@@ -69,8 +71,8 @@ def hypervolume_figure(volumes: Sequence[float]) -> go.Figure:
 def influence_figure(influences: Sequence[Influence]) -> go.Figure:
     """The share of variance that a dimension explains of each objective, to the left if its highest value lowers that."""
     figure = _figure(
-        "What mattered, by objective<br><sup>variance explained over all evaluated networks; "
-        "Hyperparameter Importance: what the best tenth of the trials has in common</sup>",
+        "What mattered, by objective<br><sup>share of variance explained, over all evaluated networks</sup>"
+        "<br><sup>(Hyperparameter Importance: what the best tenth of the trials has in common)</sup>",
         "share of variance; right: the highest value raises the objective, left: it lowers it",
         height=140 + 32 * len(influences),
     )
@@ -126,11 +128,13 @@ def _figure(title: str, x: str, y: str = "", height: int = 400) -> go.Figure:
     axis = {"gridcolor": GRID, "zerolinecolor": GREY}
     return go.Figure(
         layout={
-            "title": title,
+            "title": {"text": title, "y": 0.97, "yanchor": "top"},
             "height": height,
             "xaxis": {"title": x, **axis},
             "yaxis": {"title": y, **axis},
             "font": {"color": GREY},
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+            "margin": {"t": 110, "r": 20, "b": 60},
             "paper_bgcolor": CLEAR,
             "plot_bgcolor": CLEAR,
         }

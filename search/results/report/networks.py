@@ -26,12 +26,16 @@ def front(study: StudyData) -> Section:
         "images. The interval is the one that another measurement would fall into with 95 % probability. On the front: the "
         "probability that no other network dominates this one, given both errors."
     )
+    legend = (
+        "In the plot baselines are the LITv2 pattern at every width, the smallest and the largest network; predicted are "
+        "dominated networks whose latency was not measured."
+    )
     header = ("trial", "accuracy", *latency_headers(list(study.targets)), "on the front", "parameters", "MACs", NETWORK)
     drawn = {
         f"Accuracy over latency{on(name, study.targets)}: standard errors, 95 % intervals": svg(figure, f"front-{name}")
         for name, figure in front_figures(study.trials, study.targets).items()
     }
-    return Section("Front", [text], [Table(header, [_row(member, study) for member in study.members])], drawn)
+    return Section("Front", [text, legend], [Table(header, [_row(member, study) for member in study.members])], drawn)
 
 
 def _row(member: TrialRecord, study: StudyData) -> Sequence[str]:

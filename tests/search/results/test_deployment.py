@@ -10,12 +10,13 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from models.architecture import Architecture
 from models.litv2 import build
 from search.results import architecture_file
-from search.results.deployment import BATCHES, FORMATS, PARITY, network_with
+from search.results.deployment import BATCHES, FORMATS, PARITY, network_with, trained_network
 from tests.support.commands import TINY, call
 
 EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
@@ -111,6 +112,16 @@ def test_weights_for_other_images_are_named(deployed: Path, capsys: pytest.Captu
 def test_network_without_a_head_is_read(architecture: Architecture) -> None:
     state = build(architecture, in_chans=1, num_classes=0).state_dict()
     assert network_with(architecture, state).num_classes == 0
+
+
+def test_file_of_format_1_is_deployed_for_its_images_and_classes(tmp_path: Path, architecture: Architecture) -> None:
+    file = tmp_path / "old.yaml"
+    body = {"format": 1, "architecture": architecture.to_dict(), "device": {"input_size": "1x32x32", "num_classes": 10}}
+    file.write_text(yaml.safe_dump(body), encoding="utf-8")
+    _, facts = architecture_file.read(file)
+    trained = trained_network(file, architecture, facts)
+    assert (trained.network.in_chans, trained.network.num_classes) == (1, 10)
+    assert trained.origin == "random, untrained"
 
 
 def test_architecture_of_a_trained_network_stays(deployed: Path) -> None:
