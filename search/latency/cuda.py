@@ -28,7 +28,7 @@ def cuda_target(cuda_graph: bool = False, **settings: Any) -> PairedTarget:
         ValueError: If PyTorch has no GPU, or as `local_target`.
     """
     if not torch.cuda.is_available():
-        raise ValueError("latency=cuda: no NVIDIA GPU, or no CUDA build of PyTorch; choose latency=cpu")
+        raise ValueError("latency=cuda needs an NVIDIA GPU and a CUDA build of PyTorch; choose latency=cpu")
     runtime = Runtime(
         "cuda",
         backend="torch eager, CUDA graph" if cuda_graph else "torch eager",
