@@ -26,7 +26,6 @@ from torch.func import functional_call
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from models.hilo import HiLo
-from models.kernels import Linear
 from models.litv2 import LAYER_NORM_EPS, LITv2, Stage, arguments_of, build, init_weights
 
 CACHED_SKELETONS = 256
@@ -314,12 +313,12 @@ def _shared_attention(dim: int, bounds: StageBounds) -> nn.ModuleDict:
     hi_dim, lo_dim = bounds.hi_heads * bounds.head_dim, bounds.lo_heads * bounds.head_dim
     layers = {}
     if hi_dim:
-        layers["h_qkv"] = Linear(dim, 3 * hi_dim)
-        layers["h_proj"] = Linear(hi_dim, hi_dim)
+        layers["h_qkv"] = nn.Linear(dim, 3 * hi_dim)
+        layers["h_proj"] = nn.Linear(hi_dim, hi_dim)
     if lo_dim:
-        layers["l_q"] = Linear(dim, lo_dim)
-        layers["l_kv"] = Linear(dim, 2 * lo_dim)
-        layers["l_proj"] = Linear(lo_dim, dim)
+        layers["l_q"] = nn.Linear(dim, lo_dim)
+        layers["l_kv"] = nn.Linear(dim, 2 * lo_dim)
+        layers["l_proj"] = nn.Linear(lo_dim, dim)
     return nn.ModuleDict(layers).apply(init_weights)
 
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architecture import count_lo_heads
-from models.kernels import Linear
 
 
 class HiLo(nn.Module):
@@ -50,12 +49,12 @@ class HiLo(nn.Module):
         self.hi_heads = num_heads - self.lo_heads
         lo_dim, hi_dim = self.lo_heads * self.head_dim, self.hi_heads * self.head_dim
         if self.hi_heads:
-            self.h_qkv = Linear(dim, 3 * hi_dim, bias=qkv_bias)
-            self.h_proj = Linear(hi_dim, hi_dim)
+            self.h_qkv = nn.Linear(dim, 3 * hi_dim, bias=qkv_bias)
+            self.h_proj = nn.Linear(hi_dim, hi_dim)
         if self.lo_heads:
-            self.l_q = Linear(dim, lo_dim, bias=qkv_bias)
-            self.l_kv = Linear(dim, 2 * lo_dim, bias=qkv_bias)
-            self.l_proj = Linear(lo_dim, lo_dim)
+            self.l_q = nn.Linear(dim, lo_dim, bias=qkv_bias)
+            self.l_kv = nn.Linear(dim, 2 * lo_dim, bias=qkv_bias)
+            self.l_proj = nn.Linear(lo_dim, lo_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend.

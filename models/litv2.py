@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from models.architecture import Architecture, StageSpec, count_hidden
 from models.depthwise import DepthwiseConv
 from models.hilo import HiLo
-from models.kernels import Linear
 from models.layers import DeformConv, ImagePatchConv, PatchConv
 
 LAYER_NORM_EPS = 1e-5  # the official code keeps torch's default
@@ -40,10 +39,10 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.dwconv = nn.Sequential(OrderedDict(dwconv=DepthwiseConv(hidden_dim)))  # mlp.dwconv.dwconv in checkpoints
         self.act = nn.GELU()
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
@@ -214,7 +213,7 @@ class LITv2(nn.Module):
         self.norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(init_weights)
 
     def make_stage(
@@ -262,7 +261,7 @@ class LITv2(nn.Module):
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
         like = next(self.patch_embed.parameters())
-        self.head = Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.to(device=like.device, dtype=like.dtype).apply(init_weights)
 
     def forward_intermediates(

@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from models.deploy.kernels import FastLinear, linear, num_chunks, runs_eagerly_on_cpu
 from models.depthwise import DepthwiseConv, depthwise_conv
 from models.hilo import HiLo, attend, average, join_windows, to_windows
-from models.kernels import Linear, linear, num_chunks, runs_eagerly_on_cpu
 from models.layers import PatchConv
 from models.litv2 import ConvFFN
 
@@ -53,7 +53,7 @@ class FusedConvFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         conv = self.dwconv[0]
-        if runs_eagerly_on_cpu(x) and type(self.fc1) is type(self.fc2) is Linear and type(conv) is DepthwiseConv:
+        if runs_eagerly_on_cpu(x) and type(self.fc1) is type(self.fc2) is FastLinear and type(conv) is DepthwiseConv:
             chunks = num_chunks(x.shape[:3].numel() * self.fc1.out_features)
             if chunks > 1:
                 return self._in_chunks(x, conv, chunks)
@@ -180,16 +180,21 @@ def fused_attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
     return cast(Tensor, out.transpose(1, 2).flatten(2))  # (N, heads, T, D) -> (N, T, heads * D)
 
 
-def fuse_linear(*layers: nn.Linear) -> Linear:
+def fast_linear(layer: nn.Linear) -> FastLinear:
+    """Return the fast form of a linear layer, which is used up."""
+    return constant_linear(layer.weight, layer.bias)
+
+
+def fuse_linear(*layers: nn.Linear) -> FastLinear:
     """Return one layer for several that have the same input; it returns their outputs one after the other."""
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     weights: list[Tensor] = [layer.weight for layer in layers]
     return constant_linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
 
-def constant_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+def constant_linear(weight: Tensor, bias: Tensor | None) -> FastLinear:
     """Return a linear layer with a weight, (out_features, in_features), and a bias, (out_features,) or None."""
-    layer = Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer = FastLinear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[assignment]
     return layer

@@ -14,14 +14,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.deploy.fused import FusedConvFFN, FusedHiLo, FusedPatchConv, fuse_linear
+from models.deploy.fused import FusedConvFFN, FusedHiLo, FusedPatchConv, fast_linear
 from models.hilo import HiLo
 from models.layers import DeformConv, ImagePatchConv, PatchConv
 from models.litv2 import ConvFFN, Downsample
 
 # Of these types exactly: a subclass may compute something else.
 FAST_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
-    nn.Linear: fuse_linear,
+    nn.Linear: fast_linear,
     PatchConv: FusedPatchConv,
     ImagePatchConv: FusedPatchConv,
     DeformConv: FusedPatchConv,

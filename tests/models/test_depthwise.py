@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.depthwise import DepthwiseConv
+from models.depthwise import DepthwiseConv, conv_weight_gradient, product_weight_gradient
 from tests.support.gradients import assert_same_gradients, channels_first
 
 
@@ -30,3 +30,18 @@ def test_depthwise_convolution_of_a_small_map_in_mixed_precision() -> None:
     out.float().sum().backward()
     for parameter, grad in zip(layer.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, grad, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2), (2, 5), (4, 3)])
+def test_weight_gradients_are_equal(shape: tuple[int, int]) -> None:
+    x, grad = torch.randn(2, 3, *shape, 12)
+    torch.testing.assert_close(product_weight_gradient(x, grad), conv_weight_gradient(x, grad), rtol=1e-4, atol=1e-4)
+
+
+def test_other_devices_take_their_own_weight_gradient() -> None:
+    with torch.device("meta"):
+        layer, x = DepthwiseConv(12), torch.randn(3, 2, 2, 12, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    assert all(parameter.grad is not None and parameter.grad.shape == parameter.shape for parameter in layer.parameters())

@@ -7,16 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import kernels
 from models.complexity import count_macs
-from models.deploy import prepare
+from models.deploy import kernels, prepare
+from models.deploy.kernels import FastLinear
 from models.hilo import HiLo
-from models.kernels import Linear
 from models.litv2 import ConvFFN
 
 
 def test_large_products_are_equal() -> None:
-    layer = Linear(2048, 2048)
+    layer = FastLinear(2048, 2048)
     x = torch.randn(2, 3, 2048)
     assert x.numel() * 2048 < kernels.LARGE_PRODUCT < 8 * x.numel() * 2048
     with torch.no_grad():
@@ -26,7 +25,7 @@ def test_large_products_are_equal() -> None:
 
 @torch.no_grad()
 def test_large_products_keep_dtype_and_shape() -> None:
-    layer = Linear(2048, 2048)
+    layer = FastLinear(2048, 2048)
     x = torch.randn(16, 2048)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype is torch.bfloat16
@@ -63,7 +62,7 @@ def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def test_large_products_without_the_private_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = Linear(2048, 2048), torch.randn(16, 2048)
+    layer, x = FastLinear(2048, 2048), torch.randn(16, 2048)
     monkeypatch.setattr(kernels, "ONEDNN_SCHEMA", "mkldnn::_linear_pointwise(Tensor X, Tensor W) -> Tensor Y")
     assert kernels._find_onednn_linear() is None
     monkeypatch.setattr(kernels, "ONEDNN_LINEAR", None)
@@ -71,12 +70,12 @@ def test_large_products_without_the_private_operator(monkeypatch: pytest.MonkeyP
 
 
 def test_large_products_are_counted() -> None:
-    assert count_macs(Linear(2048, 2048), (16, 2048)) == 16 * 2048 * 2048
+    assert count_macs(FastLinear(2048, 2048), (16, 2048)) == 16 * 2048 * 2048
 
 
 @torch.no_grad()
 def test_large_products_compile_in_one_graph() -> None:
-    layer, x = Linear(2048, 2048), torch.randn(16, 2048)
+    layer, x = FastLinear(2048, 2048), torch.randn(16, 2048)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
     torch.compiler.reset()

@@ -71,7 +71,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return is_plain and x.device.type == "cpu" and x.dtype is weight.dtype is torch.float32 and x.ndim > 1
 
 
-class Linear(nn.Linear):
+class FastLinear(nn.Linear):
     """`torch.nn.Linear` computed by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
