@@ -6,11 +6,10 @@ A network takes leading parts of the shared weights, as in "Once-for-All" (Sec. 
 - of each stage its first blocks,
 - of each layer its first input and output channels, of each feed-forward layer its first hidden channels,
 - of each attention layer the first Hi-Fi and the first Lo-Fi heads, and of each head the first channels. Hi-Fi heads write
-  the first channels of the map and Lo-Fi heads the last, so a channel of the map has one row in each output projection,
-  whichever branch writes it.
+  the first channels of the feature map and Lo-Fi heads the last: row i of either output projection writes channel i.
 
-Window sizes have no weights. `share_plan` says for each parameter which part of which shared tensor it is; a network without
-memory of its own, computed by `models.litv2`, is called with these parts in place of its parameters.
+Window sizes have no weights. `share_plan` says for each parameter which part of which shared tensor it is. A `LITv2` on the
+meta device, without storage for its weights, is then called with these parts in place of its parameters.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def _stage_bounds(specs: list[tuple[StageSpec, int]]) -> StageBounds:
 class ElasticLITv2(nn.Module):
     """All networks of a space, one of them active.
 
-    BatchNorm collects statistics of whatever network runs in training mode: `recalibrate` an extracted network.
+    Its BatchNorm statistics mix all networks that ran in training mode: `recalibrate` an extracted network.
 
     Args:
         bounds: Size of the weights.
@@ -233,7 +232,7 @@ SharePlan = dict[str, tuple[Channels | HeadChannels, ...]]
 
 
 def share_plan(network: LITv2, bounds: Bounds) -> SharePlan:
-    """Return the part of the shared tensors that each parameter and buffer of a network is.
+    """For each parameter and buffer of a network, return which part of the shared tensor of the same name it is.
 
     Args:
         network: The network; its weights are not read.
@@ -289,14 +288,14 @@ _cached_stage = lru_cache(CACHED_STAGES)(Stage)
 
 @lru_cache(CACHED_SKELETONS)
 def _skeleton(architecture: Architecture, bounds: Bounds, **arguments: Any) -> tuple[LITv2, SharePlan]:
-    """A network without memory for its weights, and its plan."""
+    """A network without storage for its weights, and its plan."""
     with torch.device("meta"):
         skeleton = _Skeleton(**arguments_of(architecture), **arguments)
     return skeleton, share_plan(skeleton, bounds)
 
 
 def _shared_weights(bounds: Bounds, in_chans: int, num_classes: int) -> LITv2:
-    """The largest network without attention, to each block of which the weights of all its attention heads are added."""
+    """The largest network, built without attention; then norm1 and the weights of all heads are added to each block."""
     stages = tuple(StageSpec(stage.depth, mlp_ratio=stage.mlp_ratio) for stage in bounds.stages)
     architecture = Architecture(bounds.embed_dim, stages, bounds.patch_size, bounds.downsample)
     weights = build(architecture, in_chans=in_chans, num_classes=num_classes)

@@ -85,5 +85,5 @@ def num_chunks(size: int) -> int:
 
 
 def runs_eagerly_on_cpu(x: Tensor) -> bool:
-    """True for eager inference on a CPU: a gradient, a compiler or another device would rather have a layer in one piece."""
+    """True for eager inference on a CPU, the only place where computing a layer in chunks is faster."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
