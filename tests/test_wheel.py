@@ -63,7 +63,10 @@ def test_console_script_works_beside_other_packages_of_the_same_names(wheel: Pat
     (entry_points,) = target.glob("*.dist-info/entry_points.txt")
     assert "hilo-nas = search.commands.cli:hilo_nas" in entry_points.read_text(encoding="utf-8")
     script.parent.mkdir()
-    script.write_text("from search.commands.cli import hilo_nas\n\nhilo_nas()\n", encoding="utf-8")
+    script.write_text(  # as installers write it
+        "import sys\n\nfrom search.commands.cli import hilo_nas\n\nif __name__ == '__main__':\n    sys.exit(hilo_nas())\n",
+        encoding="utf-8",
+    )
     for name in ("models", "search"):
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(f"raise RuntimeError('another {name}')\n", encoding="utf-8")

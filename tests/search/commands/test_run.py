@@ -235,7 +235,7 @@ def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixtu
     assert "all 2 networks are over latency.budget_ms=0.001" in capsys.readouterr().out
     assert (folder / "outputs/budget/pareto.csv").exists()
     assert call("export", [f"study.name={name}"]) == 2
-    assert "has no network yet" in capsys.readouterr().err
+    assert "has no network with an accuracy" in capsys.readouterr().err
 
 
 def test_export_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

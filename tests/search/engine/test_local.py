@@ -160,7 +160,7 @@ def test_worker_that_is_another_device_ends_the_search(tmp_path: Path) -> None:
         await measure(engine, 8)
 
     try:
-        with pytest.raises(SearchStopped, match="the worker for first is not the same as before: threads was"):
+        with pytest.raises(SearchStopped, match="the worker for first differs from the one before: threads was"):
             asyncio.run(measure_on_another_device())
     finally:
         engine.close()
