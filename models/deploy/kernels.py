@@ -1,7 +1,7 @@
-"""Choices of kernel and order that make inference on a CPU faster, each by a figure that was measured.
+"""Kernels and sizes of chunks that make inference on a CPU faster, chosen by measurements (docs/speed.md).
 
-The one module that uses an operator which is private to torch, oneDNN's product. Without that operator, or where its
-signature is another, its public form takes its place.
+The only module that uses a private operator of torch, the matrix product of oneDNN. Where the installed torch does not have
+it with the expected signature, the public form takes its place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 ONEDNN_SCHEMA = (
     "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
@@ -27,14 +27,14 @@ def _find_onednn_linear() -> Callable[..., Tensor] | None:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if operator is None or str(operator.default._schema) != ONEDNN_SCHEMA:
+    if operator is None or ONEDNN_SCHEMA not in [str(getattr(operator, name)._schema) for name in operator.overloads()]:
         return None
     return cast(Callable[..., Tensor], operator)
 
 
 ONEDNN_LINEAR = _find_onednn_linear()
 
-if ONEDNN_LINEAR is not None:
+if ONEDNN_LINEAR is not None and ONEDNN_LINEAR not in flop_registry:
 
     @register_flop_formula(ONEDNN_LINEAR)
     def _linear_flops(input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
