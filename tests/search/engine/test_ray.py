@@ -120,7 +120,7 @@ def test_ray_on_this_machine_keeps_to_loopback(tmp_path: Path) -> None:
 import psutil, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tests.search.engine.test_ray import made
+from tests.search.engine.test_ray import make
 engine = make(Path({str(tmp_path)!r}), None)
 own = [psutil.Process(), *psutil.Process().children(recursive=True)]
 connections = [one for each in own for one in each.net_connections("inet")]
