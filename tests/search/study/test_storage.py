@@ -180,7 +180,9 @@ def test_search_survives_its_database(server: PostgreSql, fault: str) -> None:
     ended = threading.Event()
 
     def strike() -> None:
-        while not ended.wait(0.2):
+        pause = 0.2  # seconds; it grows, so that a slow machine too gets on between two faults
+        while not ended.wait(pause):
+            pause *= 1.2
             if fault == "restart":
                 server.stop()
                 time.sleep(0.5)
