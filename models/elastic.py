@@ -271,19 +271,7 @@ def _attention_plan(attn: HiLo, dim: int, bounds: StageBounds) -> SharePlan:
 class _Skeleton(LITv2):
     """LITv2 that shares its stages with other networks, because building them takes long."""
 
-    def make_stage(
-        self,
-        dim: int,
-        next_dim: int | None,
-        spec: StageSpec,
-        drop_paths: tuple[float, ...],
-        downsample: str,
-        qkv_bias: bool,
-    ) -> Stage:
-        return _cached_stage(dim, next_dim, spec, drop_paths, downsample, qkv_bias)
-
-
-_cached_stage = lru_cache(CACHED_STAGES)(Stage)
+    make_stage = staticmethod(lru_cache(CACHED_STAGES)(Stage))
 
 
 @lru_cache(CACHED_SKELETONS)

@@ -12,8 +12,8 @@ Shape letters: B batch, H and W map, C channels. Between the layers a map is (B,
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rates, trunc_normal_
@@ -177,6 +177,8 @@ class LITv2(nn.Module):
         ValueError: If such a network cannot be built; the message names the stage and the value.
     """
 
+    make_stage: ClassVar[Callable[..., Stage]] = Stage  # a subclass may return one that networks share
+
     def __init__(
         self,
         in_chans: int = 3,
@@ -215,18 +217,6 @@ class LITv2(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.apply(init_weights)
-
-    def make_stage(
-        self,
-        dim: int,
-        next_dim: int | None,
-        spec: StageSpec,
-        drop_paths: tuple[float, ...],
-        downsample: str,
-        qkv_bias: bool,
-    ) -> Stage:
-        """Build one stage; a subclass may return one that networks share."""
-        return Stage(dim, next_dim, spec, drop_paths, downsample, qkv_bias)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, for timm's optimizers; they leave out norms and biases themselves."""

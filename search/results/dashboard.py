@@ -23,7 +23,7 @@ from search.results.templating import render
 from search.space import Space
 from search.study.front import evaluated, front
 from search.study.storage import quiet_experimental
-from search.study.targets import Target, objectives, references_ms, targets_of
+from search.study.targets import Target, img_size_of, objectives, references_ms, targets_of
 from search.study.trial import TrialRecord
 
 
@@ -53,7 +53,7 @@ class DashboardPublisher:
     @cached_property
     def img_size(self) -> int:
         """Side of the deployed network's input, in pixels."""
-        return next(iter(self.targets.values())).img_size
+        return img_size_of(self.targets)
 
     def write_note(self, storage_url: str, space: Space) -> None:
         """Name the study's values, and explain the study to whoever opens it."""

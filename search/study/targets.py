@@ -85,6 +85,11 @@ def save_targets(study: optuna.Study, targets: Mapping[str, Target]) -> None:
     study.set_user_attr(TARGETS, {name: target.to_dict() for name, target in targets.items()})
 
 
+def img_size_of(targets: Mapping[str, Target]) -> int:
+    """Side of the deployed network's input, in pixels; the same on all targets of a study."""
+    return next(iter(targets.values())).img_size
+
+
 def objectives(targets: Mapping[str, Target]) -> list[str]:
     """Names of the targets whose latency is an objective."""
     return [name for name, target in targets.items() if target.is_objective]

@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from search.study.front import evaluated, front, front_probability
-from search.study.targets import Target, targets_of
+from search.study.targets import Target, img_size_of, targets_of
 from search.study.trial import TrialRecord, finished_trials
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class StudyData:
     @cached_property
     def img_size(self) -> int:
         """Side of the deployed network's input, in pixels."""
-        return next(iter(self.targets.values())).img_size
+        return img_size_of(self.targets)
 
     @cached_property
     def trials(self) -> list[TrialRecord]:
