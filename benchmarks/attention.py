@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from models.complexity import count_macs
 from models.hilo import HiLo
-from search.latency.machine import allowed_cores, cpu_name, pin
+from search.latency.machine import allowed_cores, pin
+from search.latency.processor import cpu_name
 from search.latency.protocol import Run, Series, Timer, time_ratios, timed_by
 
 DIM, HEADS = 768, 12
@@ -87,7 +88,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16, help="images of 14x14 tokens; larger maps take fewer (default 16)")
     parser.add_argument("--seconds", type=float, default=30.0, help="limit for timing one layer (default 30)")
-    parser.add_argument("--tolerance", type=float, default=0.035, help="half-width of the interval to stop at, relative")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.025, help="half-width of the 95 % confidence interval to stop at, relative"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     pin(allowed_cores(), arguments.threads)
@@ -101,7 +104,7 @@ def main() -> None:
 def compare(side: int, batch: int, seconds: float, tolerance: float, threads: int) -> Table:
     """Time HiLo and the other kinds on maps of side x side tokens. Returns a table of how many times as fast HiLo is."""
     table = Table(title=f"{side}x{side} tokens, batch {batch}", title_justify="left")
-    for header in ("attention", "GMACs", "forward", "95 %", "training step", "95 %", "authors, forward"):
+    for header in ("attention", "GMACs", "forward", "95 % CI", "training step", "95 % CI", "authors, forward"):
         table.add_column(header, justify="left" if header == "attention" else "right")
     torch.manual_seed(0)
     layers = {kind: make().eval() for kind, make in KINDS.items()}
@@ -118,8 +121,8 @@ def compare(side: int, batch: int, seconds: float, tolerance: float, threads: in
         if kind == "HiLo":
             table.add_row(kind, macs, "1.00", "", "1.00", "", "1.00" if side == 14 else "")
             continue
-        intervals = [series_of[part][kind].interval for part in ("forward", "training step")]
-        cells = [cell for i in intervals for cell in (f"{i.median:.2f}", f"{i.low:.2f} to {i.high:.2f}")]
+        ratios = [series_of[part][kind].estimate for part in ("forward", "training step")]
+        cells = [cell for r in ratios for cell in (f"{r.value:.2f}", f"{r.low:.2f} to {r.high:.2f}")]
         table.add_row(kind, macs, *cells, f"{AUTHORS['HiLo'] / AUTHORS[kind]:.2f}" if side == 14 else "")
     return table
 

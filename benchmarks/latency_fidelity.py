@@ -4,7 +4,7 @@ Networks drawn from the default space are measured in three passes: twice on the
 processes that keep its cores busy. In each pass every network is timed by the mean of wall times (what once-for-all, Archai
 and DyNAS-T do), by their median, and by this project's paired protocol, one right after the other. The second and the third
 pass are compared with the first: Kendall's tau of the two rankings, and the relative difference of the two latencies. An
-interval holds if it contains the other pass's latency; both passes' intervals count.
+prediction interval holds if it contains the other pass's latency; both passes' intervals count.
 
 `--plot FILE` also fits the block model to the first 20 networks of the first pass and draws what it says of the others.
 """
@@ -73,7 +73,7 @@ def main() -> None:
     space: Space = build(config.space)
     target: PairedTarget = target_of(config.latency, img_size=config.deploy.img_size, in_chans=1, num_classes=100)()
     networks = draw(space, arguments.networks, arguments.seed)
-    calibration = target.calibrate(space.anchor())
+    calibration = target.calibrate(space.anchor(), (space.anchor(), space.smallest(), space.largest()))
     rng = random.Random(arguments.seed)
     first = measure_all(networks, target, calibration, rng, "first pass")
     second = measure_all(networks, target, calibration, rng, "second pass")
@@ -157,13 +157,14 @@ def busy_processes(number: int) -> Iterator[None]:
 
 def compare(title: str, first: list[Measured], other: list[Measured]) -> Table:
     table = Table(title=title, title_justify="left")
-    for header in ("method", "Kendall tau", "median error", "90th percentile", "s a network", "interval holds"):
+    for header in ("method", "Kendall tau", "median error", "90th percentile", "s a network", "95 % prediction holds"):
         table.add_column(header, justify="left" if header == "method" else "right")
     for method in METHODS:
         before, after = ([m.latency_ms[method] for m in measured] for measured in (first, other))
         errors = sorted(abs(b / a - 1) for a, b in zip(before, after, strict=True))
         pairs = [pair for a, b in zip(first, other, strict=True) for pair in ((a.paired, b.paired), (b.paired, a.paired))]
-        contained = [a.low_ms <= b.latency_ms <= a.high_ms for a, b in pairs]
+        predicted = [(a.estimate.prediction_interval(), b) for a, b in pairs]
+        contained = [interval.low <= b.latency_ms <= interval.high for interval, b in predicted]
         table.add_row(
             method,
             f"{kendalltau(before, after).statistic:.3f}",
@@ -206,7 +207,7 @@ def predict(
     )
     span = [min(predicted), max(predicted)]
     axes.plot(span, span, color="#9aa5b1")
-    axes.set_xlabel("measured latency, ms, with its 95 % interval")
+    axes.set_xlabel("measured latency, ms, with its 95 % confidence interval")
     axes.set_ylabel(f"predicted after {NUM_FITTED} other networks, ms")
     axes.set_title(f"Block model: median error {statistics.median(errors):.1%} on {len(others)} networks")
     axes.grid(alpha=0.3)

@@ -39,8 +39,10 @@ from models.deploy.memory import keep_freed_memory
 from models.hilo import HiLo
 from models.litv2 import build
 from search.latency.cpu_compiled import compile_frozen
-from search.latency.machine import ResidentMemory, allowed_cores, cpu_name, pin
-from search.latency.protocol import Interval, Run, Timer, time_ratios
+from search.latency.estimate import Estimate
+from search.latency.machine import ResidentMemory, allowed_cores, pin
+from search.latency.processor import cpu_name
+from search.latency.protocol import Run, Timer, time_ratios
 
 HILO = (  # side of the map, dim, heads, window size, alpha, batches
     (14, 384, 12, 2, 0.9, (1, 8)),
@@ -67,6 +69,7 @@ NUM_LAYERS = 8  # layers that run in turn, as in a network: one alone would keep
 PROFILED_RUNS, SHOWN_OPERATIONS = 20, 7
 PARTS = ("forward", "training step")
 MEBIBYTE = 2**20
+PLAIN = Estimate(1.0, 0.0, math.inf)  # as fast as itself
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ class Compared:
 
     implementation: str
     milliseconds: float
-    speedup: Interval
+    speedup: Estimate
     of_limit: float
     peak: int
 
@@ -244,13 +247,12 @@ def compare(case: Case, implementations: Sequence[str], part: str, threads: int,
         series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(time_run=lambda run: run()))  # type: ignore[arg-type, return-value]
     series_of = dict(zip(runs, series, strict=True))
     macs = case.macs * (3 if part == "training step" else 1)  # backward computes two products for each of forward's
-    limit = series_of.pop("products").interval.median * macs / GEMM_SIDE**3  # relative to the plain implementation
+    limit = series_of.pop("products").estimate.value * macs / GEMM_SIDE**3  # relative to the plain implementation
     plain_ms = statistics.median(ms for s in series_of.values() for r in s.rounds for ms in r.anchor_ms)
-    rows = [Compared("plain", plain_ms, Interval(1.0, 1.0, 1.0), 1 / limit, running["plain"][1])]
+    rows = [Compared("plain", plain_ms, PLAIN, 1 / limit, running["plain"][1])]
     for name, measured in series_of.items():
-        ratio = measured.interval
-        speedup = Interval(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
-        rows.append(Compared(name, ratio.median * plain_ms, speedup, ratio.median / limit, running[name][1]))
+        ratio = measured.estimate
+        rows.append(Compared(name, ratio.value * plain_ms, PLAIN.over(ratio), ratio.value / limit, running[name][1]))
     return rows
 
 
@@ -308,7 +310,7 @@ def report(
 ) -> Table:
     """Compare in every case. Returns a table that ends with the geometric mean and the smallest of the speed-ups."""
     table = Table(title=title, title_justify="left")
-    for header in ("case", "implementation", "ms", "times as fast", "95 %", "of its products", "peak, MB"):
+    for header in ("case", "implementation", "ms", "times as fast", "95 % CI", "of its products", "peak, MB"):
         table.add_column(header, justify="left" if header in ("case", "implementation") else "right")
     speedups: dict[str, list[float]] = {name: [] for name in implementations}
     for case in cases:
@@ -316,12 +318,12 @@ def report(
             plain = row.implementation == "plain"
             interval = "" if plain else f"{row.speedup.low:.2f} to {row.speedup.high:.2f}"
             name = case.name if plain else ""
-            speedup, peak = f"{row.speedup.median:.2f}", f"{row.peak / MEBIBYTE:.1f}"
+            speedup, peak = f"{row.speedup.value:.2f}", f"{row.peak / MEBIBYTE:.1f}"
             table.add_row(
                 name, row.implementation, f"{row.milliseconds:.2f}", speedup, interval, f"{row.of_limit:.2f}", peak
             )
             if not plain:
-                speedups[row.implementation].append(row.speedup.median)
+                speedups[row.implementation].append(row.speedup.value)
     for name, values in speedups.items():
         mean = math.exp(statistics.fmean(map(math.log, values)))
         table.add_row("geometric mean, smallest", name, "", f"{mean:.2f}", f"{min(values):.2f}", "", "")

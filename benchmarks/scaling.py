@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from search.commands.run import sampler_of, save_samples
 from search.engine.base import Fingerprint
 from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel, features
+from search.latency.estimate import Estimate
 from search.results.dashboard import DashboardPublisher
 from search.results.view import LogView
 from search.space import Space
@@ -174,8 +175,8 @@ class SimulatedEngine:
     def expect(self, role: str, fingerprint: Fingerprint) -> None:
         """Nothing changes here."""
 
-    async def calibrate(self, target: str, anchor: Architecture) -> Calibration:
-        return Calibration(anchor, 1.0, 0.99, 1.01, 100)
+    async def calibrate(self, target: str, anchor: Architecture, repeated: Sequence[Architecture] = ()) -> Calibration:
+        return Calibration(anchor, Estimate(1.0, 0.005, 100.0), 100)
 
     async def train_shared_weights(self, seed: int, progress: Progress) -> bytes:
         return b""
@@ -230,7 +231,7 @@ def measured(architecture: Architecture) -> Latency:
     num_blocks = sum(stage.depth for stage in architecture.stages)
     ms = 0.2 + float(features(architecture, IMG_SIZE)[6]) / 4e5 + 0.2 * num_blocks
     ms *= drawn(architecture, 0.97, 1.03)
-    return Latency(ms, ms * 0.98, ms * 1.02, 40, 10, True, 1.0)
+    return Latency(Estimate(ms, 0.01, 100.0), 40, 10, True, 1.0)
 
 
 def trained(architecture: Architecture) -> Accuracy:
@@ -259,7 +260,7 @@ def configuration(case: Case) -> DictConfig:
 
 def coordinator(study: optuna.Study, folder: Path, cfg: DictConfig, engine: SimulatedEngine, view: LogView) -> Coordinator:
     space: Space = build(cfg.space)
-    calibration = Calibration(space.anchor(), 1.0, 0.99, 1.01, 100)
+    calibration = Calibration(space.anchor(), Estimate(1.0, 0.005, 100.0), 100)
     device = {
         "device": "simulated", "backend": "none", "num_threads": 1, "batch_size": 1,
         "input_size": f"1x{IMG_SIZE}x{IMG_SIZE}", "num_classes": 100,

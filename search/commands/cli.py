@@ -142,7 +142,7 @@ def target_of(latency: Any, **network: int) -> Callable[[], Any]:
     network: img_size, in_chans and num_classes of what is measured.
     """
     settings = plain(latency)
-    for key in ("budget_ms", "devices", "objectives", "input_size"):  # of the search, and of search.measure
+    for key in ("budget_ms", "budget_on", "devices", "objectives", "input_size"):  # of the search, and of search.measure
         settings.pop(key, None)
     return partial(build(settings), **network)
 

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from search import UserError
 from search.commands.cli import construct, set_up_logging, target_of
+from search.commands.targets import budget_on
 from search.results.export import export_front, member_name
-from search.results.picking import compare, pick
+from search.results.picking import compare, compared_text, pick
 from search.results.tables import front_table
 from search.results.view import make_console
+from search.study.drift import drift_notes
 from search.study.storage import existing_folder, open_study
 from search.study.targets import Target, targets_of
 from search.study.trial import finished_trials
@@ -41,18 +43,24 @@ def main(cfg: DictConfig) -> None:
             f"study {cfg.study.name} has no network with an accuracy within its budget yet; continue the search first"
         )
     trials, console = finished_trials(study), make_console()
-    picked = pick(members, str(cfg.pick))
+    targets = targets_of(study)
+    compared = {name: target.budget_on for name, target in targets.items()}
+    if cfg.latency.budget_on is not None:
+        compared = dict.fromkeys(targets, construct(budget_on, value=cfg.latency.budget_on))
+    picked = pick(members, str(cfg.pick), compared)
     pareto = folder / "pareto"
     console.print(front_table(f"Front of {study.study_name}", trials))
+    for note in drift_notes(trials):
+        console.print(note, soft_wrap=True, highlight=False)
     console.print(f"saved in {pareto}, {pareto}.csv and {pareto}.png", soft_wrap=True)
     files = [pareto / member_name(member) for member in picked]
     if cfg.pick != "front":
         for member, file in zip(picked, files, strict=True):
-            console.print(f"picked: {file}", soft_wrap=True)
+            console.print(f"picked{compared_text(str(cfg.pick), compared)}: {file}", soft_wrap=True)
             if (comparison := compare(member, trials)) is not None:
                 console.print(str(comparison), soft_wrap=True, highlight=False, markup=False)
     if formats:
-        deploy_all(cfg, targets_of(study), files, formats, folder / "deploy", console)
+        deploy_all(cfg, targets, files, formats, folder / "deploy", console)
 
 
 def listed_formats(value: Any) -> list[str]:

@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 # The network that all models are timed beside: it takes a few milliseconds and has every kind of block.
 ANCHOR = Architecture(32, (StageSpec(1), StageSpec(1), StageSpec(2, 2, 0.5, 4), StageSpec(1, 1, 1.0, 8)), downsample="conv")
+REPEATED = (ANCHOR, replace(ANCHOR, embed_dim=16), replace(ANCHOR, embed_dim=64))  # show how well the target repeats
 
 
 @dataclass(frozen=True)
@@ -125,24 +126,31 @@ def measure_deployed(folder: Path, latency: DictConfig, console: Console) -> Non
     in_chans, side, _ = facts["input_shape"]
     make_target = target_of(latency, img_size=side, in_chans=in_chans, num_classes=facts["device"]["num_classes"])
     table = Table(title=f"{folder}: with the calibration of its card", title_justify="left")
-    for header in ("file", "card, ms [95 %]", "now, ms [95 %]", "ratio"):
+    for header in ("file", "card, ms [95 % CI]", "now, ms [95 % CI]", "ratio [95 % CI]"):
         table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
     target: PairedTarget = construct(make_target)
     check_runs_files(target)
     for name, (of_card, now) in measure_again(folder, target).items():
         texts = (escape(latency_text(latency)) for latency in (of_card, now))
-        table.add_row(FORMATS[name].file, *texts, f"{now.latency_ms / of_card.latency_ms:.3f}")
+        table.add_row(FORMATS[name].file, *texts, escape(str(now.estimate.over(of_card.estimate))))
     console.print(table)
 
 
 def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibration, list[Latency]]:
-    """Calibrate the anchor, then measure all candidates in turn. Raises: SearchStopped naming what cannot be measured."""
+    """Calibrate the anchor, then measure all candidates in turn.
+
+    Raises:
+        UserError: if the target repeats too badly for latency.tolerance.
+        SearchStopped: naming what cannot be measured.
+    """
     try:
-        log.info("calibrating the anchor network for %g s", target.settings.calibration_seconds)
-        calibration = target.calibrate(ANCHOR)
+        log.info("calibrating the anchor network and how well this target repeats")
+        calibration = target.calibrate(ANCHOR, REPEATED)
         ready = [target.make_ready(candidate.network()) for candidate in candidates]
         log.info("timing %d model(s) in turn, %g s each at most", len(candidates), target.settings.max_seconds)
         return calibration, target.time(ready, calibration)
+    except UserError:
+        raise
     except Exception as error:  # whatever a runtime raises
         raise SearchStopped(f"{one_line(error)}; omit that model, or choose another latency=") from error
 
@@ -204,7 +212,7 @@ def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
     title = f"{device['backend']} on {device['device']}: {target.settings.dtype}, batch {target.settings.batch_size}"
     table = Table(title=f"{title}, {target.settings.num_threads} thread(s)", title_justify="left")
     table.add_column("model", overflow="fold")
-    for header in ("input", "median, ms", "95 % interval", "ratio", "images/s", "MACs", "params", "memory"):
+    for header in ("input", "median, ms", "95 % CI", "ratio", "images/s", "MACs", "params", "memory"):
         table.add_column(header, justify="right", no_wrap=True)
     are_converted = any(model.latency.parity is not None for model in measured)
     if are_converted:

@@ -40,6 +40,7 @@ from search.results.tables import front_table
 from search.results.view import LiveView, LogView, make_console, progress_of
 from search.space import Space
 from search.study.coordinator import Coordinator
+from search.study.drift import drift_notes
 from search.study.evaluate import Rules
 from search.study.locks import RetryPolicy, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
@@ -194,6 +195,7 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     else:
         limits = ", ".join(f"{key}={value:g}" for key, value in limits_of(cfg).items())
         lines.insert(0, f"all {len(trials)} networks are over {limits}")
+    lines = [*drift_notes(trials), *lines]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 

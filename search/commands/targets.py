@@ -17,7 +17,7 @@ from search.commands.cli import build, construct, target_of
 from search.engine.base import HERE, Engine, Fingerprint, TargetSource
 from search.space import Space
 from search.study.storage import has_trials, refuse_changes
-from search.study.targets import FIRST, Role, Target, save_targets, targets_of
+from search.study.targets import FIRST, BudgetOn, Role, Target, save_targets, targets_of
 from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,17 @@ def num_objectives(cfg: DictConfig) -> int:
     return sum(role_of(cfg, name) is Role.OBJECTIVE for name in target_configs(cfg))
 
 
-def limit_key(name: str) -> str:
-    """The configuration key of a target's limit."""
-    return "latency.budget_ms" if name == FIRST else f"latency.devices.{name}.budget_ms"
+def limit_key(name: str, key: str = "budget_ms") -> str:
+    """The configuration key of a target's limit, or of another setting about it."""
+    return f"latency.{key}" if name == FIRST else f"latency.devices.{name}.{key}"
+
+
+def budget_on(value: str, name: str = FIRST) -> BudgetOn:
+    """Read a target's latency.budget_on. Raises: ValueError if it is neither choice."""
+    try:
+        return BudgetOn(value)
+    except ValueError:
+        raise ValueError(f"{limit_key(name, 'budget_on')}={value} must be {' or '.join(BudgetOn)}") from None
 
 
 def limits_of(cfg: DictConfig) -> dict[str, float]:
@@ -60,6 +68,7 @@ def check_targets(cfg: DictConfig) -> None:
     if FIRST in cfg.latency.devices:
         raise ValueError(f"latency.devices.{FIRST}: this is the name of the target that latency configures; choose another")
     for name, latency in target_configs(cfg).items():
+        budget_on(latency.budget_on, name)
         if latency.budget_ms is not None:
             check_number(limit_key(name), latency.budget_ms, SMALLEST)
         elif role_of(cfg, name) is Role.CONSTRAINT:
@@ -108,9 +117,13 @@ async def prepare_targets(cfg: DictConfig, study: optuna.Study, engine: Engine, 
 
 
 async def calibrate(cfg: DictConfig, name: str, device: Fingerprint, engine: Engine, space: Space) -> Target:
-    """Measure the anchor on a target, and the space's largest network where no limit bounds the latency."""
-    log.info("calibrating the anchor network%s", "" if name == FIRST else f" on {name}")
-    limit_ms: Any = target_configs(cfg)[name].budget_ms
-    calibration = await engine.calibrate(name, space.anchor())
+    """Measure the anchor and how well a target repeats, and the largest network where no limit bounds the latency."""
+    where = "" if name == FIRST else f" on {name}"
+    log.info("calibrating the anchor network%s", where)
+    latency = target_configs(cfg)[name]
+    limit_ms: Any = latency.budget_ms
+    calibration = await engine.calibrate(name, space.anchor(), (space.anchor(), space.smallest(), space.largest()))
+    repeatability = calibration.repeatability
+    log.info("standard deviation of separate measurements of a network%s: %s", where, repeatability)
     reference_ms = limit_ms or (await engine.measure(name, space.largest(), calibration)).latency_ms
-    return Target(calibration, role_of(cfg, name), limit_ms, device, reference_ms)
+    return Target(calibration, role_of(cfg, name), limit_ms, device, reference_ms, budget_on(latency.budget_on, name))

@@ -5,7 +5,7 @@ An engine measures and trains somewhere, several things at a time where it can. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,8 +62,8 @@ class Engine(Protocol):
         """Raise WorkerChanged from now on if a worker of this role turns out to have another fingerprint."""
         ...
 
-    async def calibrate(self, target: str, anchor: Architecture) -> Calibration:
-        """Measure the anchor's own latency on a target."""
+    async def calibrate(self, target: str, anchor: Architecture, repeated: Sequence[Architecture] = ()) -> Calibration:
+        """Measure the anchor's own latency on a target, and how well it repeats by measuring networks several times."""
         ...
 
     async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:

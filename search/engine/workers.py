@@ -12,7 +12,7 @@ import contextlib
 import logging
 import pickle
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import asynccontextmanager
 from functools import partial
@@ -135,8 +135,8 @@ class WorkerEngine:
     def expect(self, role: str, fingerprint: Fingerprint) -> None:
         self._expected[role] = fingerprint
 
-    async def calibrate(self, target: str, anchor: Architecture) -> Calibration:
-        calibration: Calibration = await self._run(target, partial(_calibrate, anchor=anchor))
+    async def calibrate(self, target: str, anchor: Architecture, repeated: Sequence[Architecture] = ()) -> Calibration:
+        calibration: Calibration = await self._run(target, partial(_calibrate, anchor=anchor, repeated=repeated))
         return calibration
 
     async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
@@ -279,8 +279,10 @@ def _fingerprint(resource: LatencyTarget | AccuracyEvaluator, progress: Progress
     return resource.fingerprint()
 
 
-def _calibrate(target: LatencyTarget, progress: Progress, anchor: Architecture) -> Calibration:
-    return target.calibrate(anchor)
+def _calibrate(
+    target: LatencyTarget, progress: Progress, anchor: Architecture, repeated: Sequence[Architecture]
+) -> Calibration:
+    return target.calibrate(anchor, repeated)
 
 
 def _measure(target: LatencyTarget, progress: Progress, architecture: Architecture, calibration: Calibration) -> Latency:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 from models.architecture import Architecture
-
-NORMAL_95 = 1.96  # standard errors in half a 95 % interval
-REPEAT = math.sqrt(2)  # the difference of two measurements has sqrt(2) times the standard error of one
-MIN_HALF_WIDTH = 1e-3  # relative; a few samples that happen to be equal do not make an interval narrower than this
+from search.latency.estimate import ESTIMATE_KEYS, Estimate
+from search.latency.repeatability import ASSUMED, Repeatability
 
 
 @dataclass(frozen=True)
@@ -22,26 +19,39 @@ class Calibration:
 
     Attributes:
         anchor: The network that candidates are timed beside.
-        anchor_ms: Median latency of the anchor.
-        low_ms: Lower end of its 95 % interval.
-        high_ms: Upper end of its 95 % interval.
+        estimate: The anchor's latency in milliseconds.
         repetitions: Number of timed runs.
+        repeatability: How far separate measurements on the target differ.
     """
 
     anchor: Architecture
-    anchor_ms: float
-    low_ms: float
-    high_ms: float
+    estimate: Estimate
     repetitions: int
+    repeatability: Repeatability = ASSUMED
+
+    @property
+    def anchor_ms(self) -> float:
+        """Median latency of the anchor."""
+        return self.estimate.value
 
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration as plain data."""
-        return {**asdict(self), "anchor": self.anchor.to_dict()}
+        return {
+            "anchor": self.anchor.to_dict(),
+            **self.estimate.to_dict("anchor_ms"),
+            "repetitions": self.repetitions,
+            "repeatability": self.repeatability.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read a calibration from what `to_dict` returned."""
-        return cls(**{**data, "anchor": Architecture.from_dict(data["anchor"])})
+        """Read a calibration from what `to_dict` returned, or version 0.1 stored."""
+        return cls(
+            Architecture.from_dict(data["anchor"]),
+            Estimate.from_dict("anchor_ms", data),
+            data["repetitions"],
+            Repeatability.from_dict(data["repeatability"]) if "repeatability" in data else ASSUMED,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,13 +78,11 @@ class Latency:
     """Latency of one network.
 
     Attributes:
-        latency_ms: Median ratio to the anchor times the anchor's calibrated latency.
-        low_ms: Lower end of the 95 % interval, in which another measurement with the same effort falls. The calibration is
-            common to all networks and does not enter the interval.
-        high_ms: Upper end of that interval.
+        estimate: Milliseconds: the median ratio to the anchor times the anchor's calibrated latency. The error is that of
+            the ratio: the calibration is common to all networks.
         repetitions: Number of timed runs; 0 for a prediction, which only networks that are dominated anyway keep.
         warmup_runs: Number of runs before the timed ones.
-        converged: True if the interval got as narrow as requested within the time limit.
+        converged: True if the 95 % confidence interval got as narrow as requested within the time limit.
         seconds: Time spent on timing, without preparation.
         outliers: Number of timed runs far off the others. They are kept; the median is robust to them.
         prepare_seconds: Time spent on building, converting and compiling.
@@ -87,9 +95,7 @@ class Latency:
         rounds: All times; empty if only the summary was stored. After a repetition, those of the last measurement.
     """
 
-    latency_ms: float
-    low_ms: float
-    high_ms: float
+    estimate: Estimate
     repetitions: int
     warmup_runs: int
     converged: bool
@@ -104,48 +110,59 @@ class Latency:
     rounds: tuple[Round, ...] = ()
 
     @property
+    def latency_ms(self) -> float:
+        """The estimate."""
+        return self.estimate.value
+
+    @property
+    def low_ms(self) -> float:
+        """Lower end of the 95 % confidence interval."""
+        return self.estimate.low
+
+    @property
+    def high_ms(self) -> float:
+        """Upper end of the 95 % confidence interval."""
+        return self.estimate.high
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the 95 % confidence interval, relative."""
+        return self.estimate.half_width
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the logarithm of the latency."""
+        return self.estimate.standard_error
+
+    @property
     def measured(self) -> bool:
         """False for a prediction."""
         return self.repetitions > 0
 
-    @property
-    def half_width(self) -> float:
-        """Half the width of the interval, relative."""
-        return math.log(self.high_ms / self.low_ms) / 2
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the logarithm of the latency, from the 95 % interval."""
-        return self.half_width / NORMAL_95
-
     def summary(self) -> dict[str, Any]:
-        """Return everything but the samples, as plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rounds"}
+        """Return everything but the samples, as plain data; low_ms and high_ms are the 95 % confidence interval."""
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("estimate", "rounds")}
+        return {**self.estimate.to_dict("latency_ms"), **rest}
+
+    @classmethod
+    def from_summary(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `summary` returned, or version 0.1 stored."""
+        rest = {key: value for key, value in data.items() if key not in ESTIMATE_KEYS and key != "latency_ms"}
+        return cls(Estimate.from_dict("latency_ms", data), **rest)
 
     def without_samples(self) -> Latency:
         """Return a copy without the samples."""
         return replace(self, rounds=())
 
     def refined_by(self, newer: Latency) -> Latency:
-        """Combine two measurements of the same network.
-
-        Logarithms are weighted by their inverse variances. Where the two differ by more than their intervals explain, the
-        interval widens by their Birge ratio (doi:10.1103/PhysRev.40.207).
+        """Combine two measurements of the same network, as `Estimate.combined` does.
 
         Args:
             newer: The later measurement, whose samples and conditions the result keeps.
         """
-        values = [math.log(m.latency_ms) for m in (self, newer)]
-        variances = [max(m.half_width, MIN_HALF_WIDTH) ** 2 for m in (self, newer)]
-        weights = [1 / variance for variance in variances]
-        mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-        disagreement = REPEAT * abs(values[0] - values[1]) / math.sqrt(sum(variances))
-        half = math.sqrt(1 / sum(weights)) * max(1.0, disagreement)
         return replace(
             newer,
-            latency_ms=math.exp(mean),
-            low_ms=math.exp(mean - half),
-            high_ms=math.exp(mean + half),
+            estimate=self.estimate.combined(newer.estimate),
             repetitions=self.repetitions + newer.repetitions,
             warmup_runs=self.warmup_runs + newer.warmup_runs,
             converged=self.converged or newer.converged,
@@ -168,11 +185,16 @@ class LatencyTarget(Protocol):
         """
         ...
 
-    def calibrate(self, anchor: Architecture) -> Calibration:
-        """Measure the anchor's latency, for long enough that a whole study can use it.
+    def calibrate(self, anchor: Architecture, repeated: Sequence[Architecture] = ()) -> Calibration:
+        """Measure the anchor's latency, for long enough that a whole study can use it, and how well the target repeats.
 
         Args:
             anchor: The network that all others are timed beside.
+            repeated: Networks that are measured several times, to see how far their latencies differ; without any, the
+                target is assumed to repeat as `ASSUMED` says.
+
+        Raises:
+            UserError: If the target repeats too badly for the requested tolerance.
         """
         ...
 

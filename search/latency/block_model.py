@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from search.latency.base import Latency
-from search.latency.protocol import student
+from search.latency.estimate import Estimate
 from search.space import dimensions
 from search.space.dimensions import Dimension, Spec
 
@@ -40,28 +40,28 @@ class Prediction:
 
     Attributes:
         latency_ms: the expected latency.
-        error: standard deviation of its logarithm; None before enough predictions were compared with measurements.
-        num_errors: the number of predictions that `error` comes from.
+        error: standard error of its logarithm, the root mean square of the latest errors; None before enough predictions
+            were compared with measurements.
+        num_errors: the number of predictions that `error` comes from, which are its degrees of freedom.
     """
 
     latency_ms: float
     error: float | None
     num_errors: int
 
+    @property
+    def estimate(self) -> Estimate | None:
+        """The prediction with its error; None while that is unknown."""
+        return None if self.error is None else Estimate(self.latency_ms, self.error, float(self.num_errors))
+
     def above(self, limit_ms: float, confidence: float) -> bool:
         """Whether the network is slower than a limit with this one-sided confidence; False while the error is unknown."""
-        return self.error is not None and self.latency_ms / self._factor(confidence) > limit_ms
+        return self.estimate is not None and self.estimate.is_above(limit_ms, confidence)
 
     def latency(self) -> Latency:
-        """The prediction as a latency without repetitions, with its 98 % interval; only where the error is known."""
-        factor = self._factor(CONFIDENCE)
-        low_ms, high_ms = self.latency_ms / factor, self.latency_ms * factor
-        return Latency(self.latency_ms, low_ms, high_ms, repetitions=0, warmup_runs=0, converged=False, seconds=0.0)
-
-    def _factor(self, confidence: float) -> float:
-        """The ratio by which the truth differs from the prediction at most, one-sided."""
-        assert self.error is not None
-        return math.exp(student(confidence, self.num_errors) * self.error)
+        """The prediction as a latency without repetitions; only where the error is known."""
+        assert self.estimate is not None
+        return Latency(self.estimate, repetitions=0, warmup_runs=0, converged=False, seconds=0.0)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from search.latency.protocol import Run, Series
+from search.latency.repeatability import Repeatability
 
 NetworkT = TypeVar("NetworkT", contravariant=True)
 LoadedT = TypeVar("LoadedT")
@@ -66,15 +67,21 @@ class Host(Protocol[NetworkT, LoadedT]):
         ...
 
     def time_ratios(
-        self, networks: Sequence[LoadedT], anchor: LoadedT, tolerance: float, max_seconds: float
+        self,
+        networks: Sequence[LoadedT],
+        anchor: LoadedT,
+        tolerance: float,
+        max_seconds: float,
+        repeatability: Repeatability,
     ) -> list[Timing]:
         """Time networks in turn beside the anchor.
 
         Args:
             networks: The networks.
             anchor: The network that they are compared with.
-            tolerance: Relative half-width of the 95 % interval at which to stop.
+            tolerance: Relative half-width of the 95 % confidence interval at which to stop.
             max_seconds: Time limit for each network.
+            repeatability: Of this machine.
 
         Returns:
             The times of each network, in the order of networks.

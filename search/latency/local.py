@@ -12,8 +12,10 @@ from typing import Protocol
 import torch
 
 from search.latency.host import Timing
-from search.latency.machine import ResidentMemory, Usage, allowed_cores, cpu_name, frequency_facts, keep_to, pin
+from search.latency.machine import ResidentMemory, Usage, allowed_cores, frequency_facts, keep_to, pin
+from search.latency.processor import cpu_name
 from search.latency.protocol import Run, Timer, scatter_heap, time_alone, time_ratios, timer_on
+from search.latency.repeatability import Repeatability
 from search.latency.runtime import Converted, Runtime
 from search.latency.target import PairedTarget, TargetSettings
 
@@ -112,13 +114,18 @@ class LocalHost:
         return time_alone(anchor.copies, between, seconds, self.processor.timer(self.num_threads))
 
     def time_ratios(
-        self, networks: Sequence[LoadedNetwork], anchor: LoadedNetwork, tolerance: float, max_seconds: float
+        self,
+        networks: Sequence[LoadedNetwork],
+        anchor: LoadedNetwork,
+        tolerance: float,
+        max_seconds: float,
+        repeatability: Repeatability,
     ) -> list[Timing]:
         self._settle()
         before, start = Usage.now(), time.perf_counter()
         copies = [network.copies for network in networks]
         timer = self.processor.timer(self.num_threads)
-        all_series = time_ratios(copies, anchor.copies, tolerance, max_seconds, timer)
+        all_series = time_ratios(copies, anchor.copies, tolerance, max_seconds, timer, repeatability)
         busy_cores = Usage.now().others_since(before, time.perf_counter() - start)
         return [
             Timing(series, busy_cores, network.parity, network.peak_bytes)

@@ -1,4 +1,4 @@
-"""This machine: the processor's name, its load, and the cores that this process may use.
+"""This machine: its processor's frequency, its load, and the cores that this process may use.
 
 Everything works on Linux; other systems report less, and what cannot be read or set there is left out.
 """
@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,6 @@ from typing import Self
 import psutil
 
 SAMPLE_SECONDS = 0.1
-
-
-def cpu_name() -> str:
-    """Return the processor's model as the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def allowed_cores() -> list[int]:

@@ -8,7 +8,7 @@ and the anchor runs just before and after it alike, whereas they would go straig
 in rounds of a fifth of a second, each with another copy of the network and a reshuffled heap: where weights and activations
 happen to lie in memory changes the time of a small network by several percent for as long as they stay there. Without
 reshuffling, a tenth of 24 networks differed by 3.6 % or more between two passes on an idle machine, with it by 1.4 %. The
-differences between rounds tell how far another measurement may fall from this one.
+differences between rounds give the standard error, together with what rounds cannot tell of (repeatability.py).
 
 Candidate and anchor always take one run each, even if one is much faster. The second of two runs in a row finds its weights
 still in the cache, an advantage that a busy neighbour takes away: with 2:1 the ratios of small networks spread by 1.4 to 4 %
@@ -28,14 +28,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from search.latency.base import REPEAT, Round
+from search.latency.base import Round
+from search.latency.estimate import Estimate
+from search.latency.repeatability import ASSUMED, LEAST_DEVIATION, Repeatability
 
 ROUND_SECONDS = 0.2
 MIN_ROUNDS = 8  # before the interval may end a measurement: the spread of fewer rounds is a guess
 LEAST_ROUNDS = 4  # even beyond the time limit
-# Relative standard error that no number of rounds reduces. With 0.005 the interval covered the latency of another pass in
-# 80 % of 128 cases (benchmarks.latency_fidelity), with 0.009 in 99 % of 144.
-SYSTEMATIC = 0.008
 STEADY = 0.05  # copies are warm when the medians of two stretches differ by less, relative
 STRETCH_SECONDS = 0.05
 MAX_WARMUP_SECONDS = 1.0
@@ -49,20 +48,6 @@ Block = TypeVar("Block")
 Run = Callable[[], object]
 """One inference of a network that is ready to run."""
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A median with the 95 % interval in which the median of another measurement falls."""
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        """Half the width of the interval, relative."""
-        return math.log(self.high / self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -123,13 +108,15 @@ class Series:
         rounds: Times of the candidate and the anchor.
         warmup_runs: Number of runs before the first round.
         seconds: Time spent in rounds.
-        converged: True if the interval got as narrow as requested.
+        converged: True if the confidence interval got as narrow as requested.
+        repeatability: Of the target.
     """
 
     rounds: list[Round] = field(default_factory=list)
     warmup_runs: int = 0
     seconds: float = 0.0
     converged: bool = False
+    repeatability: Repeatability = ASSUMED
 
     @property
     def ratios(self) -> list[float]:
@@ -137,9 +124,14 @@ class Series:
         return [ratio for round_ in self.rounds for ratio in round_.ratios]
 
     @property
-    def interval(self) -> Interval:
-        """Median ratio to the anchor with its 95 % interval."""
-        return repeat_interval([round_.ratios for round_ in self.rounds])
+    def estimate(self) -> Estimate:
+        """Median ratio to the anchor with its error."""
+        return self.within.widened(self.repeatability.deviation, self.repeatability.degrees_of_freedom)
+
+    @property
+    def within(self) -> Estimate:
+        """The same with the error that the differences between rounds tell of, alone."""
+        return median_of_rounds([round_.ratios for round_ in self.rounds])
 
     @property
     def outliers(self) -> int:
@@ -147,36 +139,17 @@ class Series:
         return count_outliers(self.ratios)
 
 
-def repeat_interval(rounds: Sequence[Sequence[float]]) -> Interval:
-    """Return the median of all values with the interval in which the median of another measurement falls in 95 % of cases.
+def median_of_rounds(rounds: Sequence[Sequence[float]]) -> Estimate:
+    """Return the median of all values, with a standard error from the differences between the medians of rounds.
 
-    The standard error comes from the differences between the medians of rounds, so that it holds for values that come in
-    waves.
+    It holds for values that come in waves, where one from single values would be too small.
 
     Args:
         rounds: Values by round; at least two rounds, none empty.
     """
     centre = statistics.median(value for values in rounds for value in values)
-    logs = [math.log(statistics.median(values)) for values in rounds]
-    variance = statistics.variance(logs) / len(logs) + SYSTEMATIC**2
-    reach = math.exp(student(0.975, len(logs) - 1) * REPEAT * math.sqrt(variance))
-    return Interval(centre, centre / reach, centre * reach)
-
-
-def student(confidence: float, freedom: int) -> float:
-    """Return the one-sided quantile of Student's t distribution.
-
-    Expansion 26.7.5 of Abramowitz and Stegun; the 97.5 % quantile is within 1 % from 4 degrees of freedom on. Not SciPy's,
-    because devices over ssh need no SciPy.
-    """
-    z = statistics.NormalDist().inv_cdf(confidence)
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return float(z + first / freedom + second / freedom**2 + third / freedom**3)
-
-
-LEAST_HALF_WIDTH = student(0.975, MIN_ROUNDS - 1) * REPEAT * SYSTEMATIC
-"""Relative half-width of the interval of MIN_ROUNDS identical rounds: a narrower one is never reached."""
+    variance = statistics.variance(math.log(statistics.median(values)) for values in rounds) / len(rounds)
+    return Estimate(centre, max(math.sqrt(variance), LEAST_DEVIATION), len(rounds) - 1.0)
 
 
 def count_outliers(values: Sequence[float]) -> int:
@@ -215,24 +188,32 @@ def time_alone(copies: Sequence[Run], between: Sequence[Run], seconds: float, ti
 
 
 def time_ratios(
-    networks: Sequence[Sequence[Run]], anchors: Sequence[Run], tolerance: float, max_seconds: float, timer: Timer
+    networks: Sequence[Sequence[Run]],
+    anchors: Sequence[Run],
+    tolerance: float,
+    max_seconds: float,
+    timer: Timer,
+    repeatability: Repeatability = ASSUMED,
 ) -> list[Series]:
-    """Time networks beside the anchor until each interval is narrow enough or the network's time is up.
+    """Time networks beside the anchor until each confidence interval is narrow enough or the network's time is up.
 
     Rounds take the networks, their copies and the anchor's copies in turn, so that all see the same machine.
 
     Args:
         networks: Copies of each network.
         anchors: Copies of the anchor.
-        tolerance: Relative half-width of the 95 % interval at which to stop.
+        tolerance: Relative half-width of the 95 % confidence interval at which to stop.
         max_seconds: Time limit for each network.
         timer: The clocks.
+        repeatability: Of the target.
 
     Returns:
         The rounds of each network, in the order of networks.
     """
     anchor_runs = warm_up(anchors, timer)
-    all_series = [Series(warmup_runs=anchor_runs + warm_up(copies, timer)) for copies in networks]
+    all_series = [
+        Series(warmup_runs=anchor_runs + warm_up(copies, timer), repeatability=repeatability) for copies in networks
+    ]
     turn = 0
     with no_garbage_collection():
         while waiting := [i for i, series in enumerate(all_series) if not _is_done(series, tolerance, max_seconds)]:
@@ -249,7 +230,7 @@ def time_ratios(
 def _is_done(series: Series, tolerance: float, max_seconds: float) -> bool:
     """True if the interval is narrow enough, or the next round would exceed the time limit."""
     if len(series.rounds) >= MIN_ROUNDS:
-        series.converged = series.interval.half_width <= tolerance
+        series.converged = series.estimate.half_width <= tolerance
     time_is_up = len(series.rounds) >= LEAST_ROUNDS and series.seconds * (1 + 1 / len(series.rounds)) >= max_seconds
     return series.converged or time_is_up
 

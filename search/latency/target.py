@@ -6,6 +6,7 @@ target combines. The timing itself is in protocol.py.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +22,19 @@ from models.architecture import Architecture, check_int, check_number
 from models.deploy import prepare as prepare_model
 from models.deploy.memory import keep_freed_memory
 from models.litv2 import build
+from search import UserError
 from search.latency.base import Calibration, Latency
+from search.latency.estimate import Estimate
 from search.latency.host import Host, Timing
-from search.latency.protocol import LEAST_HALF_WIDTH, Run, repeat_interval
+from search.latency.protocol import LEAST_ROUNDS, ROUND_SECONDS, Run, median_of_rounds
+from search.latency.repeatability import ASSUMED, Repeatability, estimate_repeatability
 from search.latency.runtime import Converted, Runtime, eager_copy, require
 
 MIN_SETTING = 1e-4
 MAX_COPIES = 4
 COPIES_BYTES = 200_000_000  # of all copies of a network: where weights lie in memory matters to small networks only
 SLOW = 1.5  # slowdown that is worth a warning
+MIN_REPEATS = 3  # measurements of a network that must fit into the time for them
 
 EXECUTION_KEYS = frozenset(
     {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"}
@@ -52,9 +57,10 @@ class TargetSettings:
         num_threads: Threads of one network.
         dtype: Type of weights and inputs.
         prepared: True to measure networks as models.deploy prepares them for inference, False as they are trained.
-        tolerance: Relative half-width of the 95 % interval at which timing stops.
+        tolerance: Relative half-width of the 95 % confidence interval at which timing stops.
         max_seconds: Time limit for timing one network, in seconds.
-        calibration_seconds: How long the anchor runs alone, in seconds.
+        calibration_seconds: How long the anchor runs alone, and how long each network is measured that shows how well the
+            target repeats, in seconds.
         cores: The only cores to use; None for the least busy ones.
 
     Raises:
@@ -76,9 +82,8 @@ class TargetSettings:
     def __post_init__(self) -> None:
         for setting in ("batch_size", "num_threads"):
             check_int(f"latency.{setting}", getattr(self, setting), 1)
-        for setting in ("max_seconds", "calibration_seconds"):
+        for setting in ("tolerance", "max_seconds", "calibration_seconds"):
             check_number(f"latency.{setting}", getattr(self, setting), MIN_SETTING)
-        check_number("latency.tolerance", self.tolerance, LEAST_HALF_WIDTH)
         if not isinstance(self.prepared, bool):
             raise ValueError(f"latency.prepared={self.prepared} must be true or false")
 
@@ -147,13 +152,14 @@ class PairedTarget:
             **{package: version(package) for package in self.runtime.packages},
         }
 
-    def calibrate(self, anchor: Architecture) -> Calibration:
-        """Measure the anchor's latency alone for `calibration_seconds`, as in `LatencyTarget`."""
+    def calibrate(self, anchor: Architecture, repeated: Sequence[Architecture] = ()) -> Calibration:
+        """Measure the anchor's latency and how well the target repeats, as in `LatencyTarget`."""
         loaded = self._load_anchor(anchor)
+        repeatability = self._repeatability(loaded, repeated)
+        check_tolerance(self.settings.tolerance, repeatability)
         rounds = self.host.time_alone(loaded, partial(self._eager, anchor), self.settings.calibration_seconds)
-        interval = repeat_interval(rounds)
-        milliseconds = (interval.median * 1e3, interval.low * 1e3, interval.high * 1e3)
-        return Calibration(anchor, *milliseconds, sum(map(len, rounds)))
+        seconds = median_of_rounds(rounds).widened(repeatability.deviation, repeatability.degrees_of_freedom)
+        return Calibration(anchor, seconds.scaled(1e3), sum(map(len, rounds)), repeatability)
 
     def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
         """Measure the latency of an architecture, as in `LatencyTarget`."""
@@ -166,13 +172,8 @@ class PairedTarget:
             ConversionError: If the runtime cannot take the network.
             Exception: Whatever building it raises.
         """
-        self.host.set_up()
         start = time.perf_counter()
-        model = self._model(network)
-        x = torch.rand(self.settings.batch_size, *network.input_shape)
-        converted = self.runtime.convert(model, x, self.settings.dtype, self.settings.num_threads)
-        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return Ready(self.host.load(converted, self._num_copies(num_bytes)), time.perf_counter() - start)
+        return Ready(self._loader(network)(), time.perf_counter() - start)
 
     def ready(self, load: Callable[[], Run]) -> Ready:
         """Make anything ready that runs in this process, such as a deployable file.
@@ -196,7 +197,8 @@ class PairedTarget:
         """
         anchor = self._load_anchor(calibration.anchor)
         loaded = [network.loaded for network in networks]
-        timings = self.host.time_ratios(loaded, anchor, self.settings.tolerance, self.settings.max_seconds)
+        settings = self.settings
+        timings = self.host.time_ratios(loaded, anchor, settings.tolerance, settings.max_seconds, calibration.repeatability)
         return [
             self._latency(timing, calibration, network.prepare_seconds)
             for network, timing in zip(networks, timings, strict=True)
@@ -218,6 +220,32 @@ class PairedTarget:
         network = self._network(architecture)
         return eager_copy(self._model(network), torch.rand(self.settings.batch_size, *network.input_shape), torch.float32)
 
+    def _loader(self, network: Network) -> Callable[[], Any]:
+        """Build and convert a network, as `make_ready` does. Returns how to load it, each time anew."""
+        self.host.set_up()
+        model = self._model(network)
+        x = torch.rand(self.settings.batch_size, *network.input_shape)
+        converted = self.runtime.convert(model, x, self.settings.dtype, self.settings.num_threads)
+        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        return partial(self.host.load, converted, self._num_copies(num_bytes))
+
+    def _repeatability(self, anchor: Any, repeated: Sequence[Architecture]) -> Repeatability:
+        """Measure each network several times, loaded anew each time, until `calibration_seconds` for each are over.
+
+        Short measurements: a standard deviation needs many of them rather than long ones.
+        """
+        seconds = self.settings.calibration_seconds
+        if not self.runtime.loads_copies or seconds < MIN_REPEATS * LEAST_ROUNDS * ROUND_SECONDS:
+            return ASSUMED
+        loaders = [self._loader(self._network(architecture)) for architecture in repeated]
+        measurements: list[list[Estimate]] = [[] for _ in loaders]
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds * len(loaders):
+            for load, estimates in zip(loaders, measurements, strict=True):
+                (timing,) = self.host.time_ratios([load()], anchor, self.settings.tolerance, 0.0, ASSUMED)
+                estimates.append(timing.series.within)
+        return estimate_repeatability(measurements)
+
     def _load_anchor(self, anchor: Architecture) -> Any:
         if self._anchor is None or self._anchor[0] != anchor:
             self._anchor = (anchor, self.make_ready(self._network(anchor)))
@@ -229,12 +257,9 @@ class PairedTarget:
 
     def _latency(self, timing: Timing, calibration: Calibration, prepare_seconds: float) -> Latency:
         series = timing.series
-        ratio = series.interval
         slowdown = statistics.median(ms for round_ in series.rounds for ms in round_.anchor_ms) / calibration.anchor_ms
         return Latency(
-            latency_ms=ratio.median * calibration.anchor_ms,
-            low_ms=ratio.low * calibration.anchor_ms,
-            high_ms=ratio.high * calibration.anchor_ms,
+            estimate=series.estimate.scaled(calibration.anchor_ms),
             repetitions=len(series.ratios),
             warmup_runs=series.warmup_runs,
             converged=series.converged,
@@ -249,6 +274,20 @@ class PairedTarget:
             peak_bytes=timing.peak_bytes if self.runtime.loads_copies else None,
             rounds=tuple(series.rounds),
         )
+
+
+def check_tolerance(tolerance: float, repeatability: Repeatability) -> None:
+    """Raises: UserError if no measurement on a target that repeats like this could reach the tolerance."""
+    least = repeatability.least_half_width
+    if tolerance >= least:
+        return
+    remedy = f"set latency.tolerance={math.ceil(least * 1e3 + 1) / 1e3:g} or more"
+    if repeatability.num_measurements:
+        remedy += ", or stop other work on the device"
+    raise UserError(
+        f"latency.tolerance={tolerance:g}: separate measurements of a network differ by a standard deviation of "
+        f"{repeatability}, so the half-width of the 95 % confidence interval stays above {least:.2%}; {remedy}"
+    )
 
 
 def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:

@@ -11,7 +11,7 @@ from search.results.templating import render
 from search.space import dimensions
 from search.space.dimensions import describe
 
-FILE_HEADER = ("file", "ms", "interval", "max. difference from PyTorch's outputs", "use")
+FILE_HEADER = ("file", "ms", "95 % CI", "max. difference from PyTorch's outputs", "use")
 
 
 def card(

@@ -231,7 +231,7 @@ def measure_again(folder: Path, target: PairedTarget) -> dict[str, tuple[Latency
         )
     calibration = Calibration.from_dict(body["calibration"])
     return {
-        name: (Latency(**file["latency"]), measure(name, folder / FORMATS[name].file, target, calibration))
+        name: (Latency.from_summary(file["latency"]), measure(name, folder / FORMATS[name].file, target, calibration))
         for name, file in body["files"].items()
     }
 

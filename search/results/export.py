@@ -18,6 +18,7 @@ import optuna
 from search import UserError
 from search.latency.base import Latency
 from search.results import architecture_file
+from search.study.drift import Drift, drifts
 from search.study.front import front, front_probability
 from search.study.storage import SUPERNET
 from search.study.targets import Target, targets_of
@@ -25,6 +26,7 @@ from search.study.trial import TrialRecord, finished_trials
 
 log = logging.getLogger(__name__)
 SHARED_WEIGHTS = ".supernet.safetensors"
+LATENCY_COLUMNS = ("latency_ms", "latency_low_ms", "latency_high_ms", "latency_sustained_ms", "repetitions")
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "lightning", "datasets")
 
 
@@ -34,16 +36,17 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
     members = front(trials)
     probability = front_probability(trials)
     targets = targets_of(study)
+    slowdowns = drifts(trials)
     pareto = folder / "pareto"
     pareto.mkdir(exist_ok=True)
     remove_stale(pareto, members)
     for member in members:
         path = pareto / member_name(member)
         comment = f"A network of the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
-        facts = member_facts(study, member, probability[member.architecture.key])
+        facts = member_facts(study, member, probability[member.architecture.key], slowdowns)
         architecture_file.write(path, comment, member.architecture, facts)
     write_shared_weights(study, members, pareto)
-    (folder / "pareto.csv").write_text(_csv(trials, members, probability, list(targets)), encoding="utf-8")
+    (folder / "pareto.csv").write_text(_csv(trials, members, probability, list(targets), slowdowns), encoding="utf-8")
     _save_plot(study, trials, targets, folder / "pareto.png")
     return members
 
@@ -53,8 +56,14 @@ def member_name(member: TrialRecord) -> str:
     return f"trial-{member.number:05d}.yaml"
 
 
-def member_facts(study: optuna.Study, member: TrialRecord, front_probability: float) -> dict[str, Any]:
-    """Facts about a network for its exported file, beside the architecture."""
+def member_facts(
+    study: optuna.Study, member: TrialRecord, front_probability: float, slowdowns: Mapping[str, Drift] | None = None
+) -> dict[str, Any]:
+    """Facts about a network for its exported file, beside the architecture.
+
+    Args:
+        slowdowns: of the study's targets, which give latencies of lasting work.
+    """
     accuracy = member.result.accuracy
     assert accuracy is not None
     settings: Mapping[str, Any] = study.user_attrs["settings"]
@@ -68,7 +77,7 @@ def member_facts(study: optuna.Study, member: TrialRecord, front_probability: fl
             "train_size": settings["data"]["train_size"],
             "max_epochs": settings["train"]["max_epochs"],
         },
-        "targets": target_facts(member, targets_of(study)),
+        "targets": target_facts(member, targets_of(study), slowdowns),
         "front_probability": front_probability,
         "parameters": member.num_params,
         "multiply_accumulates": member.num_macs,
@@ -79,12 +88,21 @@ def member_facts(study: optuna.Study, member: TrialRecord, front_probability: fl
     }
 
 
-def target_facts(trial: TrialRecord, targets: Mapping[str, Target]) -> dict[str, Any]:
-    """A trial's latency on each target, with the target's role and device."""
-    return {
-        name: {"role": str(targets[name].role), "latency": latency.summary(), "device": dict(targets[name].device)}
-        for name, latency in trial.result.latencies.items()
-    }
+def target_facts(
+    trial: TrialRecord, targets: Mapping[str, Target], slowdowns: Mapping[str, Drift] | None = None
+) -> dict[str, Any]:
+    """A trial's latency on each target, with the target's role and device.
+
+    Args:
+        slowdowns: of the targets, which give latencies of lasting work.
+    """
+    facts: dict[str, Any] = {}
+    for name, latency in trial.result.latencies.items():
+        facts[name] = {"role": str(targets[name].role), "latency": latency.summary()}
+        if slowdowns and name in slowdowns:
+            facts[name]["sustained_ms"] = slowdowns[name].sustained * latency.latency_ms
+        facts[name]["device"] = dict(targets[name].device)
+    return facts
 
 
 def remove_stale(folder: Path, members: Sequence[TrialRecord]) -> None:
@@ -131,7 +149,11 @@ def versions() -> dict[str, str]:
 
 
 def _csv(
-    trials: Sequence[TrialRecord], members: Sequence[TrialRecord], probability: Mapping[str, float], targets: Sequence[str]
+    trials: Sequence[TrialRecord],
+    members: Sequence[TrialRecord],
+    probability: Mapping[str, float],
+    targets: Sequence[str],
+    slowdowns: Mapping[str, Drift],
 ) -> str:
     """All trials as rows; the columns of latencies name the target where there are several."""
     in_front = {member.number for member in members}
@@ -148,7 +170,8 @@ def _csv(
         }
         for name in targets:
             suffix = "" if len(targets) == 1 else f".{name}"
-            row |= {f"{key}{suffix}": value for key, value in _latency_values(trial.result.latencies.get(name)).items()}
+            values = _latency_values(trial.result.latencies.get(name), slowdowns.get(name))
+            row |= {f"{key}{suffix}": value for key, value in values.items()}
         row |= {
             "parameters": trial.num_params,
             "multiply_accumulates": trial.num_macs,
@@ -163,14 +186,13 @@ def _csv(
     return out.getvalue()
 
 
-def _latency_values(latency: Latency | None) -> dict[str, object]:
-    keys = {
-        "latency_ms": "latency_ms",
-        "latency_low_ms": "low_ms",
-        "latency_high_ms": "high_ms",
-        "repetitions": "repetitions",
-    }
-    return {key: "" if latency is None else getattr(latency, name) for key, name in keys.items()}
+def _latency_values(latency: Latency | None, drift: Drift | None) -> dict[str, object]:
+    """A latency with its 95 % confidence interval, and that of lasting work."""
+    if latency is None:
+        return dict.fromkeys(LATENCY_COLUMNS, "")
+    sustained_ms = "" if drift is None else drift.sustained * latency.latency_ms
+    values = (latency.latency_ms, latency.low_ms, latency.high_ms, sustained_ms, latency.repetitions)
+    return dict(zip(LATENCY_COLUMNS, values, strict=True))
 
 
 def _save_plot(study: optuna.Study, trials: Sequence[TrialRecord], targets: Mapping[str, Target], path: Path) -> None:

@@ -166,7 +166,7 @@ def _add_trials(
     has_errors: bool = True,
     mode: str = "markers",
 ) -> None:
-    """Add trials as points; errors are the interval of the latency and the standard error of the accuracy."""
+    """Add trials as points; errors are the 95 % confidence interval of the latency and the accuracy's standard error."""
     latencies = [trial.result.latencies[target] for trial in trials]
     accuracies = [trial.result.accuracy for trial in trials]
     errors: dict[str, Any] = {}

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from search import UserError
-from search.latency.base import Latency
+from search.latency.estimate import Estimate
 from search.space.space import PATTERN
 from search.study.front import latest_of_each
-from search.study.targets import FIRST
+from search.study.targets import FIRST, BudgetOn
 from search.study.trial import TrialRecord, on
 
 NUMBER = r"(?P<limit>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)"
@@ -21,7 +21,7 @@ ACCURACY = re.compile(rf"accuracy\s*>=\s*{NUMBER}")
 RULES = 'front (all networks), knee, "latency<=5ms", "latency.NAME<=5ms" for a further target, or "accuracy>=0.93"'
 
 
-def pick(members: Sequence[TrialRecord], rule: str) -> list[TrialRecord]:
+def pick(members: Sequence[TrialRecord], rule: str, budget_on: Mapping[str, BudgetOn] | None = None) -> list[TrialRecord]:
     """Select networks of a front.
 
     Args:
@@ -29,6 +29,7 @@ def pick(members: Sequence[TrialRecord], rule: str) -> list[TrialRecord]:
         rule: "front" for all, "knee" for the network farthest above the line between the ends, a limit of the latency for
             the most accurate network that keeps it, or of the accuracy for the fastest one that reaches it. `latency` is
             that on the target that latency.* configures, `latency.NAME` that on another one.
+        budget_on: what of a latency is compared with a limit, by target; by default the estimate.
 
     Raises:
         UserError: if the rule is none of these, or no network satisfies it.
@@ -38,22 +39,39 @@ def pick(members: Sequence[TrialRecord], rule: str) -> list[TrialRecord]:
     if rule == "knee":
         return [knee(members)]
     if (limit := LATENCY.fullmatch(rule.strip())) is not None:
-        return [_most_accurate(members, rule, limit["target"] or FIRST, float(limit["limit"]))]
+        target = limit["target"] or FIRST
+        return [_most_accurate(members, rule, target, float(limit["limit"]), compared_on(target, budget_on))]
     if (limit := ACCURACY.fullmatch(rule.strip())) is not None:
         return [_fastest(members, rule, float(limit["limit"]))]
     raise UserError(f"pick={rule} is an invalid rule; choose {RULES}")
 
 
-def _most_accurate(members: Sequence[TrialRecord], rule: str, target: str, limit_ms: float) -> TrialRecord:
+def compared_on(target: str, budget_on: Mapping[str, BudgetOn] | None) -> BudgetOn:
+    """What of a latency on a target is compared with a limit."""
+    return BudgetOn.ESTIMATE if budget_on is None else budget_on.get(target, BudgetOn.ESTIMATE)
+
+
+def compared_text(rule: str, budget_on: Mapping[str, BudgetOn]) -> str:
+    """What a rule about latency compares, in words; empty for other rules."""
+    if (limit := LATENCY.fullmatch(rule.strip())) is None:
+        return ""
+    is_upper = compared_on(limit["target"] or FIRST, budget_on) is BudgetOn.UPPER
+    return f" by {'the upper end of the 95 % confidence interval' if is_upper else 'the estimate'} of the latency"
+
+
+def _most_accurate(
+    members: Sequence[TrialRecord], rule: str, target: str, limit_ms: float, budget_on: BudgetOn
+) -> TrialRecord:
     """The most accurate network whose latency on a target keeps a limit."""
     names = members[0].result.latencies
     if target not in names:
         raise UserError(f"pick={rule}: the study has no latency target {target}; its targets are {', '.join(names)}")
-    latencies = [member.result.latencies[target].latency_ms for member in members]
-    within = [member for member, latency_ms in zip(members, latencies, strict=True) if latency_ms <= limit_ms]
+    within = [member for member in members if budget_on.ms(member.result.latencies[target]) <= limit_ms]
     if not within:
+        fastest = min((member.result.latencies[target] for member in members), key=budget_on.ms)
         raise UserError(
-            f"pick={rule}: the fastest network of the front takes {min(latencies):.3g} ms; raise it or continue the search"
+            f"pick={rule}: the fastest network of the front takes {budget_on.describe(fastest)}; raise it or continue the "
+            "search"
         )
     return max(within, key=lambda member: member.accuracy)
 
@@ -87,28 +105,16 @@ def _scaled(values: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Speedup:
-    """The ratio of another network's latency to a network's latency, with its 95 % interval."""
-
-    ratio: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A network beside the LITv2 pattern.
 
     Attributes:
-        speedups: of the network over the pattern, by target.
+        speedups: ratios of the pattern's latency to the network's, by target; shown with their 95 % confidence intervals.
     """
 
     member: TrialRecord
     pattern: TrialRecord
-    speedups: Mapping[str, Speedup]
+    speedups: Mapping[str, Estimate]
 
     @property
     def gain(self) -> float:
@@ -141,11 +147,8 @@ def compare(member: TrialRecord, trials: Sequence[TrialRecord]) -> Comparison | 
     pattern = min(patterns, key=lambda trial: abs(math.log(trial.architecture.embed_dim / width)))
     latencies = pattern.result.latencies
     speedups = {
-        name: _speedup(latency, latencies[name]) for name, latency in member.result.latencies.items() if name in latencies
+        name: latencies[name].estimate.over(latency.estimate)
+        for name, latency in member.result.latencies.items()
+        if name in latencies
     }
     return Comparison(member, pattern, speedups)
-
-
-def _speedup(latency: Latency, other: Latency) -> Speedup:
-    ratio, half_width = other.latency_ms / latency.latency_ms, math.hypot(latency.half_width, other.half_width)
-    return Speedup(ratio, ratio / math.exp(half_width), ratio * math.exp(half_width))

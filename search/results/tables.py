@@ -22,7 +22,7 @@ def accuracy_text(trial: TrialRecord) -> str:
 
 
 def latency_text(latency: Latency) -> str:
-    """Milliseconds with their interval; "~" marks a prediction."""
+    """Milliseconds with their 95 % confidence interval; "~" marks a prediction."""
     return f"{'' if latency.measured else '~'}{latency.latency_ms:.3f} [{latency.low_ms:.3f}, {latency.high_ms:.3f}]"
 
 
@@ -53,10 +53,10 @@ def targets_in(trials: Iterable[TrialRecord]) -> list[str]:
 
 
 def latency_headers(targets: Sequence[str]) -> list[str]:
-    """The header of each target's latencies, which names the target where there are several."""
+    """The header of each target's latencies with their confidence intervals; it names the target where there are several."""
     if len(targets) == 1:
-        return ["latency, ms [95 %]"]
-    return [f"{name}, ms [95 %]" for name in targets]
+        return ["latency, ms [95 % CI]"]
+    return [f"{name}, ms [95 % CI]" for name in targets]
 
 
 def latency_cells(trial: TrialRecord, targets: Sequence[str]) -> list[str]:

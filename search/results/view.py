@@ -16,7 +16,8 @@ from models.architecture import Architecture
 from search.results.tables import accuracy_text, latencies_text, note_text, trial_table
 from search.space.dimensions import describe
 from search.study.coordinator import SearchProgress
-from search.study.trial import TrialRecord
+from search.study.drift import is_noteworthy
+from search.study.trial import TrialRecord, on
 
 log = logging.getLogger(__name__)
 LOG_WIDTH = 140  # characters
@@ -54,6 +55,7 @@ class LogView:
     def __init__(self, level: int = logging.INFO) -> None:
         self.level = level
         self.was_warned = False
+        self.drifting: set[str] = set()  # targets whose drift was reported
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +90,19 @@ class LogView:
         if warnings and not self.was_warned:  # once for a run of disturbed trials
             log.warning("trial %d: %s", trial.number, warnings[0])
         self.was_warned = bool(warnings)
+        self._report_drift(progress)
+
+    def _report_drift(self, progress: SearchProgress) -> None:
+        """Warn of each target that becomes slower or faster than it was, and say when it is as before."""
+        slowdowns = progress.slowdowns
+        for name, slowdown in slowdowns.items():
+            text = f"the anchor takes {slowdown:.2f} times what it took at the start{on(name, slowdowns)}"
+            if is_noteworthy(slowdown) and name not in self.drifting:
+                log.warning("%s: milliseconds are those of the start, the ratios between networks hold", text)
+                self.drifting.add(name)
+            elif not is_noteworthy(slowdown) and name in self.drifting:
+                log.info("%s: as before", text)
+                self.drifting.remove(name)
 
     def trial_failed(self, number: int, reason: str) -> None:
         log.warning("trial %d failed: %s", number, reason)

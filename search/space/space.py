@@ -101,6 +101,10 @@ class Space:
         """Every choice at its most expensive: bounds the latencies of a space for the hypervolume."""
         return self.architecture(self._extreme("largest"))
 
+    def smallest(self) -> Architecture:
+        """Every choice at its least expensive."""
+        return self.architecture(self._extreme("smallest"))
+
     def sample(self, seed: Sequence[int], size: Size = "any") -> Architecture:
         """A random architecture; the same seed gives the same one.
 

@@ -234,7 +234,9 @@ def read_latencies(file: Path) -> dict[str, dict[str, Latency]]:
     try:
         networks = json.loads(file.read_text(encoding="utf-8"))["networks"]
         return {
-            network["key"]: {name: Latency(**latency) for name, latency in network["confirmed"]["latencies"].items()}
+            network["key"]: {
+                name: Latency.from_summary(latency) for name, latency in network["confirmed"]["latencies"].items()
+            }
             for network in networks
         }
     except (ValueError, KeyError, TypeError, AttributeError):

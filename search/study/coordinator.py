@@ -18,6 +18,7 @@ from models.architecture import Architecture
 from search import SearchStopped, one_line
 from search.engine.base import Engine, EngineFailure
 from search.latency.block_model import BlockModel, Prediction
+from search.study.drift import recent_slowdown
 from search.study.evaluate import Rules, evaluate
 from search.study.front import front, front_hypervolume
 from search.study.known import Known, RuledOut
@@ -52,6 +53,7 @@ class SearchProgress:
 
     Attributes:
         model_errors: median relative error of each target's block model, where it has made predictions.
+        slowdowns: the anchor's time on each target in the latest measurements, over its calibrated time.
     """
 
     num_finished: int
@@ -61,6 +63,7 @@ class SearchProgress:
     seconds_left: float
     num_skipped: int = 0
     model_errors: Mapping[str, float] = field(default_factory=dict)
+    slowdowns: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,7 @@ class Coordinator:
     def _progress(self) -> SearchProgress:
         seconds_each = (self.clock() - self._start) / (len(self._finished) - self._num_before)
         errors = {name: model.median_error for name, model in self.models.items()}
+        slowdowns = {name: recent_slowdown(self._finished, name) for name in self.targets}
         return SearchProgress(
             len(self._finished),
             self._num_wanted,
@@ -285,6 +289,7 @@ class Coordinator:
             seconds_each * (self._num_wanted - len(self._finished)),
             self._num_skipped,
             {name: error for name, error in errors.items() if error is not None},
+            {name: slowdown for name, slowdown in slowdowns.items() if slowdown is not None},
         )
 
     def _stop(self) -> None:

@@ -15,6 +15,22 @@ FIRST = "first"  # name of the target that the keys latency.* configure
 TARGETS = "targets"  # attribute of a study
 
 
+class BudgetOn(StrEnum):
+    """What of a latency is compared with a limit."""
+
+    ESTIMATE = "estimate"
+    UPPER = "upper"  # end of its 95 % confidence interval
+
+    def ms(self, latency: Latency) -> float:
+        """Milliseconds that are compared with a limit."""
+        return latency.latency_ms if self is BudgetOn.ESTIMATE else latency.high_ms
+
+    def describe(self, latency: Latency) -> str:
+        """These milliseconds, in words."""
+        interval = "" if self is BudgetOn.ESTIMATE else " (the upper end of the 95 % confidence interval)"
+        return f"{self.ms(latency):.3g} ms{interval}"
+
+
 class Role(StrEnum):
     """What a target's latency is in a search."""
 
@@ -32,6 +48,7 @@ class Target:
         limit_ms: latency above which a network is infeasible and not worth training, or None.
         device: the fingerprint of the target: device, runtime, versions and settings.
         reference_ms: latency up to which the hypervolume counts.
+        budget_on: what of a latency is compared with the limit.
     """
 
     calibration: Calibration
@@ -39,6 +56,7 @@ class Target:
     limit_ms: float | None = None
     device: Mapping[str, Any] = field(default_factory=dict)
     reference_ms: float | None = None
+    budget_on: BudgetOn = BudgetOn.ESTIMATE
 
     @property
     def is_objective(self) -> bool:
@@ -51,7 +69,7 @@ class Target:
 
     def keeps_limit(self, latency: Latency) -> bool:
         """Whether a latency is within the limit, if there is one."""
-        return self.limit_ms is None or latency.latency_ms <= self.limit_ms
+        return self.limit_ms is None or self.budget_on.ms(latency) <= self.limit_ms
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -59,6 +77,7 @@ class Target:
             "role": str(self.role),
             "limit_ms": self.limit_ms,
             "reference_ms": self.reference_ms,
+            "budget_on": str(self.budget_on),
             "device": dict(self.device),
             "calibration": self.calibration.to_dict(),
         }
@@ -72,6 +91,7 @@ class Target:
             data["limit_ms"],
             data["device"],
             data["reference_ms"],
+            BudgetOn(data["budget_on"]),
         )
 
 

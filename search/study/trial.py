@@ -119,7 +119,7 @@ def read(trial: FrozenTrial) -> TrialRecord:
     stored = {name: dict(latency) for name, latency in attrs[LATENCIES].items()}
     roles = {name: Role(latency.pop("role")) for name, latency in stored.items()}
     result = TrialResult(
-        latencies={name: Latency(**latency) for name, latency in stored.items()},
+        latencies={name: Latency.from_summary(latency) for name, latency in stored.items()},
         accuracy=Accuracy(**attrs["accuracy"]) if "accuracy" in attrs else None,
         feasible=all(value <= 0 for value in trial.system_attrs.get("constraints", [0.0])),
         roles={name: role for name, role in roles.items() if role is not Role.OBJECTIVE},
@@ -161,6 +161,9 @@ def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, 
 def constraint_values(latencies_ms: Mapping[str, float], targets: Mapping[str, Target]) -> list[float]:
     """Latency minus limit of each target with a limit, in ms. Optuna's convention: feasible if none is above 0.
 
+    Args:
+        latencies_ms: what each target compares with its limit.
+
     0 for a target that was not measured, because an earlier one exceeds its limit: samplers compare lists of equal length.
     """
     return [
@@ -174,8 +177,9 @@ def status(result: TrialResult, targets: Mapping[str, Target]) -> str:
     """How a trial ended, in words."""
     for name, latency in result.latencies.items():
         if not targets[name].keeps_limit(latency):
-            limit = targets[name].limit_ms
-            return f"infeasible: latency {latency.latency_ms:.3g} ms{on(name, targets)} is over the budget of {limit:g} ms"
+            target = targets[name]
+            compared = target.budget_on.describe(latency)
+            return f"infeasible: latency {compared}{on(name, targets)} is over the budget of {target.limit_ms:g} ms"
     if not result.measured:
         return "dominated: not measured, its latency is the block model's prediction"
     return "same network as an earlier trial: its accuracy, latency refined" if result.reused_accuracy else "evaluated"

@@ -120,14 +120,14 @@ class StudyWriter:
         """Write a finished trial."""
         trial, result = self._running[record.number], record.result
         is_complete = result.accuracy is not None and len(result.objectives) == len(objectives(self.targets))
-        latencies_ms = {name: latency.latency_ms for name, latency in result.latencies.items()}
+        compared_ms = {name: self.targets[name].budget_on.ms(latency) for name, latency in result.latencies.items()}
 
         def tell() -> None:
             with self._closing(trial, TrialState.COMPLETE if is_complete else TrialState.PRUNED):
                 for key, value in attributes(record, self.targets).items():
                     trial.set_user_attr(key, value)
                 self.annotate(trial, record)
-                if values := constraint_values(latencies_ms, self.targets):
+                if values := constraint_values(compared_ms, self.targets):
                     set_constraints(self.study, trial._trial_id, values)
                 if is_complete:
                     self.study.tell(trial, [record.accuracy, *result.latencies_ms])

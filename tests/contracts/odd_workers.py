@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from models.architecture import Architecture, StageSpec
 from search.accuracy.base import Accuracy, Progress
 from search.latency.base import Calibration, Latency
+from search.latency.estimate import Estimate
 
 log = logging.getLogger("search.odd")
 SLOW_SECONDS = 0.3
@@ -28,7 +29,7 @@ def wide(width: int) -> Architecture:
     return Architecture(width, (StageSpec(1),) * 4, patch_size=2, downsample="conv")
 
 
-CALIBRATION = Calibration(wide(8), 1.0, 1.0, 1.0, 1)
+CALIBRATION = Calibration(wide(8), Estimate(1.0, 0.01, 7.0), 1)
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ class OddTarget:
     def fingerprint(self) -> dict[str, str | int]:
         return {"pid": os.getpid(), "threads": torch.get_num_threads(), "name": self.name}
 
-    def calibrate(self, anchor: Architecture) -> Calibration:
-        return Calibration(anchor, 1.0, 1.0, 1.0, 1)
+    def calibrate(self, anchor: Architecture, repeated: Sequence[Architecture] = ()) -> Calibration:
+        return Calibration(anchor, CALIBRATION.estimate, 1)
 
     def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
         with recording(self.folder, self.name):
             behave(architecture.embed_dim)
-        return Latency(float(architecture.embed_dim), 0.9, 1.1, 20, 6, True, 0.1)
+        return Latency(Estimate(float(architecture.embed_dim), 0.01, 7.0), 20, 6, True, 0.1)
 
 
 @dataclass

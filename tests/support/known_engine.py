@@ -16,6 +16,7 @@ from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
 from search.engine.base import Fingerprint
 from search.latency.base import Calibration, Latency, Round
 from search.latency.block_model import BlockModel
+from search.latency.estimate import Estimate
 from search.results.dashboard import DashboardPublisher
 from search.results.view import LogView
 from search.space import Space
@@ -36,6 +37,7 @@ SPACE = Space(
     downsample="conv",
 )
 ANCHOR = SPACE.anchor()
+CALIBRATION = Calibration(ANCHOR, Estimate(1.0, 0.005, 100.0), 50)
 DEVICE = {
     "device": "Known CPU", "cores": 2, "backend": "torch eager", "num_threads": 1, "batch_size": 1,
     "input_size": "1x32x32", "num_classes": 100,
@@ -73,8 +75,8 @@ class KnownEngine:
     def expect(self, role: str, fingerprint: Fingerprint) -> None:
         pass
 
-    async def calibrate(self, target: str, anchor: Architecture) -> Calibration:
-        return Calibration(anchor, 1.0, 0.99, 1.01, 50)
+    async def calibrate(self, target: str, anchor: Architecture, repeated: Sequence[Architecture] = ()) -> Calibration:
+        return replace(CALIBRATION, anchor=anchor)
 
     async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
         await self.answer()
@@ -99,7 +101,7 @@ class KnownEngine:
         self.measured.append(architecture.key)
         ms = architecture.embed_dim / 8 + sum(s.depth * (1 + s.window_size) for s in architecture.stages) / 10
         ms = factor * (ms + (factor - 1) * sum(s.depth for s in architecture.stages) / 5)
-        return Latency(ms, ms * 0.99, ms * 1.01, 20, 6, True, 0.1, rounds=(Round((ms,) * 20, (1.0,) * 21),))
+        return Latency(Estimate(ms, 0.005, 100.0), 20, 6, True, 0.1, rounds=(Round((ms,) * 20, (1.0,) * 21),))
 
     def accuracy(self, architecture: Architecture, seed: int) -> Accuracy:
         self.fault("train", architecture)
@@ -134,8 +136,7 @@ class ShuffledEngine(KnownEngine):
 
 def known_targets(engine: KnownEngine, limit_ms: float | None = None, **changed: Target) -> dict[str, Target]:
     """The targets of an engine as a search sees them; the limit is the first one's."""
-    calibration = Calibration(ANCHOR, 1.0, 0.99, 1.01, 50)
-    target = Target(calibration, device=DEVICE, reference_ms=10.0)
+    target = Target(CALIBRATION, device=DEVICE, reference_ms=10.0)
     targets = {name: replace(target, reference_ms=10.0 * (1 + 2 * index)) for index, name in enumerate(engine.targets)}
     targets[FIRST] = replace(targets[FIRST], limit_ms=limit_ms)
     return {**targets, **changed}
@@ -224,9 +225,9 @@ def finished(
     parameters: Parameters | None = None,
     **other_ms: float,
 ) -> TrialRecord:
-    """A trial by itself: 1,000 validation images, an interval of 2 % around each latency."""
+    """A trial by itself: 1,000 validation images, a standard error of 1 % of each latency."""
     latencies = {
-        name: Latency(ms, ms / 1.02, ms * 1.02, 20, 6, True, 0.1) for name, ms in {FIRST: latency_ms, **other_ms}.items()
+        name: Latency(Estimate(ms, 0.01, 100.0), 20, 6, True, 0.1) for name, ms in {FIRST: latency_ms, **other_ms}.items()
     }
     result = TrialResult(latencies, Accuracy(accuracy, 1000, 0, 1.0), True)
     network = architecture or SPACE.sample([number])

@@ -21,10 +21,13 @@ MODULES = (  # the runner and what it imports: the standard library, numpy and o
     "search",
     "search.latency",
     "search.latency.base",
+    "search.latency.estimate",
     "search.latency.onnx_session",
+    "search.latency.processor",
     "search.latency.protocol",
     "search.latency.remote",
     "search.latency.remote.runner",
+    "search.latency.repeatability",
 )
 BOOT = (  # reads the zip file of these modules from standard input, and runs the runner from it
     "import atexit,os,runpy,sys,tempfile;"

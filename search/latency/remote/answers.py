@@ -7,6 +7,7 @@ from typing import Any
 
 from search.latency.base import Round
 from search.latency.protocol import Series
+from search.latency.repeatability import Repeatability
 
 TEXT_LENGTH = 200
 MAX_NUMBERS = 10**6
@@ -62,25 +63,25 @@ def times_alone(answer: Mapping[str, Any]) -> list[list[float]]:
     return [check_numbers(times, LONGEST_MS / 1e3) for times in list_in(answer, "rounds")]
 
 
-def series_in(answer: Mapping[str, Any], num_networks: int, tolerance: float) -> list[Series]:
-    """Read the times of networks beside the anchor; their intervals are computed here.
+def series_in(answer: Mapping[str, Any], num_networks: int, tolerance: float, repeatability: Repeatability) -> list[Series]:
+    """Read the times of networks beside the anchor; their estimates are computed here.
 
     Raises: ProtocolError if the answer has another form or is about another number of networks.
     """
-    all_series = [read_series(check_mapping(item), tolerance) for item in list_in(answer, "series")]
+    all_series = [read_series(check_mapping(item), tolerance, repeatability) for item in list_in(answer, "series")]
     if len(all_series) != num_networks:
         raise ProtocolError(f"the device timed {len(all_series)} networks instead of {num_networks}")
     return all_series
 
 
-def read_series(item: Mapping[str, Any], tolerance: float) -> Series:
+def read_series(item: Mapping[str, Any], tolerance: float, repeatability: Repeatability) -> Series:
     """Read the times of one network beside the anchor. Raises: ProtocolError if they have another form."""
     rounds = [read_round(check_mapping(round_)) for round_ in list_in(item, "rounds")]
     if len(rounds) < 2 or any(len(round_.anchor_ms) != len(round_.candidate_ms) + 1 for round_ in rounds):
         raise ProtocolError("the device's times are not those of a measurement")
-    series = Series(rounds, int(check_number(item.get("warmup_runs"), 0, MAX_NUMBERS)))
+    series = Series(rounds, int(check_number(item.get("warmup_runs"), 0, MAX_NUMBERS)), repeatability=repeatability)
     series.seconds = check_number(item.get("seconds"), 0, MAX_SECONDS)
-    series.converged = series.interval.half_width <= tolerance
+    series.converged = series.estimate.half_width <= tolerance
     return series
 
 

@@ -24,6 +24,7 @@ from search.latency.remote.answers import (
 )
 from search.latency.remote.connection import Connection
 from search.latency.remote.link import Link
+from search.latency.repeatability import Repeatability
 from search.latency.runtime import check_parity
 
 Result = TypeVar("Result")
@@ -90,7 +91,12 @@ class SshHost:
         return self._run(time, anchor)
 
     def time_ratios(
-        self, networks: Sequence[RemoteNetwork], anchor: RemoteNetwork, tolerance: float, max_seconds: float
+        self,
+        networks: Sequence[RemoteNetwork],
+        anchor: RemoteNetwork,
+        tolerance: float,
+        max_seconds: float,
+        repeatability: Repeatability,
     ) -> list[Timing]:
         def time(device: NetworksOnDevice) -> list[Timing]:
             names = [device.name_of(network) for network in networks]
@@ -99,12 +105,13 @@ class SshHost:
                 "anchor": device.name_of(anchor),
                 "tolerance": tolerance,
                 "max_seconds": max_seconds,
+                "repeatability": repeatability.to_dict(),
             }
             answer = device.link.ask("ratios", arguments)
             busy_cores = check_number(answer.get("busy_cores"), 0.0, MAX_BUSY_CORES)
             return [
                 Timing(series, busy_cores, device.parities[name], peak_bytes=None)
-                for name, series in zip(names, series_in(answer, len(names), tolerance), strict=True)
+                for name, series in zip(names, series_in(answer, len(names), tolerance, repeatability), strict=True)
             ]
 
         return self._run(time, anchor)

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from search.latency.onnx_session import open_session
+from search.latency.processor import cpu_name
 from search.latency.protocol import Run, Series, Timer, scatter_heap, time_alone, time_ratios, timer_on
+from search.latency.repeatability import Repeatability
 
 MARK = "hilo-nas "  # distinguishes an answer from whatever else a login prints
 SAMPLE_SECONDS = 0.1
@@ -98,13 +100,16 @@ class Runner:
             self._settle()
             return {"rounds": time_alone(self.copies[name], [], seconds, self._timer())}
 
-    def ratios(self, names: list[str], anchor: str, tolerance: float, max_seconds: float) -> dict[str, Any]:
+    def ratios(
+        self, names: list[str], anchor: str, tolerance: float, max_seconds: float, repeatability: dict[str, Any]
+    ) -> dict[str, Any]:
         """Time networks in turn beside the anchor, in milliseconds."""
         networks = [self.copies[name] for name in names]
         with device_lock():
             self._settle()
             busy_before, process_before, start = busy_seconds(), time.process_time(), time.perf_counter()
-            all_series = time_ratios(networks, self.copies[anchor], tolerance, max_seconds, self._timer())
+            repeats = Repeatability.from_dict(repeatability)
+            all_series = time_ratios(networks, self.copies[anchor], tolerance, max_seconds, self._timer(), repeats)
             passed = time.perf_counter() - start
             others = busy_seconds() - busy_before - (time.process_time() - process_before)
         return {"series": [as_data(series) for series in all_series], "busy_cores": max(0.0, others / passed)}
@@ -167,14 +172,6 @@ def scatter_and_give_sign_of_life() -> list[bytearray]:
     """Move later allocations to new addresses, and show that this end still works; called before each round."""
     give_sign_of_life()
     return scatter_heap(lambda num_floats: bytearray(4 * num_floats))
-
-
-def cpu_name() -> str:
-    """Return the processor's model; on ARM boards the board's."""
-    for line in read_lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return read_first("/proc/device-tree/model").strip("\0") or platform.processor() or platform.machine()
 
 
 def core_seconds() -> dict[int, float]:

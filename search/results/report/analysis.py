@@ -12,6 +12,7 @@ from search.results.figures import drift_figure, hypervolume_figure, influence_f
 from search.results.report.page import Section, Table
 from search.results.report.study_data import StudyData
 from search.results.static import svg
+from search.study.drift import drift_notes, drifts
 from search.study.targets import objectives, references_ms
 from search.study.trial import TrialRecord, on
 
@@ -104,6 +105,11 @@ def latency_quality(study: StudyData) -> Section | None:
     drift = "Drift: the anchor's time over its calibrated time; it cancels in ratios"
     drawn = {drift: svg(drift_figure(numbers, slowdowns), "drift")}
     rows = [(label, *map(cell, latencies.values())) for label, cell in QUALITIES.items()]
+    repeatabilities = [str(study.targets[name].calibration.repeatability) for name in measured]
+    rows.append(("standard deviation of separate measurements of a network", *repeatabilities))
+    slowdown = drifts(study.trials)
+    texts = [f"{slowdown[name].sustained:.2f}, {slowdown[name].recent:.2f} at last" for name in measured]
+    rows.append(("the anchor's time over its calibrated time, median", *texts))
     predicted = {name: [trial for trial in trials if name in trial.predicted_ms] for name, trials in measured.items()}
     predicted = {name: trials for name, trials in predicted.items() if len(trials) > 1}
     if predicted:
@@ -115,12 +121,13 @@ def latency_quality(study: StudyData) -> Section | None:
         drawn[caption] = svg(prediction_figure(predicted_ms, measured_ms), "prediction")
     header = ("", "") if len(measured) == 1 else ("", *measured)
     warnings = sorted({latency.warning for listed in latencies.values() for latency in listed if latency.warning})
-    return Section("Quality of the latency measurements", warnings[:MAX_WARNINGS], [Table(header, rows)], drawn)
+    text = [*drift_notes(study.trials), *warnings[:MAX_WARNINGS]]
+    return Section("Quality of the latency measurements", text, [Table(header, rows)], drawn)
 
 
 QUALITIES: Mapping[str, Callable[[Sequence[Latency]], str]] = {
     "measurements": lambda latencies: str(len(latencies)),
-    "half-width of the 95 % interval, median": lambda latencies: (
+    "half-width of the 95 % confidence interval, median": lambda latencies: (
         f"{statistics.median(latency.half_width for latency in latencies):.1%}"
     ),
     "intervals as narrow as required": lambda latencies: (

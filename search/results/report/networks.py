@@ -23,7 +23,7 @@ def front(study: StudyData) -> Section:
         return Section("Front", ["No network has both an accuracy and a latency within the budget yet."])
     text = (
         "The networks that no other network found so far dominates. ± is the standard error from the number of validation "
-        "images. The interval is the one that another measurement would fall into with 95 % probability. On the front: the "
+        "images. In brackets: the 95 % confidence interval of the latency. On the front: the "
         "probability that no other network dominates this one, given both errors."
     )
     legend = (
@@ -32,7 +32,9 @@ def front(study: StudyData) -> Section:
     )
     header = ("trial", "accuracy", *latency_headers(list(study.targets)), "on the front", "parameters", "MACs", NETWORK)
     drawn = {
-        f"Accuracy over latency{on(name, study.targets)}: standard errors, 95 % intervals": svg(figure, f"front-{name}")
+        f"Accuracy over latency{on(name, study.targets)}: standard errors, 95 % confidence intervals": svg(
+            figure, f"front-{name}"
+        )
         for name, figure in front_figures(study.trials, study.targets).items()
     }
     return Section("Front", [text, legend], [Table(header, [_row(member, study) for member in study.members])], drawn)
@@ -84,7 +86,7 @@ def comparison(study: StudyData) -> Section | None:
         )
         for result in compared
     ]
-    speedups = [f"times as fast{on(name, study.targets)} [95 %]" for name in targets]
+    speedups = [f"times as fast{on(name, study.targets)} [95 % CI]" for name in targets]
     text = (
         "The LITv2 pattern, as close as the space comes to it: no attention in the first two stages, HiLo in the third, "
         "plain attention in the fourth."
@@ -131,4 +133,4 @@ def _confirmed_row(network: Mapping[str, Any], targets: Sequence[str]) -> Sequen
 
 
 def _stored_latencies(stored: Mapping[str, Mapping[str, Any]], targets: Sequence[str]) -> list[str]:
-    return [latency_text(Latency(**stored[name])) if name in stored else "" for name in targets]
+    return [latency_text(Latency.from_summary(stored[name])) if name in stored else "" for name in targets]
