@@ -34,9 +34,19 @@ class Repeatability:
     num_measurements: int = 0
 
     @property
-    def least_half_width(self) -> float:
-        """Relative half-width of the 95 % confidence interval that no number of rounds gets below."""
+    def half_width(self) -> float:
+        """Relative half-width of the 95 % confidence interval of a measurement of very many rounds."""
         return student((1 + LEVEL) / 2, self.degrees_of_freedom) * self.deviation
+
+    @property
+    def least_half_width(self) -> float:
+        """What that surely exceeds, even if the deviation is as small as its lower 95 % limit.
+
+        The quantile of chi-squared is Wilson's and Hilferty's (doi:10.1073/pnas.17.12.684).
+        """
+        normal, spread = statistics.NormalDist(), 2 / (9 * self.degrees_of_freedom)
+        chi_squared = (1 - spread + normal.inv_cdf(LEVEL) * math.sqrt(spread)) ** 3  # over its degrees of freedom
+        return normal.inv_cdf((1 + LEVEL) / 2) * self.deviation / math.sqrt(chi_squared)
 
     def __str__(self) -> str:
         origin = f"{self.num_measurements} measurements" if self.num_measurements else "assumed"
@@ -73,7 +83,9 @@ def estimate_repeatability(measurements: Sequence[Sequence[Estimate]]) -> Repeat
     if freedom < MIN_FREEDOM:
         return ASSUMED
     logs = [[math.log(estimate.value) for estimate in group] for group in measurements]
-    squares = sum((len(group) - 1) * statistics.variance(group) for group in logs if len(group) > 1)
+    total = sum((len(group) - 1) * statistics.variance(group) for group in logs if len(group) > 1) / freedom
     within = statistics.fmean(estimate.standard_error**2 for group in measurements for estimate in group)
-    deviation = math.sqrt(max(squares / freedom - within, LEAST_DEVIATION**2))
-    return Repeatability(deviation, float(freedom), sum(map(len, measurements)))
+    variance = max(total - within, LEAST_DEVIATION**2)
+    # A difference is less sure than what it is taken from.
+    remaining = max(2.0, freedom * min(1.0, variance / max(total, LEAST_DEVIATION**2)))
+    return Repeatability(math.sqrt(variance), remaining, sum(map(len, measurements)))

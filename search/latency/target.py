@@ -277,11 +277,11 @@ class PairedTarget:
 
 
 def check_tolerance(tolerance: float, repeatability: Repeatability) -> None:
-    """Raises: UserError if no measurement on a target that repeats like this could reach the tolerance."""
+    """Raises: UserError if surely no measurement on a target that repeats like this could reach the tolerance."""
     least = repeatability.least_half_width
     if tolerance >= least:
         return
-    remedy = f"set latency.tolerance={math.ceil(least * 1e3 + 1) / 1e3:g} or more"
+    remedy = f"set latency.tolerance={math.ceil(repeatability.half_width * 1e3 + 1) / 1e3:g} or more"
     if repeatability.num_measurements:
         remedy += ", or stop other work on the device"
     raise UserError(

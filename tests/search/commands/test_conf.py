@@ -82,7 +82,7 @@ def test_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", files("latency"))
 def test_latency(name: str) -> None:
     config = plain(compose(f"latency={name}", *NEEDED.get(name, [])).latency)
-    assert [config.pop(key) for key in ("budget_ms", "devices", "objectives")] == [None, {}, "all"]
+    assert [config.pop(key) for key in ("budget_ms", "budget_on", "devices", "objectives")] == [None, "estimate", {}, "all"]
     make = build(config)
     if name == "cuda" and not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs an NVIDIA GPU"):

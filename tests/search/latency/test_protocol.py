@@ -12,17 +12,14 @@ from functools import partial
 import pytest
 
 from search.latency.base import Latency, Round
+from search.latency.estimate import Estimate
 from search.latency.protocol import (
-    LEAST_HALF_WIDTH,
     LEAST_ROUNDS,
     MIN_ROUNDS,
-    SYSTEMATIC,
     Run,
     Series,
     Timer,
     count_outliers,
-    repeat_interval,
-    student,
     time_alone,
     time_ratios,
     timed_by,
@@ -66,13 +63,13 @@ def test_runs_that_took_no_processor_time_are_outliers() -> None:
 
     timer = Timer(timed_by(forgetful), machine.clock)
     series = time_ratios([[machine.network(0.02)]], [machine.network(0.01)], 0.1, 10.0, timer)[0]
-    assert series.interval.median == pytest.approx(2.0)
+    assert series.estimate.value == pytest.approx(2.0)
     assert series.outliers > 0
 
 
 def test_ratio_of_a_quiet_machine_is_exact() -> None:
     series = FakeMachine().ratio(0.02, 0.01, 0.035, 10.0)
-    assert series.interval.median == pytest.approx(2.0)
+    assert series.estimate.value == pytest.approx(2.0)
     assert series.converged
     assert len(series.rounds) == MIN_ROUNDS
 
@@ -92,7 +89,7 @@ def test_memory_is_scattered_anew_before_each_round() -> None:
 
 def test_drift_cancels() -> None:
     steady, drifting = FakeMachine(), FakeMachine(lambda now: 1 + 0.3 * now)
-    ratios = [machine.ratio(0.013, 0.01, 0.035, 10.0).interval.median for machine in (steady, drifting)]
+    ratios = [machine.ratio(0.013, 0.01, 0.035, 10.0).estimate.value for machine in (steady, drifting)]
     assert ratios[1] == pytest.approx(ratios[0], rel=0.01)
 
 
@@ -101,8 +98,8 @@ def test_interruptions_do_not_move_the_median() -> None:
         return 5.0 if random.Random(int(now / 0.2)).random() < 0.15 else 1.0  # a fifth of a second at a time
 
     series = FakeMachine(interrupted).ratio(0.03, 0.01, 0.035, 60.0)
-    assert series.interval.median == pytest.approx(3.0, rel=0.02)
-    assert series.interval.low <= 3.0 <= series.interval.high
+    assert series.estimate.value == pytest.approx(3.0, rel=0.02)
+    assert series.estimate.low <= 3.0 <= series.estimate.high
     assert series.outliers > 0  # they are counted, not dropped
 
 
@@ -116,7 +113,7 @@ def test_candidate_and_anchor_take_one_run_each_however_different_they_are(facto
 
     candidate, anchor = recording("candidate", machine.network(0.01 * factor)), recording("anchor", machine.network(0.01))
     series = time_ratios([[candidate]], [anchor], 0.035, 20.0, machine.timer)[0]
-    assert series.interval.median == pytest.approx(factor)
+    assert series.estimate.value == pytest.approx(factor)
     assert all(len(round_.anchor_ms) == len(round_.candidate_ms) + 1 for round_ in series.rounds)
     timed = order[-2 * len(series.rounds[-1].candidate_ms) :]
     assert set(timed[::2]) == {"candidate"}
@@ -149,31 +146,6 @@ def test_stops_at_the_time_limit_without_convergence() -> None:
 def test_time_limit_leaves_enough_rounds_for_an_interval() -> None:
     series = FakeMachine().ratio(5.0, 5.0, 0.035, 1.0)
     assert len(series.rounds) == LEAST_ROUNDS
-
-
-def test_interval_covers_the_median_of_another_measurement_at_its_rate() -> None:
-    """Values come in waves, as on a real machine, which makes an interval from single values too narrow."""
-    rng = random.Random(1)
-
-    def measurement() -> list[list[float]]:
-        placement = rng.gauss(0, SYSTEMATIC)
-        waves = [rng.gauss(placement, 0.03) for _ in range(MIN_ROUNDS)]
-        return [[rng.lognormvariate(wave, 0.05) for _ in range(20)] for wave in waves]
-
-    covered = 0
-    for _ in range(1000):
-        interval, other = repeat_interval(measurement()), repeat_interval(measurement())
-        covered += interval.low <= other.median <= interval.high
-    assert 0.92 <= covered / 1000 <= 0.985
-
-
-def test_student_quantile_matches_the_tables() -> None:
-    for freedom, expected in ((4, 2.776), (7, 2.365), (11, 2.201), (1000, 1.962)):
-        assert student(0.975, freedom) == pytest.approx(expected, rel=0.01)
-
-
-def test_identical_rounds_leave_the_least_half_width() -> None:
-    assert repeat_interval([[1.0]] * MIN_ROUNDS).half_width == pytest.approx(LEAST_HALF_WIDTH, rel=0.01)
 
 
 def test_outliers_are_those_far_off() -> None:
@@ -209,17 +181,12 @@ def test_runs_in_between_are_not_timed() -> None:
 
 
 def test_repeats_refine_a_latency() -> None:
-    def latency(value: float, half: float) -> Latency:
-        return Latency(value, value - half, value + half, 20, 3, True, 1.0)
+    def latency(value: float, error: float) -> Latency:
+        return Latency(Estimate(value, error, 7.0), 20, 3, True, 1.0)
 
-    wide, narrow = latency(2.2, 0.4), latency(2.0, 0.1)
+    wide, narrow = latency(2.2, 0.1), latency(2.0, 0.03)
     both = wide.refined_by(narrow)
-    assert 2.0 < both.latency_ms < 2.05  # the narrow interval weighs more
-    assert both.high_ms - both.low_ms < narrow.high_ms - narrow.low_ms
+    assert 2.0 < both.latency_ms < 2.05  # the surer one weighs more
+    assert both.standard_error < narrow.standard_error
     assert both.repetitions == 40
-    apart = latency(2.0, 0.01).refined_by(latency(2.2, 0.01))
-    assert apart.low_ms < 2.0
-    assert apart.high_ms > 2.2  # they disagree, so the interval is wide
-    same = narrow.refined_by(narrow)
-    assert same.latency_ms == pytest.approx(2.0)
     assert replace(narrow, rounds=(Round((1.0,), (1.0, 3.0)),)).rounds[0].ratios == (0.5,)

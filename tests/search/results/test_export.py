@@ -13,7 +13,7 @@ from search.results.export import export_front, member_name
 from search.study.trial import finished_trials
 from tests.support.known_engine import KnownEngine, constraint, known_targets, studied
 
-ONE = ["latency_ms", "latency_low_ms", "latency_high_ms", "repetitions"]
+ONE = ["latency_ms", "latency_low_ms", "latency_high_ms", "latency_sustained_ms", "repetitions"]
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -32,7 +32,7 @@ def test_csv_of_one_target_has_plain_columns(tmp_path: Path) -> None:
     study = studied(f"sqlite:///{tmp_path / 'study.db'}", 12)
     export_front(study, tmp_path)
     for row, trial in zip(rows(tmp_path), finished_trials(study), strict=True):
-        assert list(row)[6:10] == ONE
+        assert list(row)[6:11] == ONE
         assert float(row["latency_ms"]) == trial.result.latencies["first"].latency_ms
         assert row["architecture"] == trial.architecture.key
 
@@ -40,7 +40,7 @@ def test_csv_of_one_target_has_plain_columns(tmp_path: Path) -> None:
 def test_csv_of_several_targets_names_each(study: optuna.Study, tmp_path: Path) -> None:
     members = export_front(study, tmp_path)
     for row, trial in zip(rows(tmp_path), finished_trials(study), strict=True):
-        assert list(row)[6:14] == [f"{key}.{name}" for name in ("first", "phone") for key in ONE]
+        assert list(row)[6:16] == [f"{key}.{name}" for name in ("first", "phone") for key in ONE]
         for name in ("first", "phone"):
             latency = trial.result.latencies.get(name)
             assert row[f"latency_high_ms.{name}"] == ("" if latency is None else str(latency.high_ms))

@@ -78,7 +78,7 @@ def test_comparison_takes_the_pattern_of_the_nearest_width() -> None:
     assert comparison is not None
     assert comparison.pattern.number == 11
     speedup = comparison.speedups[FIRST]
-    assert speedup.ratio == pytest.approx(4.0)
+    assert speedup.value == pytest.approx(4.0)
     assert speedup.low < 4.0 < speedup.high
     assert comparison.gain == pytest.approx(0.05)
     assert "4.00 [" in str(comparison)
@@ -89,7 +89,7 @@ def test_comparison_has_the_speedup_on_each_target() -> None:
     pattern = finished(7, 0.8, 4.0, SPACE.anchor(), "LITv2 pattern, width 8", phone=3.0)
     comparison = compare(finished(0, 0.85, 2.0, phone=1.0), [pattern])
     assert comparison is not None
-    assert {name: round(speedup.ratio, 6) for name, speedup in comparison.speedups.items()} == {FIRST: 2.0, "phone": 3.0}
+    assert {name: round(speedup.value, 6) for name, speedup in comparison.speedups.items()} == {FIRST: 2.0, "phone": 3.0}
     assert "0.8500 in 2.000 ms on first and 1.000 ms on phone" in str(comparison)
     assert re.search(
         r"2\.00 \[.*\] times as fast on first and 3\.00 \[.*\] times as fast on phone at \+0\.0500", str(comparison)

@@ -84,9 +84,9 @@ def test_budget_is_reported(tmp_path: Path) -> None:
 
 def test_one_target_needs_no_name(study: StudyData) -> None:
     text = markdown("Study", sections(study))
-    assert "| trial | accuracy | latency, ms [95 %] | on the front |" in text
+    assert "| trial | accuracy | latency, ms [95 % CI] | on the front |" in text
     assert "| latency | torch eager, 1 thread(s), batch 1, input 1x32x32 |" in text
-    assert "times as fast [95 %]" in text
+    assert "times as fast [95 % CI]" in text
     assert "on first" not in text
 
 
@@ -97,13 +97,13 @@ def test_several_targets_are_named(tmp_path: Path) -> None:
     text = markdown("Study", parts)
     assert "| latency on phone | Known CPU, torch eager, 1 thread(s), batch 1, input 1x32x32, minimised |" in text
     assert "input 1x32x32, constraint, budget 20 ms |" in text
-    assert "| trial | accuracy | first, ms [95 %] | phone, ms [95 %] | tablet, ms [95 %] | on the front |" in text
-    assert "| network of the front | pattern | times as fast on first [95 %] | times as fast on phone [95 %] |" in text
+    assert "| trial | accuracy | first, ms [95 % CI] | phone, ms [95 % CI] | tablet, ms [95 % CI] | on the front |" in text
+    assert "| network of the front | pattern | times as fast on first [95 % CI] | times as fast on phone [95 % CI] |" in text
     assert "| network on phone | stem and head |" in text
     assert "| of the variance of latency on first | latency on first | of the variance of latency on phone |" in text
     captions = [caption for section in parts for caption in section.figures]
     for name in ("first", "phone"):
-        assert f"Accuracy over latency on {name}: standard errors, 95 % intervals" in captions
+        assert f"Accuracy over latency on {name}: standard errors, 95 % confidence intervals" in captions
         assert f"Latency by stage on {name}" in captions
     parsed = Ids(html("Study", parts))
     assert len(parsed.ids) == len(set(parsed.ids))

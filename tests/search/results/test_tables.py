@@ -11,7 +11,7 @@ from tests.support.known_engine import finished
 def test_one_target_needs_no_name() -> None:
     trial = finished(3, 0.8, 2.0)
     table = trial_table("trials", [trial])
-    assert str(table.columns[2].header) == "latency, ms [95 %]"
+    assert str(table.columns[2].header) == "latency, ms [95 % CI]"
     assert latencies_text(trial.result) == "2.000 [1.961, 2.040] ms"
     assert accuracy_text(trial) == "0.8000 ±0.0126"
 
@@ -19,9 +19,9 @@ def test_one_target_needs_no_name() -> None:
 def test_several_targets_are_named() -> None:
     trial = finished(3, 0.8, 2.0, phone=4.0)
     table = trial_table("trials", [trial])
-    assert [str(column.header) for column in table.columns][2:4] == ["first, ms [95 %]", "phone, ms [95 %]"]
+    assert [str(column.header) for column in table.columns][2:4] == ["first, ms [95 % CI]", "phone, ms [95 % CI]"]
     assert latencies_text(trial.result) == "2.000 [1.961, 2.040] ms on first, 4.000 [3.922, 4.080] ms on phone"
-    assert latency_headers(["first"]) == ["latency, ms [95 %]"]
+    assert latency_headers(["first"]) == ["latency, ms [95 % CI]"]
 
 
 def test_a_target_that_was_not_measured_has_an_empty_cell() -> None:

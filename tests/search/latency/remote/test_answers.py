@@ -15,6 +15,7 @@ from search.latency.remote.answers import (
     series_in,
     times_alone,
 )
+from search.latency.repeatability import ASSUMED
 
 ROUND = {"candidate_ms": [2.0, 2.0], "anchor_ms": [1.0, 1.0, 1.0]}
 SERIES = {"rounds": [ROUND, ROUND], "warmup_runs": 3, "seconds": 0.5}
@@ -31,12 +32,12 @@ def test_text_is_one_short_line() -> None:
     assert check_number(3, 1, 5) == 3.0
 
 
-def test_intervals_are_computed_here() -> None:
-    (series,) = series_in({"series": [SERIES]}, 1, tolerance=0.5)
-    assert series.interval.median == 2.0
+def test_estimates_are_computed_here() -> None:
+    (series,) = series_in({"series": [SERIES]}, 1, 0.5, ASSUMED)
+    assert series.estimate.value == 2.0
     assert series.converged
     assert series.warmup_runs == 3
-    assert not series_in({"series": [SERIES]}, 1, tolerance=1e-6)[0].converged
+    assert not series_in({"series": [SERIES]}, 1, 1e-6, ASSUMED)[0].converged
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_intervals_are_computed_here() -> None:
 )
 def test_times_of_another_form_are_refused(answer: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
-        series_in(answer, 1, tolerance=0.1)
+        series_in(answer, 1, 0.1, ASSUMED)
 
 
 def test_times_alone_are_read_by_round() -> None:

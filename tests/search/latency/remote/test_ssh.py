@@ -193,7 +193,7 @@ def test_device_keeps_only_the_anchor(target: PairedTarget, calibration: Calibra
 def is_loaded(link: Link, name: str) -> bool:
     """False if the device's error names this network, rather than the anchor, as unknown."""
     with pytest.raises(DeviceError) as caught:
-        link.ask("ratios", {"names": [name], "anchor": "", "tolerance": 1.0, "max_seconds": 1.0})
+        link.ask("ratios", {"names": [name], "anchor": "", "tolerance": 1.0, "max_seconds": 1.0, "repeatability": {}})
     return name not in str(caught.value)
 
 
