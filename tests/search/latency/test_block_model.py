@@ -91,3 +91,22 @@ def test_rules_out_only_what_its_error_cannot_explain() -> None:
     assert not Prediction(2.0, 0.2, 30).above(1.5, CONFIDENCE)
     assert not Prediction(1.55, 0.02, 30).above(1.5, CONFIDENCE)
     assert not Prediction(2.0, 0.02 * 8, MIN_ERRORS).above(1.5, CONFIDENCE)
+
+
+def test_interval_of_a_prediction_covers_the_truth_at_its_level(costs: np.ndarray) -> None:
+    """On devices whose networks deviate from a sum of costs by 10 %, each in its own way."""
+    covered: list[bool] = []
+    for seed in range(6):
+        rng, noise = random.Random(seed), random.Random(seed + 100)
+        model = BlockModel(32)
+        for _ in range(70):
+            architecture = draw(rng)
+            measured = true_ms(architecture, costs) * math.exp(noise.gauss(0, 0.1))
+            prediction = model.predict(architecture)
+            if prediction is not None and prediction.error is not None:
+                latency = prediction.latency()
+                covered.append(latency.low_ms <= measured <= latency.high_ms)
+                assert latency.standard_error == prediction.error
+            model.observe(architecture, measured)
+    assert len(covered) > 300
+    assert 0.92 <= sum(covered) / len(covered) <= 0.98

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from search import UserError
-from search.results.picking import compare, pick
+from search.results.picking import compare, compared_text, pick
 from search.study.front import latest_of_each
-from search.study.targets import FIRST
+from search.study.targets import FIRST, BudgetOn
 from search.study.trial import TrialRecord
 from tests.support.known_engine import SPACE, finished
 
@@ -104,3 +104,16 @@ def test_each_target_has_a_rule() -> None:
     assert [member.number for member in pick(members, "latency<=1.5")] == [0]
     with pytest.raises(UserError, match="the study has no latency target tablet; its targets are first, phone"):
         pick(members, "latency.tablet<=10ms")
+
+
+def test_latency_rules_compare_the_estimate_or_the_upper_end() -> None:
+    """The upper ends are 2 % above the estimates."""
+    upper = {FIRST: BudgetOn.UPPER}
+    assert [member.number for member in pick(front_of_four(), "latency<=3")] == [2]
+    assert [member.number for member in pick(front_of_four(), "latency<=3", upper)] == [1]
+    assert [member.number for member in pick(front_of_four(), "latency<=3.1", upper)] == [2]
+    with pytest.raises(UserError, match=r"takes 1\.02 ms \(the upper end of the 95 % confidence interval\)"):
+        pick(front_of_four(), "latency<=1", upper)
+    assert compared_text("latency<=3", upper) == " by the upper end of the 95 % confidence interval of the latency"
+    assert compared_text("latency<=3", {}) == " by the estimate of the latency"
+    assert compared_text("knee", upper) == ""
