@@ -19,7 +19,7 @@ import scipy.stats
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy
 from search.accuracy.bootstrap import CONFIDENCE, Array, Statistic, resample, tau
-from search.accuracy.paired import image_variance
+from search.accuracy.paired import paired_difference
 from search.space.dimensions import Value
 
 GROUP_SIZE = 4  # networks of about equal cost; groups of 3 have too few pairs, those of 8 differ too much in cost
@@ -232,6 +232,17 @@ def unexplained(networks: Sequence[EvaluatedNetwork]) -> tuple[float, float]:
     slope = covariance / (of_scores - sampling)
     variance = (of_means - covariance**2 / of_scores) * (count - 1) / (count - 2)
     return float(slope), math.sqrt(max(0.0, variance - noise - slope * covariance / of_scores * sampling))
+
+
+def image_variance(accuracies: Sequence[Accuracy]) -> float:
+    """Estimate the variance of an accuracy over validation images, without what all networks share on the same images.
+
+    It is half the variance of the difference of two networks, averaged over neighbours in accuracy.
+    """
+    ordered = sorted(accuracies, key=lambda accuracy: accuracy.accuracy)
+    if len(ordered) < 2:
+        return sum(accuracy.standard_error**2 for accuracy in ordered)
+    return statistics.fmean(paired_difference(high, low)[1] ** 2 / 2 for low, high in itertools.pairwise(ordered))
 
 
 def summarise_effects(gains: Mapping[str, Sequence[float]], dimensions: Mapping[str, Sequence[Value]]) -> list[Effect]:

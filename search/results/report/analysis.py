@@ -12,6 +12,7 @@ from search.results.analysis import MIN_EVALUATED, PARTS, hypervolumes, influenc
 from search.results.figures import drift_figure, hypervolume_figure, influence_figure, prediction_figure, stages_figure
 from search.results.report.page import Section, Table
 from search.results.report.study_data import StudyData
+from search.results.significance import significance_text
 from search.results.static import svg
 from search.study.targets import objectives, references_ms
 from search.study.trial import TrialRecord, on
@@ -29,6 +30,12 @@ def progress(study: StudyData) -> Section | None:
     text = f"The front dominates {volumes[-1]:.4f} of the space between accuracies of 0 and 1 and latencies of 0 and {ends}."
     drawn = {"Hypervolume after each finished trial": svg(hypervolume_figure(volumes), "progress")}
     return Section("Progress", [text], figures=drawn)
+
+
+def told_apart(study: StudyData) -> Section | None:
+    """How much of the front and of its gain is more than noise."""
+    text = significance_text(study.trials, references_ms(study.targets))
+    return Section("More than noise?", text) if text else None
 
 
 def influence(study: StudyData) -> Section | None:

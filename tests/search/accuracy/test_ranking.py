@@ -181,7 +181,7 @@ def test_estimate_follows_from_the_width_of_the_interval(statistic: Statistic, m
 
 
 def test_tau_within_equal_cost_shows_what_counting_does_not() -> None:
-    """Costs that rank all networks well say nothing within a group, and neither does an evaluator that only knows the cost."""
+    """Costs that rank all networks well say nothing within a group, nor does an evaluator that only knows the cost."""
     rng = np.random.default_rng(1)
     costs, details = np.repeat(np.arange(1, 13), 4), rng.normal(0, 1, 48)
     networks = [

@@ -19,9 +19,9 @@ from tests.support.commands import call
 from tests.support.known_engine import KnownEngine, constraint, known_targets, studied
 
 ALWAYS = [
-    "Setup", "Front", "Networks on the front", "Comparison with the LITv2 pattern", "Progress", "What mattered",
-    "Latency by stage", "Quality of the latency measurements", "Failed, infeasible and unmeasured trials", "Time",
-    "Next steps",
+    "Setup", "Front", "More than noise?", "Networks on the front", "Comparison with the LITv2 pattern", "Progress",
+    "What mattered", "Latency by stage", "Quality of the latency measurements",
+    "Failed, infeasible and unmeasured trials", "Time", "Next steps",
 ]  # fmt: skip
 
 
