@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from models.architecture import Architecture
+from search.accuracy.base import Accuracy
+from search.accuracy.paired import paired_difference
 from search.results import significance as module
 from search.results.significance import Monitor, in_words, significance, significance_text
 from search.results.view import LogView
@@ -109,6 +111,23 @@ def test_neighbours_are_counted_by_the_error_of_their_difference() -> None:
     result = significance(trials, [REFERENCE_MS])
     assert result is not None
     assert (result.num_members, result.num_told_apart) == (4, 2)
+
+
+def test_errors_on_the_same_images_tell_more_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = simulate(0.1, seed=0)
+    independent = significance(trials, [REFERENCE_MS])
+
+    def paired(first: Accuracy, second: Accuracy) -> tuple[float, float]:
+        difference, error = paired_difference(first, second)
+        return difference, error / 4
+
+    monkeypatch.setattr(module, "paired_difference", paired)
+    alike = significance(trials, [REFERENCE_MS])
+    assert independent is not None
+    assert alike is not None
+    assert alike.num_told_apart > independent.num_told_apart
+    assert alike.noise < independent.noise / 2
+    assert alike.gain == independent.gain
 
 
 def test_nothing_finished_says_nothing() -> None:
