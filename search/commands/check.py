@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -21,6 +24,7 @@ from search import UserError
 from search.accuracy.base import SharedWeights
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.ranking import Effect, EvaluatedNetwork, SignalQuality, assess, summarise_effects
+from search.accuracy.verdict import Answer, verdict
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.settings import check_study
 from search.commands.standalone import standalone_trainings
@@ -34,6 +38,8 @@ from search.training.data import ImageData
 log = logging.getLogger(__name__)
 SECTIONS = ("space", "data", "train", "accuracy", "proxy", "check")
 """Sections of the configuration that the result depends on."""
+EXIT_CODES = {Answer.MEANINGFUL: 0, Answer.NOT_MEANINGFUL: 3, Answer.UNDECIDED: 4}
+"""1, 2 and those from 128 mean that there is no answer."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ def main(cfg: DictConfig) -> None:
     """Check a search's accuracies, save the figures and report whether they are meaningful.
 
     Raises:
+        SystemExit: With the exit code of the answer.
         UserError: If a setting cannot be used.
         KeyboardInterrupt: If the user stops the check; finished evaluations are kept.
     """
@@ -79,6 +86,7 @@ def main(cfg: DictConfig) -> None:
         save(folder / "check.json", cfg, result)
         report(console, cfg, result)
         console.print(f"saved in {folder / 'check.json'}", highlight=False, soft_wrap=True)
+    raise SystemExit(EXIT_CODES[verdict(result.quality).answer])
 
 
 def check(cfg: DictConfig, space: Space, folder: Path, console: Console) -> CheckResult:
@@ -136,7 +144,7 @@ def evaluate_networks(
         for number, architecture in enumerate(architectures, start=1):
             network = evaluate_network(architecture, evaluators, cfg, data)
             accuracies = ", ".join(f"{accuracy:.4f}" for accuracy in network.accuracies)
-            log.info("%s: score %.4f, standalone %s", describe(architecture), network.score, accuracies)
+            log.info("%s: score %.4f, standalone %s", describe(architecture), network.score.accuracy, accuracies)
             networks.append(network)
             progress(number / len(architectures))
     return networks
@@ -146,11 +154,11 @@ def evaluate_network(
     architecture: Architecture, evaluators: Evaluators, cfg: DictConfig, data: ImageData
 ) -> EvaluatedNetwork:
     """Score a network as the search does, and train it standalone with every seed."""
-    score = evaluators.search.evaluate(architecture, cfg.study.seed).accuracy
+    score = evaluators.search.evaluate(architecture, cfg.study.seed)
     seeds = range(cfg.check.num_seeds)
-    accuracies = tuple(evaluators.standalone.evaluate(architecture, seed).accuracy for seed in seeds)
+    trainings = tuple(evaluators.standalone.evaluate(architecture, seed) for seed in seeds)
     num_params, num_macs = cost(architecture, data.in_chans, data.num_classes, cfg.deploy.img_size)
-    return EvaluatedNetwork(architecture, num_params, num_macs, score, accuracies)
+    return EvaluatedNetwork(architecture, num_params, num_macs, score, trainings)
 
 
 def measure_effects(space: Space, scores: AccuracyCache, cfg: DictConfig, console: Console) -> list[Effect]:
@@ -173,27 +181,64 @@ def measure_effects(space: Space, scores: AccuracyCache, cfg: DictConfig, consol
 
 def save(file: Path, cfg: DictConfig, result: CheckResult) -> None:
     """Write the figures, and the settings they depend on, as JSON."""
+    answer = verdict(result.quality)
     body = {
-        "meaningful": result.quality.meaningful,
-        "advice": result.quality.advice(),
-        **asdict(result.quality),
+        "verdict": answer.answer,
+        "reasons": answer.reasons(),
+        "more_networks": answer.more_networks,
+        "quality": finite(asdict(result.quality)),
         "effects": [asdict(effect) for effect in result.effects],
-        "networks": [{**asdict(network), "architecture": network.architecture.to_dict()} for network in result.networks],
+        "networks": [network_facts(network) for network in result.networks],
         "minutes": round(result.minutes, 1),
         "settings": {section: plain(cfg)[section] for section in SECTIONS},
     }
-    file.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(body, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def network_facts(network: EvaluatedNetwork) -> dict[str, Any]:
+    """A network and its accuracies as plain data."""
+    return {
+        "architecture": network.architecture.to_dict(),
+        "num_params": network.num_params,
+        "num_macs": network.num_macs,
+        "score": network.score.accuracy,
+        "accuracies": list(network.accuracies),
+    }
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data with None for infinite numbers, which JSON does not have."""
+    return {
+        key: finite(value) if isinstance(value, dict) else None if value in (math.inf, -math.inf) else value
+        for key, value in values.items()
+    }
 
 
 def report(console: Console, cfg: DictConfig, result: CheckResult) -> None:
-    """Print the figures, and what to do if the accuracies are not meaningful."""
+    """Print the figures, what they say, and what to do next."""
     console.print(signal_table(cfg, result))
     if result.effects:
         console.print(effects_table(result.effects))
-    if result.quality.meaningful:
-        console.print("meaningful: the accuracies tell networks apart and rank them as long trainings do")
-    for advice in result.quality.advice():
-        console.print(f"not meaningful: {advice}", highlight=False, soft_wrap=True)
+    answer = verdict(result.quality)
+    if answer.answer is Answer.MEANINGFUL:
+        lines = ["meaningful: the accuracies tell networks apart and rank them as long trainings do"]
+    else:
+        lines = [f"{answer.answer}: {reason}" for reason in answer.reasons()]
+    if answer.answer is Answer.UNDECIDED:
+        lines.append(advice(answer.more_networks, result.networks))
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def advice(more_networks: int | None, networks: Sequence[EvaluatedNetwork]) -> str:
+    """What to do about an undecided check."""
+    if more_networks is None:
+        return "no practical number of networks would decide this: the values are too close to what is needed"
+    seconds = statistics.fmean(sum(training.seconds for training in network.trainings) for network in networks)
+    return (
+        f"if the values stay as they are, {more_networks} more networks would decide, which train for about "
+        f"{more_networks * seconds / 60:.0f} minutes: run the same command again with "
+        f"check.num_architectures={len(networks) + more_networks}; finished trainings are kept"
+    )
 
 
 def signal_table(cfg: DictConfig, result: CheckResult) -> Table:
@@ -201,22 +246,37 @@ def signal_table(cfg: DictConfig, result: CheckResult) -> Table:
     accuracies, quality = [network.accuracy for network in result.networks], result.quality
     title = f"{cfg.data.name}: {len(accuracies)} random networks, {result.minutes:.0f} minutes"
     table = Table(title=title, title_justify="left")
-    table.add_column("quantity")
+    table.add_column("quantity, 90 % interval over networks")
     table.add_column("value", justify="right", no_wrap=True)
     training = f"standalone training for {cfg.check.long.max_epochs} epochs"
     rows = {
         f"accuracy, {training}": f"{min(accuracies):.3f} to {max(accuracies):.3f}",
         "standard deviation over networks (signal)": f"{quality.spread:.4f}",
         "standard deviation over seeds (noise)": f"{quality.seed_noise:.4f}",
-        "signal-to-noise ratio": f"{quality.signal_to_noise:.1f}",
-        "Kendall's tau with these accuracies, 90 % interval: scores of the search": str(quality.evaluator),
-        "multiply-accumulates": str(quality.macs),
-        "parameters": str(quality.params),
-        "one seed with another": str(quality.seeds),
+        "signal-to-noise ratio": quality.signal_to_noise.text(".1f"),
+        "standard deviation around the best prediction from the score": f"{quality.residual:.4f}",
+        **tau_rows(quality),
     }
     for quantity, value in rows.items():
         table.add_row(quantity, escape(value))
     return table
+
+
+def tau_rows(quality: SignalQuality) -> dict[str, str]:
+    """Kendall's taus with the accuracies of long trainings, with their intervals, by what they are of."""
+    within = quality.equal_cost
+    groups = f"{within.num_groups} groups of equal cost within {within.cost_ratio - 1:.0%} ({within.num_pairs} pairs)"
+
+    return {
+        "Kendall's tau with these accuracies: scores of the search": str(quality.evaluator),
+        "multiply-accumulates": str(quality.macs),
+        "parameters": str(quality.params),
+        "one seed with another": str(quality.seeds),
+        "scores minus multiply-accumulates": quality.over_macs.text("+.2f"),
+        "scores minus parameters": quality.over_params.text("+.2f"),
+        f"scores, within {groups}": str(within.evaluator),
+        "multiply-accumulates, within these groups": str(within.macs),
+    }
 
 
 def effects_table(effects: Sequence[Effect]) -> Table:

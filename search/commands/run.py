@@ -36,6 +36,7 @@ from search.latency.base import Latency
 from search.latency.block_model import BlockModel
 from search.results.dashboard import DashboardPublisher
 from search.results.export import export_front, member_name, versions
+from search.results.significance import Monitor, significance_text
 from search.results.tables import front_table
 from search.results.view import LiveView, LogView, make_console, progress_of
 from search.space import Space
@@ -54,7 +55,7 @@ from search.study.storage import (
     remember,
     study_folder,
 )
-from search.study.targets import Target
+from search.study.targets import Target, references_ms, targets_of
 from search.study.trial import TrialResult, finished_trials
 from search.study.writer import StudyWriter
 from search.training.data import ImageData
@@ -109,7 +110,9 @@ async def search(
             study.set_user_attr("versions", versions())
             dashboard.write_note(public_url(cfg.storage.url), space)
         network = deployed_network(cfg, data)
-        view = LiveView(console, cfg.study.n_trials, finished_trials(study)) if console.is_terminal else LogView()
+        finished = finished_trials(study)
+        monitor = Monitor(references_ms(targets), list(finished))
+        view = LiveView(console, cfg.study.n_trials, finished, monitor) if console.is_terminal else LogView(monitor)
         with view:
             writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry)
             coordinator = Coordinator(
@@ -190,6 +193,8 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     ]
     if members:
         console.print(front_table(f"Front of {len(trials)} finished trials", trials))
+        told_apart = significance_text(trials, references_ms(targets_of(study)))
+        console.print("\n".join(told_apart), highlight=False, markup=False, soft_wrap=True)
         file = pareto / member_name(members[-1])
         lines.append(f"train one:   python -m search.train arch={file} data={cfg.data.name}")
     else:

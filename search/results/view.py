@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from models.architecture import Architecture
+from search.results.significance import Monitor
 from search.results.tables import accuracy_text, latencies_text, note_text, trial_table
 from search.space.dimensions import describe
 from search.study.coordinator import SearchProgress
@@ -50,9 +51,14 @@ def progress_of(console: Console, text: str) -> Iterator[Callable[[float], None]
 
 
 class LogView:
-    """Writes a log line for each event, at a given level."""
+    """Writes a log line for each event, at a given level.
 
-    def __init__(self, level: int = logging.INFO) -> None:
+    Args:
+        monitor: warns if the search tells nothing apart.
+    """
+
+    def __init__(self, monitor: Monitor | None = None, level: int = logging.INFO) -> None:
+        self.monitor = monitor
         self.level = level
         self.was_warned = False
         self.drifting: set[str] = set()  # targets whose drift was reported
@@ -91,6 +97,8 @@ class LogView:
             log.warning("trial %d: %s", trial.number, warnings[0])
         self.was_warned = bool(warnings)
         self._report_drift(progress)
+        if self.monitor is not None and (warning := self.monitor.warning(trial)):
+            log.warning("%s", warning)
 
     def _report_drift(self, progress: SearchProgress) -> None:
         """Warn of each target that becomes slower or faster than it was, and say when it is as before."""
@@ -114,8 +122,10 @@ class LogView:
 class LiveView(LogView):
     """Shows the latest trials as a table, and below it the running ones and the whole search; log lines go to the file."""
 
-    def __init__(self, console: Console, num_wanted: int, finished: list[TrialRecord]) -> None:
-        super().__init__(logging.DEBUG)
+    def __init__(
+        self, console: Console, num_wanted: int, finished: list[TrialRecord], monitor: Monitor | None = None
+    ) -> None:
+        super().__init__(monitor, logging.DEBUG)
         self.recent = deque(finished, maxlen=NUM_ROWS)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=console

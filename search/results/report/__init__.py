@@ -9,6 +9,7 @@ from search.results.report.study_data import StudyData
 PARTS = (
     course.setup,
     networks.front,
+    analysis.told_apart,
     networks.pictures,
     networks.comparison,
     analysis.progress,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from search.accuracy.bootstrap import Statistic
 from search.latency.base import Latency
 from search.results import analysis
 from search.results.analysis import MIN_EVALUATED, PARTS, hypervolumes, influences
 from search.results.figures import drift_figure, hypervolume_figure, influence_figure, prediction_figure, stages_figure
 from search.results.report.page import Section, Table
 from search.results.report.study_data import StudyData
+from search.results.significance import significance_text
 from search.results.static import svg
 from search.study.drift import drift_notes, drifts
 from search.study.targets import objectives, references_ms
@@ -29,6 +31,12 @@ def progress(study: StudyData) -> Section | None:
     text = f"The front dominates {volumes[-1]:.4f} of the space between accuracies of 0 and 1 and latencies of 0 and {ends}."
     drawn = {"Hypervolume after each finished trial": svg(hypervolume_figure(volumes), "progress")}
     return Section("Progress", [text], figures=drawn)
+
+
+def told_apart(study: StudyData) -> Section | None:
+    """How much of the front and of its gain is more than noise."""
+    text = significance_text(study.trials, references_ms(study.targets))
+    return Section("More than noise?", text) if text else None
 
 
 def influence(study: StudyData) -> Section | None:
@@ -79,18 +87,31 @@ def latency_by_stage(study: StudyData) -> Section | None:
 def accuracy_check(study: StudyData) -> Section | None:
     """Results of search.check."""
     check = study.read_json("check.json")
-    if check is None:
+    if check is None or "quality" not in check:
         return None
-    labels = {"evaluator": "scores", "macs": "MACs", "params": "parameters", "seeds": "one seed with another"}
-    rows = [("standard deviation over networks / over seeds", f"{check['spread']:.4f} / {check['seed_noise']:.4f}")]
-    for key, label in labels.items():
-        interval = f"[{check[key]['low']:.2f}, {check[key]['high']:.2f}]"
-        rows.append((f"Kendall's tau with long trainings: {label}", f"{check[key]['value']:.2f} {interval}"))
-    verdict = ["Meaningful: the accuracies tell networks apart and rank them as long trainings do."]
-    if not check["meaningful"]:
-        verdict = [f"Not meaningful: {advice}" for advice in check["advice"]]
-    title = f"Are the accuracies meaningful? {check['num_networks']} networks trained standalone"
-    return Section(title, verdict, [Table(("", ""), rows)])
+    quality = check["quality"]
+    within = quality["equal_cost"]
+    taus = {
+        "scores": (quality["evaluator"], ".2f"),
+        "MACs": (quality["macs"], ".2f"),
+        "parameters": (quality["params"], ".2f"),
+        "one seed with another": (quality["seeds"], ".2f"),
+        "scores minus MACs": (quality["over_macs"], "+.2f"),
+        "scores minus parameters": (quality["over_params"], "+.2f"),
+        f"scores, {within['num_pairs']} pairs of about equal cost": (within["evaluator"], ".2f"),
+        "MACs, the same pairs": (within["macs"], ".2f"),
+    }
+    rows = [("standard deviation over networks / over seeds", f"{quality['spread']:.4f} / {quality['seed_noise']:.4f}")]
+    for label, (tau, form) in taus.items():
+        rows.append((f"Kendall's tau with long trainings: {label}", Statistic(**tau).text(form)))
+    answer = check["verdict"].capitalize()
+    text = [f"{answer}: {reason}." for reason in check["reasons"]]
+    if not text:
+        text = [f"{answer}: the accuracies tell networks apart and rank them as long trainings do."]
+    if check["more_networks"]:
+        text.append(f"If the values stay as they are, {check['more_networks']} more networks would decide.")
+    title = f"Are the accuracies meaningful? {quality['num_networks']} networks trained standalone"
+    return Section(title, [*text, "Intervals are those of 90 % over networks."], [Table(("", ""), rows)])
 
 
 def latency_quality(study: StudyData) -> Section | None:

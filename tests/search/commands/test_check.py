@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
-from search.accuracy.base import Accuracy
+from models.architecture import Architecture
+from search.accuracy.base import Accuracy, Progress
 from search.accuracy.cache import read_accuracies
 from search.accuracy.scratch import ScratchEvaluator
 from tests.support.commands import call
@@ -26,17 +28,20 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("accuracy", ["scratch", "supernet"])
 def test_check_reports_figures_and_trains_nothing_twice(accuracy: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["+search=cpu_latency", f"accuracy={accuracy}", *SMALL]
-    assert call("check", command) == 0
+    code = call("check", command)
     printed = capsys.readouterr().out
     file = Path("outputs/default/check.json")
     figures = json.loads(file.read_text(encoding="utf-8"))
-    assert len(figures["networks"]) == figures["num_networks"] == 4
+    quality = figures["quality"]
+    assert len(figures["networks"]) == quality["num_networks"] == 4
     assert {network["architecture"]["embed_dim"] for network in figures["networks"]} <= {8, 16, 24, 32}
     assert all(len(network["accuracies"]) == 2 for network in figures["networks"])
-    assert figures["meaningful"] == (figures["advice"] == [])
-    assert ("not meaningful" in printed) != figures["meaningful"]
+    assert code == {"meaningful": 0, "not meaningful": 3, "undecided": 4}[figures["verdict"]]
+    assert f"{figures['verdict']}: " in printed
     for tau in ("seeds", "evaluator", "macs", "params"):
-        assert -1 <= figures[tau]["low"] <= figures[tau]["high"] <= 1
+        assert -1 <= quality[tau]["low"] <= quality[tau]["high"] <= 1
+    assert {"residual", "seed_noise"} <= quality.keys()
+    assert figures["settings"].keys() == {"space", "data", "train", "accuracy", "proxy", "check"}
 
     with pytest.MonkeyPatch.context() as patch:
 
@@ -44,9 +49,62 @@ def test_check_reports_figures_and_trains_nothing_twice(accuracy: str, capsys: p
             raise AssertionError("trained again")
 
         patch.setattr(ScratchEvaluator, "evaluate", refuse)
-        assert call("check", [*command, "check.effects_minutes=0"]) == 0
+        assert call("check", [*command, "check.effects_minutes=0"]) == code
     again = json.loads(file.read_text(encoding="utf-8"))
     assert again["networks"] == figures["networks"]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Lists what is trained, by trainings that take no time: larger networks are better, seeds differ a little."""
+    trained = []
+
+    def evaluate(self: ScratchEvaluator, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        epochs = self.train.max_epochs
+        trained.append((architecture.key, seed if epochs > 1 else -1))
+        depth = sum(stage.depth for stage in architecture.stages)
+        noise = random.Random(f"{architecture.key} {seed} {epochs}").gauss(0, 0.002)
+        return Accuracy(0.3 + 0.01 * architecture.embed_dim + 0.02 * depth + noise, 200, seed, 30.0)
+
+    monkeypatch.setattr(ScratchEvaluator, "evaluate", evaluate)
+    return trained
+
+
+COMMAND = ["+search=cpu_latency", "accuracy=scratch", *SMALL, "check.effects_minutes=0"]
+
+
+def networks_of_check() -> list[dict[str, object]]:
+    networks: list[dict[str, object]] = json.loads(Path("outputs/default/check.json").read_text(encoding="utf-8"))[
+        "networks"
+    ]
+    return networks
+
+
+def test_larger_check_adds_to_the_trainings_of_a_smaller_one(trained: list[tuple[str, int]]) -> None:
+    call("check", [*COMMAND, "check.num_architectures=6"])
+    before, first = set(trained), networks_of_check()
+    assert len(trained) == 6 * 3  # a score and two seeds
+    trained.clear()
+    call("check", [*COMMAND, "check.num_architectures=10"])
+    assert networks_of_check()[:6] == first
+    assert len(trained) == 4 * 3
+    assert not before & set(trained)
+    trained.clear()
+    call("check", [*COMMAND, "check.num_architectures=10", "check.num_seeds=3"])
+    assert [seed for _, seed in trained] == [2] * 10
+
+
+def test_undecided_check_says_how_many_more_networks_would_decide(
+    trained: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("check", [*COMMAND, "check.num_architectures=8"]) == 4
+    printed = capsys.readouterr().out
+    figures = json.loads(Path("outputs/default/check.json").read_text(encoding="utf-8"))
+    more = figures["more_networks"]
+    assert more > 0
+    assert f"{more} more networks would decide, which train for about {more} minutes" in printed
+    assert f"check.num_architectures={8 + more}" in printed
+    assert all(reason in printed for reason in figures["reasons"])
 
 
 def test_line_cut_short_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -90,7 +90,9 @@ def test_complete_study_says_so_at_once(
 ) -> None:
     monkeypatch.setattr("search.commands.run.search", lambda *args: pytest.fail("started an engine"))
     assert again("study.n_trials=6") == 0
-    assert "study first is complete: 6 of 6 trials are finished" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "study first is complete: 6 of 6 trials are finished" in printed
+    assert "known networks is" in printed
 
 
 def test_same_command_with_more_trials_goes_on(folder: Path) -> None:

@@ -19,9 +19,9 @@ from tests.support.commands import call
 from tests.support.known_engine import KnownEngine, constraint, known_targets, studied
 
 ALWAYS = [
-    "Setup", "Front", "Networks on the front", "Comparison with the LITv2 pattern", "Progress", "What mattered",
-    "Latency by stage", "Quality of the latency measurements", "Failed, infeasible and unmeasured trials", "Time",
-    "Next steps",
+    "Setup", "Front", "More than noise?", "Networks on the front", "Comparison with the LITv2 pattern", "Progress",
+    "What mattered", "Latency by stage", "Quality of the latency measurements",
+    "Failed, infeasible and unmeasured trials", "Time", "Next steps",
 ]  # fmt: skip
 
 
@@ -117,10 +117,11 @@ def test_what_mattered_says_what_it_measures(study: StudyData) -> None:
 
 def test_check_and_confirmation_are_shown(study: StudyData) -> None:
     tau = {"value": 0.7, "low": 0.5, "high": 0.9}
-    check = {"meaningful": False, "advice": ["widen the space"], "spread": 0.1, "seed_noise": 0.05, "num_networks": 12}
-    study.folder.joinpath("check.json").write_text(
-        json.dumps({**check, **dict.fromkeys(("evaluator", "macs", "params", "seeds"), tau)})
-    )
+    taus = dict.fromkeys(("evaluator", "macs", "params", "seeds", "over_macs", "over_params"), tau)
+    equal_cost = {"num_pairs": 18, "evaluator": tau, "macs": tau}
+    quality = {"spread": 0.1, "seed_noise": 0.05, "num_networks": 12, "equal_cost": equal_cost, **taus}
+    check = {"verdict": "undecided", "reasons": ["tau is 0.7"], "more_networks": 9, "quality": quality}
+    study.folder.joinpath("check.json").write_text(json.dumps(check))
     latencies = {name: latency.summary() for name, latency in study.members[0].result.latencies.items()}
     values = {"accuracy": 0.8, "standard_error": 0.01, "latencies": latencies, "front_probability": 0.5}
     networks = [
@@ -129,8 +130,11 @@ def test_check_and_confirmation_are_shown(study: StudyData) -> None:
     ]
     study.folder.joinpath("confirmed.json").write_text(json.dumps({"networks": networks}))
     text = markdown("Study", sections(study))
-    assert "Not meaningful: widen the space" in text
+    assert "Undecided: tau is 0.7." in text
+    assert "9 more networks would decide" in text
+    assert "scores, 18 pairs of about equal cost" in text
     assert "0.70 [0.50, 0.90]" in text
+    assert "+0.70 [+0.50, +0.90]" in text
     assert "0.9000 ±0.0100 (2)" in text
     assert re.search(r"\| 4 \| 0\.8000 \|  \| [\d.]+ \[.*\] \|  \| 50% \|  \|", text)
 
