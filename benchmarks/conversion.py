@@ -1,9 +1,9 @@
 """`python -m benchmarks.conversion space=small`: what does it cost to convert a network to ONNX, and does the way matter?
 
 Random networks of a space are converted by PyTorch's exporter (`models.deploy.onnx.export_onnx`) and recorded
-(`record_onnx`), one way right after the other, in the process that a search would measure in. Shown are the seconds of each
-way, of all that precedes timing in a search (building, preparing, recording, comparing outputs, loading), and of timing. For
-some of the networks both files are compared: their outputs, the operators of the graphs that ONNX Runtime makes of them, and
+(`record_onnx`), one way right after the other. Shown are the seconds of each way, of all that precedes timing in a search
+(building, preparing, recording, comparing outputs, loading), and of timing: processor time, which other processes do not
+change. For some of the networks both files are compared: their outputs, the operators of the graphs that ONNX Runtime makes of them, and
 their latencies, timed in turn.
 
 Overrides are those of a search: `space=litv2_s deploy.img_size=224`, `space.patch_size=2 data.img_size=64`.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 import numpy as np
@@ -44,10 +44,12 @@ from search.latency.protocol import Run
 from search.latency.target import Network, PairedTarget
 from search.space.space import Space
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Converted:
-    """A network converted in both ways. prepare_seconds: of all that precedes timing in a search."""
+    """A network converted in both ways, with the seconds of each; prepare_seconds: of all that precedes timing."""
 
     recorded: bytes
     exported: bytes
@@ -91,13 +93,13 @@ def main() -> None:
     compared = []
     for files in track(converted[: arguments.compared], "comparing"):
         ready = [target.ready(loader(content, files.x, target)) for content in (files.recorded, files.exported)]
-        recorded, exported = target.time(ready, calibration)
+        (recorded, exported), seconds = timed(partial(target.time, ready, calibration))
         compared.append(
             Compared(
                 difference(files),
                 operators(files.recorded) == operators(files.exported),
                 recorded.latency_ms / exported.latency_ms,
-                recorded.seconds,
+                seconds / len(ready),
             )
         )
     show(converted, compared, target)
@@ -119,18 +121,18 @@ def convert(architecture: Architecture, target: PairedTarget) -> Converted:
     settings = target.settings
     shape = (settings.in_chans, settings.img_size, settings.img_size)
     make = partial(build_network, architecture, in_chans=settings.in_chans, num_classes=settings.num_classes)
-    prepare_seconds = target.make_ready(Network(make, shape)).prepare_seconds
+    _, prepare_seconds = timed(lambda: target.make_ready(Network(make, shape)))
     model, x = prepare(make()), torch.rand(settings.batch_size, *shape)
     recorded, recorded_seconds = timed(lambda: record_onnx(model, x))
     exported, exported_seconds = timed(lambda: exported_file(model, x))
     return Converted(recorded, exported, x, recorded_seconds, exported_seconds, prepare_seconds)
 
 
-def timed(action: Callable[[], bytes]) -> tuple[bytes, float]:
-    """What an action returns, and the seconds it takes."""
-    start = time.perf_counter()
-    content = action()
-    return content, time.perf_counter() - start
+def timed(action: Callable[[], Result]) -> tuple[Result, float]:
+    """What an action returns, and the processor time that it takes."""
+    start = time.process_time()
+    result = action()
+    return result, time.process_time() - start
 
 
 def loader(content: bytes, x: Tensor, target: PairedTarget) -> Callable[[], Run]:
@@ -170,7 +172,7 @@ def show(converted: Sequence[Converted], compared: Sequence[Compared], target: P
     """Print the tables."""
     console, device, settings = Console(width=120), target.fingerprint(), target.settings
     console.print(
-        f"{len(converted)} networks of {settings.img_size} pixels on {device['device']}, {settings.num_threads} thread(s)"
+        f"{len(converted)} network(s) of {settings.img_size} pixels on {device['device']}, {settings.num_threads} thread(s)"
     )
     table = Table("seconds a network")
     for header in ("first", "median of the others", "lowest", "highest"):
@@ -188,7 +190,7 @@ def show(converted: Sequence[Converted], compared: Sequence[Compared], target: P
     ratios = [files.ratio for files in compared]
     mean = math.exp(statistics.mean(map(math.log, ratios)))
     console.print(
-        f"recorded against exported files of {len(compared)} networks: outputs differ by at most "
+        f"recorded against exported files of {len(compared)} network(s): outputs differ by at most "
         f"{max(files.difference for files in compared):.0e}, {sum(files.same_operators for files in compared)} have the "
         f"same operators in ONNX Runtime; ratio of latencies {mean:.3f} in the mean, {min(ratios):.3f} to {max(ratios):.3f}"
     )
