@@ -3,8 +3,8 @@
 Random networks of a space are converted by PyTorch's exporter (`models.deploy.onnx.export_onnx`) and recorded
 (`record_onnx`), one way right after the other. Shown are the seconds of each way, of all that precedes timing in a search
 (building, preparing, recording, comparing outputs, loading), and of timing: processor time, which other processes do not
-change. For some of the networks both files are compared: their outputs, the operators of the graphs that ONNX Runtime makes of them, and
-their latencies, timed in turn.
+change. For some of the networks both files are compared: their outputs, the operators of the graphs that ONNX Runtime makes
+of them, and their latencies, timed in turn.
 
 Overrides are those of a search: `space=litv2_s deploy.img_size=224`, `space.patch_size=2 data.img_size=64`.
 """
