@@ -33,6 +33,7 @@ LONGEST = [
     "parallel",
     "confirm",
     "deploy",
+    "onnx",
 ]
 GOLDEN = Path(__file__).parent / "golden"
 

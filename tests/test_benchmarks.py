@@ -25,6 +25,14 @@ def test_latency_fidelity_compares_the_methods(tmp_path: Path) -> None:
     assert "% of 4" in printed
 
 
+def test_conversion_compares_both_ways(tmp_path: Path) -> None:
+    arguments = ["--networks", "2", "--compared", "1", "space=small", "space.embed_dim=[8]", *QUICK]
+    printed = output(tmp_path, "conversion", *arguments)
+    assert "2 network(s) of 32 pixels" in printed
+    assert "of 1 network(s)" in printed
+    assert "1 have the same" in " ".join(printed.split())
+
+
 def test_scaling_tells_what_a_trial_costs(tmp_path: Path) -> None:
     case = {"num_trials": 30, "num_parallel": 4, "sampler": "surrogate", "storage": "sqlite", "seconds": 30.0}
     result = json.loads(output(tmp_path, "scaling", "--case", json.dumps(case)).splitlines()[-1])

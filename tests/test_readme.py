@@ -47,7 +47,7 @@ def settings() -> list[str]:
 @pytest.mark.parametrize("code", settings())
 def test_setting_of_the_table_composes(code: str) -> None:
     words = code.removeprefix("search.train ... ").split()
-    needed = ["+latency@latency.devices.onnx=onnxruntime"] if "latency.devices.onnx." in code else []
+    needed = ["+latency@latency.devices.eager=cpu"] if "latency.devices.eager." in code else []
     assert compose(*needed, *map(quoted, words), name="train" if code.startswith("search.train") else "config")
 
 

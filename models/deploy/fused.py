@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.deploy.kernels import FastLinear, linear, num_chunks, runs_eagerly_on_cpu
+from models.deploy.kernels import FastLinear, linear, num_chunks, runs_eagerly_on_cpu, writes_onnx
 from models.depthwise import DepthwiseConv, depthwise_conv
 from models.hilo import HiLo, attend, average, join_windows, to_windows
 from models.layers import PatchConv
@@ -172,7 +172,7 @@ class FusedHiLo(nn.Module):
 
 def fused_attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
     """Compute `models.hilo.attend`, whose fused attention would become two transposes of the keys in an ONNX file."""
-    if not torch.onnx.is_in_onnx_export():
+    if not writes_onnx():
         return attend(q, k, v, num_heads)
     q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))  # (N, tokens, heads, D)
     weights = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)  # (N, heads, T, S)

@@ -7,7 +7,8 @@ it with the expected signature, the public form takes its place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -41,6 +42,25 @@ if ONEDNN_LINEAR is not None and ONEDNN_LINEAR not in flop_registry:
         return int(2 * math.prod(input_shape) * weight_shape[0])
 
 
+_writes_onnx = False  # during `writing_onnx`; torch.onnx.is_in_onnx_export takes too long to be asked in every layer
+
+
+@contextmanager
+def writing_onnx() -> Iterator[None]:
+    """While this context is active, models take the form that an ONNX file is to have, as in `torch.onnx.export`."""
+    global _writes_onnx
+    before, _writes_onnx = _writes_onnx, True
+    try:
+        yield
+    finally:
+        _writes_onnx = before
+
+
+def writes_onnx() -> bool:
+    """True while an ONNX file is written, by `torch.onnx.export` or by `models.deploy.onnx.record_onnx`."""
+    return _writes_onnx or torch.onnx.is_in_onnx_export()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `torch.nn.functional.linear`, by oneDNN where that is faster: large products without gradient on a CPU.
 
@@ -57,7 +77,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (..., out_features).
     """
     # Asked first, for an exporter would take the size of its example for a limit of the batch.
-    if not torch.compiler.is_exporting() and x.numel() * weight.shape[0] >= LARGE_PRODUCT and _takes_onednn(x, weight):
+    is_exporting = _writes_onnx or torch.compiler.is_exporting()
+    if not is_exporting and x.numel() * weight.shape[0] >= LARGE_PRODUCT and _takes_onednn(x, weight):
         assert ONEDNN_LINEAR is not None
         return ONEDNN_LINEAR(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
@@ -86,4 +107,5 @@ def num_chunks(size: int) -> int:
 
 def runs_eagerly_on_cpu(x: Tensor) -> bool:
     """True for eager inference on a CPU, the only place where computing a layer in chunks is faster."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    is_traced = _writes_onnx or torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced

@@ -1,12 +1,28 @@
-"""A model as an ONNX file, for runtimes other than PyTorch. Needs the packages onnx and onnxscript."""
+"""A model as an ONNX file, for runtimes other than PyTorch: `export_onnx` for any model, `record_onnx` for many LITv2.
+
+`export_onnx` is PyTorch's own exporter, and the reference. It traces, decomposes, translates and optimises a network, for
+several seconds, where timing takes three. `record_onnx` runs the network once and writes an operator for each function that
+it calls (models/deploy/onnx_operators.py), in the hundredth part of the time. The definition of the network stays the only
+one. Both write the same operators for the network, and ONNX Runtime makes the same graph of them: a search that measures
+recorded files measures what `search.export` writes. Tests compare the two.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from models.deploy.kernels import writing_onnx
+from models.deploy.onnx_graph import OPSET, NoOnnxForm, OnnxGraph
+from models.deploy.onnx_operators import FACTS, OPERATORS
+
+__all__ = ["NoOnnxForm", "export_onnx", "record_onnx"]
 
 
 def export_onnx(model: nn.Module, x: Tensor, path: Path, any_batch: bool = False) -> None:
@@ -26,4 +42,91 @@ def export_onnx(model: nn.Module, x: Tensor, path: Path, any_batch: bool = False
         warnings.simplefilter("ignore", FutureWarning)
         with torch.no_grad():
             shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
-            torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False, dynamic_shapes=shapes)
+            torch.onnx.export(
+                model,
+                (x,),
+                path,
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+                dynamic_shapes=shapes,
+            )
+
+
+def record_onnx(model: nn.Module, x: Tensor) -> bytes:
+    """Return the content of an ONNX file, with the weights inside, from one run of a model.
+
+    The model runs on an input of other numbers than x. Should it take a number that depends on the input for a constant, a
+    comparison of outputs for x shows it.
+
+    Args:
+        model: Model in evaluation mode, prepared (`models.deploy.prepare`) or not.
+        x: Example of the input, (B, C, H, W) on a CPU; the file takes inputs of this shape.
+
+    Raises:
+        NoOnnxForm: If the model calls a function that is not in the table of operators, or depends on values of its input.
+    """
+    example = torch.zeros_like(x)
+    graph = OnnxGraph(example)
+    with torch.no_grad(), writing_onnx(), Recorder(graph):
+        output = model(example)
+    return graph.to_bytes(output)
+
+
+class Recorder(TorchFunctionMode):
+    """While it is active, functions of torch that are called on what a graph computes are written to the graph.
+
+    Args:
+        graph: The graph, which knows its input.
+    """
+
+    def __init__(self, graph: OnnxGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if any(self.graph.computes(tensor) for tensor in tensors_in([*args, *kwargs.values()])):
+            self.write(func.__name__, result, args, kwargs)
+        return result
+
+    def write(self, name: str, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Write a function of torch to the graph.
+
+        Args:
+            name: Its name.
+            result: What it returned.
+            args: Its arguments.
+            kwargs: Its arguments by name.
+
+        Raises:
+            NoOnnxForm: If it is not in the table, or has arguments that the table does not provide for.
+        """
+        results = list(tensors_in([result]))
+        if not results and name in FACTS:
+            return
+        if name not in OPERATORS or not results:
+            raise NoOnnxForm(f"torch's function {name} is not in the table of operators (models/deploy/onnx_operators.py)")
+        try:
+            names = OPERATORS[name](self.graph, result, *args, **kwargs)
+        except TypeError as error:
+            raise NoOnnxForm(f"torch's function {name} has arguments that the table of operators lacks: {error}") from error
+        for tensor, value in zip(results, [names] if isinstance(names, str) else names, strict=True):
+            self.graph.bind(tensor, value)
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among values, and in lists and tuples of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)

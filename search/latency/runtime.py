@@ -54,7 +54,7 @@ class Runtime(Generic[NetworkT]):
             take the model or computes something else.
         dtypes: The values that `latency.dtype` may have.
         packages: Required packages, whose versions are part of the fingerprint.
-        extra: The project's extra that installs them.
+        extra: The project's extra that installs them; empty if every installation has them.
         loads_copies: False if a converted network exists once, so that loading it again returns the same one.
         runs_files: True if files of search.export can be timed beside networks of this runtime.
     """
@@ -72,14 +72,20 @@ class Runtime(Generic[NetworkT]):
 def require(package: str, target: str, extra: str) -> None:
     """Check that a package is installed.
 
+    Args:
+        package: Name of the package.
+        target: Name of the target that needs it.
+        extra: The project's extra that installs it, or an empty text.
+
     Raises:
-        ValueError: If it is not; names the extra to install.
+        ValueError: If it is not; says what to install.
     """
     try:
         version(package)
     except PackageNotFoundError:
+        install = f"'hilo-nas[{extra}]'" if extra else package
         raise ValueError(
-            f"latency={target} needs the package {package}, which is not installed: pip install 'hilo-nas[{extra}]'"
+            f"latency={target} needs the package {package}, which is not installed: pip install {install}"
         ) from None
 
 

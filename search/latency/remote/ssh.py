@@ -51,6 +51,5 @@ RUNTIME = Runtime(
     backend="onnxruntime over ssh, CPUExecutionProvider",
     convert=convert,
     packages=(*PYTORCH, "onnx", "onnxscript"),
-    extra="onnx",
     runs_files=False,
 )

@@ -56,6 +56,26 @@ def test_default_space_varies_the_width() -> None:
     assert max(space.network["embed_dim"]) == 32
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name", "runtime"),
+    [
+        ((), "config", "onnxruntime"),
+        (("+search=cpu_latency",), "config", "onnxruntime"),
+        (("+search=onnx_latency",), "config", "onnxruntime"),
+        (("+search=eager_latency",), "config", "cpu"),
+        (("+search=cpu_latency", "latency=cpu"), "config", "cpu"),
+        ((), "export", "onnxruntime"),
+        ((), "measure", "onnxruntime"),
+    ],
+)
+def test_latency_is_that_of_the_deployed_form_unless_another_is_chosen(
+    overrides: tuple[str, ...], name: str, runtime: str
+) -> None:
+    latency = compose(*overrides, name=name).latency
+    assert latency._target_ == f"search.latency.{runtime}.{runtime}_target"
+    assert latency.num_threads == 1
+
+
 @pytest.mark.parametrize("name", files("data"))
 def test_data(name: str) -> None:
     overrides = [f"data={name}", *(["data.source.path=/no/such"] if name in ("imagefolder", "parquet", "idx") else [])]

@@ -1,12 +1,22 @@
-"""What every runtime relies on: the comparison with PyTorch, and the check of its packages."""
+"""What every runtime relies on, the comparison with PyTorch and the check of its packages; how the default one converts."""
 
 from __future__ import annotations
+
+import re
+import tomllib
 
 import pytest
 import torch
 from torch import nn
 
+from models.deploy import prepare
+from models.deploy.onnx_operators import OPERATORS
+from models.litv2 import build
+from search.latency.onnxruntime import RUNTIME, convert
 from search.latency.runtime import ConversionError, check_parity, require
+from tests.contracts.latency_target import SMALL
+from tests.support.commands import ROOT
+from tests.support.networks import NETWORKS
 
 
 def test_wrong_outputs_are_never_timed() -> None:
@@ -29,3 +39,32 @@ def test_head_of_zeros_is_compared_too() -> None:
 def test_missing_extra_is_named() -> None:
     with pytest.raises(ValueError, match=r"latency=openvino needs the package no-such-package.*hilo-nas\[openvino\]"):
         require("no-such-package", "openvino", "openvino")
+    with pytest.raises(ValueError, match=r"latency=onnxruntime needs.*pip install no-such-package$"):
+        require("no-such-package", "onnxruntime", "")
+
+
+def test_every_installation_has_what_the_default_runtime_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installed = {re.match(r"[\w-]+", dependency)[0] for dependency in project["dependencies"]}  # type: ignore[index]
+    assert set(RUNTIME.packages) <= installed
+    assert project["optional-dependencies"]["onnx"] == []  # `pip install 'hilo-nas[onnx]'` goes on to work
+
+
+def test_networks_of_a_search_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "export", None)
+    model, x = build(NETWORKS[0], num_classes=5).eval(), torch.rand(1, 3, 32, 32)
+    for form in (model, prepare(model)):
+        converted = convert(form, x, "float32", 1)
+        assert converted.parity is not None
+        assert converted.parity < 1e-5
+        converted.load()()
+
+
+def test_network_that_cannot_be_recorded_is_exported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delitem(OPERATORS, "gelu")
+    caplog.set_level("INFO")
+    model, x = build(SMALL, in_chans=1, num_classes=5).eval(), torch.rand(1, 1, 32, 32)
+    assert convert(model, x, "float32", 1).parity is not None
+    assert "gelu is not in the table" in caplog.text
