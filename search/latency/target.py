@@ -6,6 +6,7 @@ target combines. The timing itself is in protocol.py.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -34,7 +35,8 @@ MIN_SETTING = 1e-4
 MAX_COPIES = 4
 COPIES_BYTES = 200_000_000  # of all copies of a network: where weights lie in memory matters to small networks only
 SLOW = 1.5  # slowdown that is worth a warning
-MIN_REPEATS = 3  # measurements of a network that must fit into the time for them
+MIN_REPEATS = 3  # measurements of a network that show how well a target repeats
+MAX_EXTENSION = 3  # how many times calibration_seconds they may take where networks are slow
 
 EXECUTION_KEYS = frozenset(
     {"host", "python", "port", "identity_file", "known_hosts", "connect_seconds", "reconnect_seconds"}
@@ -230,17 +232,18 @@ class PairedTarget:
         return partial(self.host.load, converted, self._num_copies(num_bytes))
 
     def _repeatability(self, anchor: Any, repeated: Sequence[Architecture]) -> Repeatability:
-        """Measure each network several times, loaded anew each time, until `calibration_seconds` for each are over.
+        """Measure each network several times, loaded anew each time, for `calibration_seconds` or until there are enough.
 
         Short measurements: a standard deviation needs many of them rather than long ones.
         """
-        seconds = self.settings.calibration_seconds
-        if not self.runtime.loads_copies or seconds < MIN_REPEATS * LEAST_ROUNDS * ROUND_SECONDS:
+        if not self.runtime.loads_copies or self.settings.calibration_seconds < MIN_REPEATS * LEAST_ROUNDS * ROUND_SECONDS:
             return ASSUMED
         loaders = [self._loader(self._network(architecture)) for architecture in repeated]
         measurements: list[list[Estimate]] = [[] for _ in loaders]
-        start = time.perf_counter()
-        while time.perf_counter() - start < seconds * len(loaders):
+        seconds, start = self.settings.calibration_seconds * len(loaders), time.perf_counter()
+        for repeat in itertools.count():
+            if time.perf_counter() - start >= seconds * (1 if repeat >= MIN_REPEATS else MAX_EXTENSION):
+                break
             for load, estimates in zip(loaders, measurements, strict=True):
                 (timing,) = self.host.time_ratios([load()], anchor, self.settings.tolerance, 0.0, ASSUMED)
                 estimates.append(timing.series.within)

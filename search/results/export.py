@@ -62,7 +62,7 @@ def member_facts(
     """Facts about a network for its exported file, beside the architecture.
 
     Args:
-        slowdowns: of the study's targets, which give latencies of lasting work.
+        slowdowns: of the study's targets, which give latencies under sustained load.
     """
     accuracy = member.result.accuracy
     assert accuracy is not None
@@ -94,7 +94,7 @@ def target_facts(
     """A trial's latency on each target, with the target's role and device.
 
     Args:
-        slowdowns: of the targets, which give latencies of lasting work.
+        slowdowns: of the targets, which give latencies under sustained load.
     """
     facts: dict[str, Any] = {}
     for name, latency in trial.result.latencies.items():
@@ -187,7 +187,7 @@ def _csv(
 
 
 def _latency_values(latency: Latency | None, drift: Drift | None) -> dict[str, object]:
-    """A latency with its 95 % confidence interval, and that of lasting work."""
+    """A latency with its 95 % confidence interval, and that under sustained load."""
     if latency is None:
         return dict.fromkeys(LATENCY_COLUMNS, "")
     sustained_ms = "" if drift is None else drift.sustained * latency.latency_ms

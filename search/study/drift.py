@@ -70,7 +70,7 @@ def drift_notes(trials: Sequence[TrialRecord]) -> list[str]:
     return [
         f"the anchor took {drift.sustained:.2f} times its calibrated latency{on(name, by_target)} over the study "
         f"({drift.recent:.2f} times at last): milliseconds are those of the start, multiply them by {drift.sustained:.2f} "
-        "for lasting work; ratios between networks hold"
+        "under sustained load; ratios between networks hold"
         for name, drift in by_target.items()
         if drift.is_noteworthy
     ]

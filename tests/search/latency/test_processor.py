@@ -41,9 +41,9 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("board", NAMES)
-def test_boards_have_names_of_their_own(board: str, tmp_path: Path) -> None:
-    cpuinfo, model, name = NAMES[board]
+@pytest.mark.parametrize("device", NAMES)
+def test_boards_have_names_of_their_own(device: str, tmp_path: Path) -> None:
+    cpuinfo, model, name = NAMES[device]
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/cpuinfo").write_text(cpuinfo, encoding="utf-8")
     if model is not None:

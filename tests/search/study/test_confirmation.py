@@ -15,6 +15,7 @@ import pytest
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.cache import AccuracyCache
+from search.latency.estimate import Estimate
 from search.study.confirmation import (
     Case,
     Confirmation,
@@ -95,7 +96,7 @@ def test_new_values_settle_a_place() -> None:
 
 def test_a_new_latency_replaces_that_of_the_search() -> None:
     trial = finished(0, 0.8, 2.0)
-    measured = {FIRST: replace(trial.result.latencies[FIRST], latency_ms=3.0)}
+    measured = {FIRST: replace(trial.result.latencies[FIRST], estimate=Estimate(3.0, 0.01, 7.0))}
     assert Case(trial, 0.5).latencies_ms == [2.0]
     assert Case(trial, 0.5, measured).latencies_ms == [3.0]
 

@@ -38,8 +38,8 @@ def test_trials_are_feasible_by_the_chosen_value(tmp_path: object, target: Targe
     """The latencies of the known engine are multiples of 0.1, with an upper end 1 % above."""
     url = f"sqlite:///{tmp_path}/study.db"
     upper = {FIRST: replace(target, budget_on=BudgetOn.UPPER)}
-    by_estimate = run(url, 40, targets={FIRST: target})
-    by_upper = run(url.replace("study", "upper"), 40, targets=upper)
+    by_estimate = run(url, 25, targets={FIRST: target})
+    by_upper = run(url.replace("study", "upper"), 25, targets=upper)
     assert any(trial.result.feasible for trial in by_upper)
     for trials, targets in ((by_estimate, {FIRST: target}), (by_upper, upper)):
         for trial in trials:
