@@ -112,7 +112,7 @@ async def search(
         network = deployed_network(cfg, data)
         finished = finished_trials(study)
         monitor = Monitor(references_ms(targets), list(finished))
-        view = LiveView(console, cfg.study.n_trials, finished, monitor) if console.is_terminal else LogView(monitor)
+        view = LiveView(console, cfg.study.n_trials, finished, monitor) if console.is_terminal else LogView(monitor=monitor)
         with view:
             writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry)
             coordinator = Coordinator(

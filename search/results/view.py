@@ -57,7 +57,7 @@ class LogView:
         monitor: warns if the search tells nothing apart.
     """
 
-    def __init__(self, monitor: Monitor | None = None, level: int = logging.INFO) -> None:
+    def __init__(self, level: int = logging.INFO, monitor: Monitor | None = None) -> None:
         self.monitor = monitor
         self.level = level
         self.was_warned = False
@@ -125,7 +125,7 @@ class LiveView(LogView):
     def __init__(
         self, console: Console, num_wanted: int, finished: list[TrialRecord], monitor: Monitor | None = None
     ) -> None:
-        super().__init__(monitor, logging.DEBUG)
+        super().__init__(logging.DEBUG, monitor)
         self.recent = deque(finished, maxlen=NUM_ROWS)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=console

@@ -157,7 +157,7 @@ PROGRESS = SearchProgress(1, 60, 1, 0.5, 1.0)
 
 @pytest.mark.parametrize(("effect", "num_warnings"), [(0.0, 1), (0.2, 0)])
 def test_running_search_is_warned_once(effect: float, num_warnings: int, caplog: pytest.LogCaptureFixture) -> None:
-    view = LogView(Monitor([REFERENCE_MS]))
+    view = LogView(monitor=Monitor([REFERENCE_MS]))
     with caplog.at_level(logging.WARNING):
         for trial in simulate(effect, seed=0):
             view.trial_finished(trial, PROGRESS)
