@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from search import UserError
+from search.accuracy.checked import CHECK_FILE, read_checked
 from search.commands.cli import construct, set_up_logging, target_of
 from search.results.export import export_front, member_name
 from search.results.picking import compare, pick
@@ -43,7 +44,8 @@ def main(cfg: DictConfig) -> None:
     trials, console = finished_trials(study), make_console()
     picked = pick(members, str(cfg.pick))
     pareto = folder / "pareto"
-    console.print(front_table(f"Front of {study.study_name}", trials))
+    checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
+    console.print(front_table(f"Front of {study.study_name}", trials, checked))
     console.print(f"saved in {pareto}, {pareto}.csv and {pareto}.png", soft_wrap=True)
     files = [pareto / member_name(member) for member in picked]
     if cfg.pick != "front":

@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 
 from search import UserError
+from search.accuracy.checked import CHECK_FILE, Checked, read_checked
 from search.latency.base import Latency
 from search.results import architecture_file
 from search.study.front import front, front_probability
@@ -32,7 +33,8 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
     """Write the front of a study, and all its trials, below its folder. Returns the front."""
     trials = finished_trials(study)
     members = front(trials)
-    probability = front_probability(trials)
+    checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
+    probability = front_probability(trials, checked)
     targets = targets_of(study)
     pareto = folder / "pareto"
     pareto.mkdir(exist_ok=True)
@@ -40,10 +42,10 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
     for member in members:
         path = pareto / member_name(member)
         comment = f"A network of the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
-        facts = member_facts(study, member, probability[member.architecture.key])
+        facts = member_facts(study, member, probability[member.architecture.key], checked)
         architecture_file.write(path, comment, member.architecture, facts)
     write_shared_weights(study, members, pareto)
-    (folder / "pareto.csv").write_text(_csv(trials, members, probability, list(targets)), encoding="utf-8")
+    (folder / "pareto.csv").write_text(_csv(trials, members, probability, checked, list(targets)), encoding="utf-8")
     _save_plot(study, trials, targets, folder / "pareto.png")
     return members
 
@@ -53,8 +55,14 @@ def member_name(member: TrialRecord) -> str:
     return f"trial-{member.number:05d}.yaml"
 
 
-def member_facts(study: optuna.Study, member: TrialRecord, front_probability: float) -> dict[str, Any]:
-    """Facts about a network for its exported file, beside the architecture."""
+def member_facts(
+    study: optuna.Study, member: TrialRecord, front_probability: float, checked: Checked | None
+) -> dict[str, Any]:
+    """Facts about a network for its exported file, beside the architecture.
+
+    Args:
+        checked: what the probability takes into account of scores' errors.
+    """
     accuracy = member.result.accuracy
     assert accuracy is not None
     settings: Mapping[str, Any] = study.user_attrs["settings"]
@@ -69,7 +77,7 @@ def member_facts(study: optuna.Study, member: TrialRecord, front_probability: fl
             "max_epochs": settings["train"]["max_epochs"],
         },
         "targets": target_facts(member, targets_of(study)),
-        "front_probability": front_probability,
+        probability_key(checked): front_probability,
         "parameters": member.num_params,
         "multiply_accumulates": member.num_macs,
         "study": study.study_name,
@@ -77,6 +85,11 @@ def member_facts(study: optuna.Study, member: TrialRecord, front_probability: fl
         "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": dict(study.user_attrs["versions"]),
     }
+
+
+def probability_key(checked: Checked | None) -> str:
+    """The name of `front_probability` in files."""
+    return "front_probability_by_score" if checked is None else "front_probability"
 
 
 def target_facts(trial: TrialRecord, targets: Mapping[str, Target]) -> dict[str, Any]:
@@ -131,7 +144,11 @@ def versions() -> dict[str, str]:
 
 
 def _csv(
-    trials: Sequence[TrialRecord], members: Sequence[TrialRecord], probability: Mapping[str, float], targets: Sequence[str]
+    trials: Sequence[TrialRecord],
+    members: Sequence[TrialRecord],
+    probability: Mapping[str, float],
+    checked: Checked | None,
+    targets: Sequence[str],
 ) -> str:
     """All trials as rows; the columns of latencies name the target where there are several."""
     in_front = {member.number for member in members}
@@ -141,7 +158,7 @@ def _csv(
         row: dict[str, object] = {
             "trial": trial.number,
             "in_front": trial.number in in_front,
-            "front_probability": probability.get(trial.architecture.key, ""),
+            probability_key(checked): probability.get(trial.architecture.key, ""),
             "feasible": trial.result.feasible,
             "accuracy": "" if accuracy is None else accuracy.accuracy,
             "accuracy_standard_error": "" if accuracy is None else accuracy.standard_error,
