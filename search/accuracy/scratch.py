@@ -10,7 +10,7 @@ from models.architecture import Architecture
 from models.litv2 import build
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.proxy_training import ProxyTraining
-from search.training.task import ImageClassification, fit, test_accuracy
+from search.training.task import ImageClassification, correct_images, fit
 
 
 @dataclass
@@ -36,5 +36,5 @@ class ScratchEvaluator(ProxyTraining):
         )
         task = ImageClassification(model, self.train, self.data.num_classes)
         fit(task, self.data, progress)
-        accuracy = test_accuracy(task, self.data.val_dataloader(), self.train)
-        return Accuracy(accuracy, self.data.num_val, seed, time.perf_counter() - start)
+        correct = correct_images(task, self.data.val_dataloader(), self.train)
+        return Accuracy.of(correct.numpy(), seed, time.perf_counter() - start)

@@ -122,9 +122,9 @@ class SupernetEvaluator(ProxyTraining):
         self.set_threads_and_seed(seed)
         network = self._trained[seed].extract(self.proxy_of(architecture)).to(self.device)
         recalibrate(network, [self._calibration_images()])
-        accuracy = self._top1(models.deploy.prepare_in_place(network))
+        correct = self._correct(models.deploy.prepare_in_place(network))
         progress(1.0)
-        return Accuracy(accuracy, len(self.images.labels), seed, time.perf_counter() - start)
+        return Accuracy.of(correct.numpy(), seed, time.perf_counter() - start)
 
     def weights_file(self, seed: int) -> Path:
         """Return the file that holds the weights of a seed once they are trained."""
@@ -212,13 +212,11 @@ class SupernetEvaluator(ProxyTraining):
         return images.to(self.device)
 
     @torch.inference_mode()
-    def _top1(self, network: nn.Module) -> float:
-        """Accuracy on the validation images, without a Trainer, whose overhead is an eighth of the time."""
-        num_correct = 0
-        for images, labels in Batches(self.data, self.images, SCORING_BATCH_SIZE):
-            logits = check_logits(network(images.to(self.device)), self.train)
-            num_correct += int((logits.argmax(1).cpu() == labels).sum())
-        return num_correct / len(self.images.labels)
+    def _correct(self, network: nn.Module) -> Tensor:
+        """Whether the network is right, for each image, without a Trainer, whose overhead is an eighth of the time."""
+        batches = Batches(self.data, self.images, SCORING_BATCH_SIZE)
+        classes = [check_logits(network(images.to(self.device)), self.train).argmax(1).cpu() for images, _ in batches]
+        return torch.cat(classes) == self.images.labels
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from search import UserError
+from search.accuracy.checked import CHECK_FILE, read_checked
 from search.commands.cli import construct, set_up_logging, target_of
 from search.commands.targets import budget_on
 from search.results.export import export_front, member_name
@@ -49,7 +50,8 @@ def main(cfg: DictConfig) -> None:
         compared = dict.fromkeys(targets, construct(budget_on, value=cfg.latency.budget_on))
     picked = pick(members, str(cfg.pick), compared)
     pareto = folder / "pareto"
-    console.print(front_table(f"Front of {study.study_name}", trials))
+    checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
+    console.print(front_table(f"Front of {study.study_name}", trials, checked))
     for note in drift_notes(trials):
         console.print(note, soft_wrap=True, highlight=False)
     console.print(f"saved in {pareto}, {pareto}.csv and {pareto}.png", soft_wrap=True)

@@ -22,6 +22,7 @@ from rich.console import Console
 from models.complexity import cost
 from search import UserError, differences
 from search.accuracy.base import AccuracyEvaluator, SharedWeights, with_shared_weights
+from search.accuracy.checked import CHECK_FILE, read_checked
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.settings import REMEDY, check_study, study_settings
 from search.commands.targets import (
@@ -192,7 +193,8 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         f"continue:    the same command with study.n_trials above {cfg.study.n_trials}",
     ]
     if members:
-        console.print(front_table(f"Front of {len(trials)} finished trials", trials))
+        checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
+        console.print(front_table(f"Front of {len(trials)} finished trials", trials, checked))
         told_apart = significance_text(trials, references_ms(targets_of(study)))
         console.print("\n".join(told_apart), highlight=False, markup=False, soft_wrap=True)
         file = pareto / member_name(members[-1])

@@ -79,7 +79,7 @@ class DashboardPublisher:
         accuracy = record.result.accuracy
         facts = {"targets": target_facts(record, self.targets)}
         if accuracy is not None:
-            facts["accuracy"] = accuracy.to_dict()
+            facts["accuracy"] = accuracy.summary()
         with tempfile.TemporaryDirectory() as folder:
             yaml_file, svg_file = (Path(folder) / f"trial-{trial.number:05d}{suffix}" for suffix in (".yaml", ".svg"))
             architecture_file.write(yaml_file, comment, record.architecture, facts)

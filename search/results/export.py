@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 
 from search import UserError
+from search.accuracy.checked import CHECK_FILE, Checked, read_checked
 from search.latency.base import Latency
 from search.results import architecture_file
 from search.study.drift import Drift, drifts
@@ -34,7 +35,8 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
     """Write the front of a study, and all its trials, below its folder. Returns the front."""
     trials = finished_trials(study)
     members = front(trials)
-    probability = front_probability(trials)
+    checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
+    probability = front_probability(trials, checked)
     targets = targets_of(study)
     slowdowns = drifts(trials)
     pareto = folder / "pareto"
@@ -43,10 +45,11 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
     for member in members:
         path = pareto / member_name(member)
         comment = f"A network of the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
-        facts = member_facts(study, member, probability[member.architecture.key], slowdowns)
+        facts = member_facts(study, member, probability[member.architecture.key], checked, slowdowns)
         architecture_file.write(path, comment, member.architecture, facts)
     write_shared_weights(study, members, pareto)
-    (folder / "pareto.csv").write_text(_csv(trials, members, probability, list(targets), slowdowns), encoding="utf-8")
+    table = _csv(trials, members, probability, checked, list(targets), slowdowns)
+    (folder / "pareto.csv").write_text(table, encoding="utf-8")
     _save_plot(study, trials, targets, folder / "pareto.png")
     return members
 
@@ -57,11 +60,16 @@ def member_name(member: TrialRecord) -> str:
 
 
 def member_facts(
-    study: optuna.Study, member: TrialRecord, front_probability: float, slowdowns: Mapping[str, Drift] | None = None
+    study: optuna.Study,
+    member: TrialRecord,
+    front_probability: float,
+    checked: Checked | None,
+    slowdowns: Mapping[str, Drift] | None = None,
 ) -> dict[str, Any]:
     """Facts about a network for its exported file, beside the architecture.
 
     Args:
+        checked: what the probability takes into account of scores' errors.
         slowdowns: of the study's targets, which give latencies under sustained load.
     """
     accuracy = member.result.accuracy
@@ -78,7 +86,7 @@ def member_facts(
             "max_epochs": settings["train"]["max_epochs"],
         },
         "targets": target_facts(member, targets_of(study), slowdowns),
-        "front_probability": front_probability,
+        probability_key(checked): front_probability,
         "parameters": member.num_params,
         "multiply_accumulates": member.num_macs,
         "study": study.study_name,
@@ -86,6 +94,11 @@ def member_facts(
         "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": dict(study.user_attrs["versions"]),
     }
+
+
+def probability_key(checked: Checked | None) -> str:
+    """The name of `front_probability` in files."""
+    return "front_probability_by_score" if checked is None else "front_probability"
 
 
 def target_facts(
@@ -152,6 +165,7 @@ def _csv(
     trials: Sequence[TrialRecord],
     members: Sequence[TrialRecord],
     probability: Mapping[str, float],
+    checked: Checked | None,
     targets: Sequence[str],
     slowdowns: Mapping[str, Drift],
 ) -> str:
@@ -163,7 +177,7 @@ def _csv(
         row: dict[str, object] = {
             "trial": trial.number,
             "in_front": trial.number in in_front,
-            "front_probability": probability.get(trial.architecture.key, ""),
+            probability_key(checked): probability.get(trial.architecture.key, ""),
             "feasible": trial.result.feasible,
             "accuracy": "" if accuracy is None else accuracy.accuracy,
             "accuracy_standard_error": "" if accuracy is None else accuracy.standard_error,

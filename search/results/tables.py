@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from search.accuracy.checked import Checked
 from search.latency.base import Latency
 from search.space.dimensions import describe
-from search.study.front import front, front_probability
+from search.study.front import front, front_probability, probability_name
 from search.study.trial import SAMPLED, TrialRecord, TrialResult, on
 
 NETWORK = "width: blocks of each stage"  # header above `describe`
@@ -65,24 +66,29 @@ def latency_cells(trial: TrialRecord, targets: Sequence[str]) -> list[str]:
     return [latency_text(latencies[name]) if name in latencies else "" for name in targets]
 
 
-def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
-    """The front of finished trials, with the probability that a member belongs there."""
-    probability = front_probability(list(trials))
-    return trial_table(title, front(trials), lambda member: f"{probability[member.architecture.key]:.0%}")
+def front_table(title: str, trials: Sequence[TrialRecord], checked: Checked | None) -> Table:
+    """The front of finished trials, with the probability that a member belongs there.
+
+    Args:
+        checked: how far scores are from accuracies; None if that is not known.
+    """
+    probability = front_probability(trials, checked)
+    column = {probability_name(checked): lambda member: f"{probability[member.architecture.key]:.0%}"}
+    return trial_table(title, front(trials), column)
 
 
 def trial_table(
-    title: str, trials: Sequence[TrialRecord], front_probability_text: Callable[[TrialRecord], str] | None = None
+    title: str, trials: Sequence[TrialRecord], further_columns: Mapping[str, Callable[[TrialRecord], str]] | None = None
 ) -> Table:
     """Trials as rows: number, accuracy, latency on each target, cost and architecture.
 
     Args:
-        front_probability_text: adds a column that says how probable a trial's place on the front is.
+        further_columns: what they say about a trial, by header.
     """
     table = Table(title=title, title_justify="left")
     targets = targets_in(trials) or [""]
-    probability = () if front_probability_text is None else ("on the front",)
-    for header in ("trial", "accuracy", *latency_headers(targets), *probability, "MACs"):
+    columns = further_columns or {}
+    for header in ("trial", "accuracy", *latency_headers(targets), *columns, "MACs"):
         table.add_column(escape(header), justify="right", no_wrap=True)
     table.add_column(NETWORK, overflow="fold")
     for trial in trials:
@@ -91,7 +97,7 @@ def trial_table(
             str(trial.number),
             accuracy_text(trial),
             *map(escape, latency_cells(trial, targets)),
-            *(() if front_probability_text is None else (front_probability_text(trial),)),
+            *(text(trial) for text in columns.values()),
             f"{trial.num_macs / 1e6:,.1f} M",
             describe(trial.architecture) + (f" [dim]({note})[/dim]" if note else ""),
         )

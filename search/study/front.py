@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from search.accuracy.checked import Checked
+from search.accuracy.paired import draw_accuracies
 from search.study.pareto import front_indices, front_probabilities, hypervolume
 from search.study.trial import SAMPLED, TrialRecord
+
+DRAWS = 1000  # of a Monte Carlo estimate: its own error is at most 0.016
+BY_ACCURACY, BY_SCORE = "on the front", "on the front by score"
 
 
 def latest_of_each(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -36,16 +43,27 @@ def front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [compared[index] for index in indices]
 
 
-def front_probability(trials: list[TrialRecord]) -> dict[str, float]:
-    """How probable it is that no other candidate dominates each one, given the errors of all values; by network key."""
+def front_probability(trials: Iterable[TrialRecord], checked: Checked | None) -> dict[str, float]:
+    """How probable it is that no other candidate dominates each one, given the errors of all values; by network key.
+
+    Args:
+        checked: how far scores are from accuracies; without it the probability is that of being on the front by score.
+    """
     compared = candidates(trials)
+    rng = np.random.default_rng(0)
+    scores = [[trial.result.accuracy] for trial in compared if trial.result.accuracy is not None]
     shares = front_probabilities(
-        [trial.accuracy for trial in compared],
-        [trial.result.accuracy.standard_error for trial in compared if trial.result.accuracy is not None],
+        draw_accuracies(scores, 0.0 if checked is None else checked.score_error, DRAWS, rng),
         [trial.result.latencies_ms for trial in compared],
         [[latency.standard_error for latency in trial.result.objectives.values()] for trial in compared],
+        rng,
     )
     return {trial.architecture.key: share for trial, share in zip(compared, shares, strict=True)}
+
+
+def probability_name(checked: Checked | None) -> str:
+    """What `front_probability` is the probability of, for people."""
+    return BY_SCORE if checked is None else BY_ACCURACY
 
 
 def front_hypervolume(members: Sequence[TrialRecord], references_ms: float | Sequence[float]) -> float:

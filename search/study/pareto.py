@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDING = 1e-12  # of volumes, which are in [0, 1]
-DRAWS = 1000  # of a Monte Carlo estimate: its own error is at most 0.016
 
 Numbers = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float64]
 """One latency per network, or a row of them, one per target."""
@@ -37,31 +36,23 @@ def front_indices(accuracies: Sequence[float] | NDArray[np.float64], latencies: 
 
 
 def front_probabilities(
-    accuracies: Sequence[float],
-    accuracy_errors: Sequence[float],
-    latencies: Numbers,
-    latency_errors: Numbers,
+    accuracy_draws: NDArray[np.float64], latencies: Numbers, latency_errors: Numbers, rng: np.random.Generator
 ) -> list[float]:
     """Estimate how probable it is for each point that no other one dominates it, given the errors of all values.
 
-    Errors are taken as independent and normal; accuracies on the same images err alike, so the truth is surer than this.
-
     Args:
-        accuracy_errors: standard errors.
-        latency_errors: standard errors of the latencies' logarithms.
+        accuracy_draws: accuracies that could be the true ones, (draws, points).
+        latency_errors: standard errors of the latencies' logarithms; these errors are independent and normal.
+        rng: source of randomness.
 
     Returns:
-        Probabilities, from 1,000 draws.
+        Shares of the draws in which each point is on the front.
     """
-    rng = np.random.default_rng(0)
-    count = len(accuracies)
     logs, log_errors = np.log(_table(latencies)), _table(latency_errors)
-    wins = np.zeros(count)
-    for _ in range(DRAWS):
-        accuracy = np.asarray(accuracies) + rng.normal(size=count) * accuracy_errors
-        latency = logs + rng.normal(size=logs.shape) * log_errors
-        wins[front_indices(accuracy, latency)] += 1
-    return [float(share) for share in wins / DRAWS]
+    wins = np.zeros(accuracy_draws.shape[1])
+    for accuracies in accuracy_draws:
+        wins[front_indices(accuracies, logs + rng.normal(size=logs.shape) * log_errors)] += 1
+    return [float(share) for share in wins / len(accuracy_draws)]
 
 
 def hypervolume(accuracies: Sequence[float], latencies: Numbers, references: float | Sequence[float]) -> float:

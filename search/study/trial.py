@@ -23,6 +23,7 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SAMPLED = "sampled"  # origin of trials that the sampler proposed
 INTERRUPTED = "interrupted"  # status of trials that a stopped search left open
 STATUS, ORIGIN, LATENCIES = "status", "origin", "latencies"  # attributes of a trial
+CORRECT = "correct_images"  # system attribute of a trial, which the dashboard does not show: `Accuracy.correct`
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
 
 
@@ -120,7 +121,7 @@ def read(trial: FrozenTrial) -> TrialRecord:
     roles = {name: Role(latency.pop("role")) for name, latency in stored.items()}
     result = TrialResult(
         latencies={name: Latency.from_summary(latency) for name, latency in stored.items()},
-        accuracy=Accuracy(**attrs["accuracy"]) if "accuracy" in attrs else None,
+        accuracy=Accuracy(**attrs["accuracy"], correct=trial.system_attrs.get(CORRECT)) if "accuracy" in attrs else None,
         feasible=all(value <= 0 for value in trial.system_attrs.get("constraints", [0.0])),
         roles={name: role for name, role in roles.items() if role is not Role.OBJECTIVE},
         reused_accuracy=bool(attrs.get("reused_accuracy", False)),
@@ -152,10 +153,16 @@ def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, 
         "predicted_latencies_ms": dict(record.predicted_ms),
     }
     if result.accuracy is not None:
-        described["accuracy"] = result.accuracy.to_dict()
+        described["accuracy"] = result.accuracy.summary()
         described["accuracy_standard_error"] = result.accuracy.standard_error
         described["reused_accuracy"] = result.reused_accuracy
     return described
+
+
+def hidden_attributes(record: TrialRecord) -> dict[str, Any]:
+    """A finished trial's system attributes: what `read` reads and the dashboard does not show."""
+    accuracy = record.result.accuracy
+    return {} if accuracy is None or accuracy.correct is None else {CORRECT: accuracy.correct}
 
 
 def constraint_values(latencies_ms: Mapping[str, float], targets: Mapping[str, Target]) -> list[float]:

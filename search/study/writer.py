@@ -34,6 +34,7 @@ from search.study.trial import (
     constraint_values,
     count_skipped,
     finished_trials,
+    hidden_attributes,
     is_unmeasured,
     on,
 )
@@ -126,6 +127,8 @@ class StudyWriter:
             with self._closing(trial, TrialState.COMPLETE if is_complete else TrialState.PRUNED):
                 for key, value in attributes(record, self.targets).items():
                     trial.set_user_attr(key, value)
+                for key, value in hidden_attributes(record).items():
+                    self.study._storage.set_trial_system_attr(trial._trial_id, key, value)
                 self.annotate(trial, record)
                 if values := constraint_values(compared_ms, self.targets):
                     set_constraints(self.study, trial._trial_id, values)

@@ -197,9 +197,7 @@ class ImageData(SplitData):
         self.flip = flip
         self.val = self._decode(self.splits.val)
         self.train = self._decode(self.splits.train)
-        pixels = self.train.images.float() / 255
-        self.mean = pixels.mean((0, 2, 3), keepdim=True)
-        self.std = pixels.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
+        self.mean, self.std = channel_statistics(self.train)
 
     def normalisation(self) -> dict[str, list[float]]:
         """Return mean and standard deviation of each channel, for pixel values in [0, 1]."""
@@ -282,6 +280,12 @@ class Batches:
             if generator is not None:
                 images = augment(images, self.data.shift, self.data.flip, generator)
             yield (images.float() / 255 - self.data.mean) / self.data.std, self.images.labels[indices]
+
+
+def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, (1, C, 1, 1), for pixel values in [0, 1]."""
+    pixels = images.images.float() / 255
+    return pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -120,6 +120,11 @@ class ImageClassification(lightning.LightningModule):
         self.accuracy(check_logits(self(images), self.settings), labels)
         self.log("accuracy", self.accuracy, on_epoch=True, on_step=False)
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return whether the model is right, for each image, (B,)."""
+        images, labels = batch
+        return check_logits(self(images), self.settings).argmax(1) == labels
+
     def configure_optimizers(self) -> Any:
         settings = self.settings
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=settings.lr, fused=True)
@@ -275,6 +280,13 @@ def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings:
     with ignore_loader_warnings():
         (metrics,) = make_trainer(settings).test(task, dataloaders=batches, verbose=False)
     return float(metrics["accuracy"])
+
+
+def correct_images(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> Tensor:
+    """Return whether a trained model is right, for each image. Raises: NonFiniteLoss if its outputs are not finite."""
+    with ignore_loader_warnings():
+        predicted = make_trainer(settings).predict(task, dataloaders=batches)
+    return torch.cat([correct.cpu() for correct in predicted])  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager

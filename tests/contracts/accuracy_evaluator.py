@@ -14,6 +14,10 @@ def test_accuracy_is_a_fraction_with_a_standard_error(evaluator: AccuracyEvaluat
     assert 0 <= result.standard_error < 0.5
     assert result.seconds > 0
     assert Accuracy(**result.to_dict()) == result
+    correct = result.correct_images()
+    assert correct is not None
+    assert len(correct) == result.num_images
+    assert correct.mean() == result.accuracy
 
 
 def test_fingerprint_is_plain_data(evaluator: AccuracyEvaluator) -> None:

@@ -14,6 +14,7 @@ from search.results.report.study_data import StudyData
 from search.results.static import svg
 from search.results.tables import NETWORK, accuracy_text, latencies_text, latency_cells, latency_headers, latency_text
 from search.space.dimensions import describe
+from search.study.front import BY_ACCURACY, BY_SCORE, probability_name
 from search.study.trial import SAMPLED, TrialRecord, on
 
 
@@ -23,21 +24,31 @@ def front(study: StudyData) -> Section:
         return Section("Front", ["No network has both an accuracy and a latency within the budget yet."])
     text = (
         "The networks that no other network found so far dominates. ± is the standard error from the number of validation "
-        "images. In brackets: the 95 % confidence interval of the latency. On the front: the "
-        "probability that no other network dominates this one, given both errors."
+        "images. In brackets: the 95 % confidence interval of the latency."
+    )
+    probability = probability_name(study.checked)
+    errors = (
+        "the errors of latencies, of validation images, which are the same for all networks, and of predicting a training's "
+        f"accuracy from a score (standard deviation {study.checked.residual:.4f}, by search.check)."
+        if study.checked
+        else "the errors of latencies and of validation images, which are the same for all networks. How far scores are "
+        "from accuracies of trainings is not known: run search.check, which measures it, or search.confirm, which trains."
     )
     legend = (
         "In the plot baselines are the LITv2 pattern at every width, the smallest and the largest network; predicted are "
         "dominated networks whose latency was not measured."
     )
-    header = ("trial", "accuracy", *latency_headers(list(study.targets)), "on the front", "parameters", "MACs", NETWORK)
+    header = ("trial", "accuracy", *latency_headers(list(study.targets)), probability, "parameters", "MACs", NETWORK)
     drawn = {
         f"Accuracy over latency{on(name, study.targets)}: standard errors, 95 % confidence intervals": svg(
             figure, f"front-{name}"
         )
         for name, figure in front_figures(study.trials, study.targets).items()
     }
-    return Section("Front", [text, legend], [Table(header, [_row(member, study) for member in study.members])], drawn)
+    meaning = f"{probability.capitalize()}: the probability that no other network dominates this one, given {errors}"
+    return Section(
+        "Front", [text, meaning, legend], [Table(header, [_row(member, study) for member in study.members])], drawn
+    )
 
 
 def _row(member: TrialRecord, study: StudyData) -> Sequence[str]:
@@ -107,9 +118,13 @@ def confirmation(study: StudyData) -> Section | None:
     latencies = latency_headers(targets)
     header = (
         "trial", "score", "trained standalone (seeds)", *latencies, *(f"{name}, measured again" for name in latencies),
-        "on the front", "on the front, confirmed",
+        BY_SCORE if confirmed["by_score"] else BY_ACCURACY, "on the front, confirmed",
     )  # fmt: skip
-    text = "Networks whose place on the front was uncertain: values of the search, and those confirmed since."
+    text = (
+        "Networks that are or may be on the front: values of the search, and those confirmed since, on images that the "
+        "search has not chosen networks by. Confirmed probabilities are against all networks; those that were not trained "
+        "count with the accuracy that their score predicts."
+    )
     return Section(
         "Confirmed networks", [text], [Table(header, [_confirmed_row(row, targets) for row in confirmed["networks"]])]
     )

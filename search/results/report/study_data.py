@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from search.accuracy.checked import CHECK_FILE, Checked, read_checked
 from search.study.front import evaluated, front, front_probability
 from search.study.targets import Target, img_size_of, targets_of
 from search.study.trial import TrialRecord, finished_trials
@@ -71,9 +72,14 @@ class StudyData:
         return front(self.trials)
 
     @cached_property
+    def checked(self) -> Checked | None:
+        """What `search.check` has measured of the study's scores, if it has."""
+        return read_checked(self.folder / CHECK_FILE, self.settings)
+
+    @cached_property
     def front_probability(self) -> dict[str, float]:
         """The probability of each network to be on the front, by its key."""
-        return front_probability(self.trials)
+        return front_probability(self.trials, self.checked)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a file that another command wrote to the study's folder; None if there is none or it cannot be read."""

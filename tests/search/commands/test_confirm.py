@@ -49,6 +49,14 @@ def test_values_of_the_search_and_confirmed_ones_are_stored(folder: Path) -> Non
     assert all(0 <= float(str(network["confirmed"]["front_probability"])) <= 1 for network in trained)
 
 
+def test_trainings_are_validated_on_images_that_no_score_was_computed_with(folder: Path) -> None:
+    """A quarter of the 128 training images; the search has scored with the 100 validation images."""
+    log = (folder / "outputs/first/confirm.log").read_text(encoding="utf-8")
+    assert "training on 96 images, validating on the 32 others of the training set" in log
+    for network in stored_networks(folder):
+        assert all(accuracy["num_images"] == 32 for accuracy in network["confirmed"].get("accuracies", []))
+
+
 def test_confirmed_front_is_exported(folder: Path) -> None:
     files = sorted((folder / "outputs/first/confirmed").glob("*.yaml"))
     assert files
@@ -89,6 +97,8 @@ def test_again_nothing_is_trained_or_measured_twice(folder: Path) -> None:
         ("train.lr=0.5", "train.lr was 0.003 and is now 0.5"),
         ("confirm.minutes=0", "confirm.minutes=0 must be a number"),
         ("confirm.num_seeds=0", "confirm.num_seeds=0 must be a whole number of at least 1"),
+        ("confirm.val_size=128", "confirm.val_size=128 must be at least 1 and below the 128 training images"),
+        ("confirm.val_size=0", "confirm.val_size=0 must be a whole number of at least 1"),
         ("confirm.min_probability=2", "confirm.min_probability=2 must be a number"),
         ("+latency@latency.devices.phone=cpu", "search.confirm takes studies with one latency target"),
     ],

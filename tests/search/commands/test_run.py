@@ -77,7 +77,7 @@ def test_exported_file_says_what_was_found(folder: Path) -> None:
     assert member.result.accuracy is not None
     assert facts["accuracy"]["validation"] == member.accuracy
     assert facts["accuracy"]["seed"] == 0
-    assert 0 < facts["front_probability"] <= 1
+    assert 0 < facts["front_probability_by_score"] <= 1
     target = facts["targets"][FIRST]
     assert target["latency"]["low_ms"] <= target["latency"]["latency_ms"] <= target["latency"]["high_ms"]
     assert target["device"]["num_threads"] == 1

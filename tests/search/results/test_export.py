@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
+from models.architecture import Architecture
+from search.accuracy.base import Accuracy
 from search.results import architecture_file
 from search.results.export import export_front, member_name
 from search.study.trial import finished_trials
@@ -61,4 +65,34 @@ def test_files_of_the_front_have_each_target_with_its_role_and_device(study: opt
         for name, target in facts["targets"].items():
             assert target["latency"] == member.result.latencies[name].summary()
             assert target["device"]["device"] == "Known CPU"
-        assert 0 <= facts["front_probability"] <= 1
+        assert 0 <= facts["front_probability_by_score"] <= 1
+
+
+def test_single_images_are_stored_and_end_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = np.arange(1000) % 5 != 0
+
+    def accuracy(engine: KnownEngine, architecture: Architecture, seed: int) -> Accuracy:
+        return Accuracy.of(right, seed, 0.1)
+
+    monkeypatch.setattr(KnownEngine, "accuracy", accuracy)
+    study = studied(f"sqlite:///{tmp_path / 'study.db'}", 3, folder=tmp_path)
+    export_front(study, tmp_path)
+    packed = Accuracy.of(right, 0, 0.1).correct
+    assert packed is not None
+    for trial in finished_trials(study):
+        assert trial.result.accuracy is not None
+        assert (trial.result.accuracy.correct_images() == right).all()
+    assert all(packed not in str(trial.user_attrs) for trial in study.trials)
+    files = [file for pattern in ("pareto/*.yaml", "*.csv", "artifacts/*") for file in tmp_path.glob(pattern)]
+    assert len(files) >= 8
+    assert all(packed[:20].encode() not in file.read_bytes() for file in files)
+
+
+def test_the_residual_of_the_check_counts(study: optuna.Study, tmp_path: Path) -> None:
+    settings = study.user_attrs["settings"]
+    quality = {"residual": 0.5, "seed_noise": 0.1, "num_networks": 12, "slope": 1.0}
+    (tmp_path / "check.json").write_text(json.dumps({"quality": quality, "settings": settings}), encoding="utf-8")
+    files = [tmp_path / "pareto" / member_name(member) for member in export_front(study, tmp_path)]
+    probabilities = [architecture_file.read(file)[1]["front_probability"] for file in files]
+    assert min(probabilities) < 0.9
+    assert "front_probability" in rows(tmp_path)[0]

@@ -84,7 +84,7 @@ def test_budget_is_reported(tmp_path: Path) -> None:
 
 def test_one_target_needs_no_name(study: StudyData) -> None:
     text = markdown("Study", sections(study))
-    assert "| trial | accuracy | latency, ms [95 % CI] | on the front |" in text
+    assert "| trial | accuracy | latency, ms [95 % CI] | on the front by score |" in text
     assert "| latency | torch eager, 1 thread(s), batch 1, input 1x32x32 |" in text
     assert "times as fast [95 % CI]" in text
     assert "on first" not in text
@@ -97,7 +97,10 @@ def test_several_targets_are_named(tmp_path: Path) -> None:
     text = markdown("Study", parts)
     assert "| latency on phone | Known CPU, torch eager, 1 thread(s), batch 1, input 1x32x32, minimised |" in text
     assert "input 1x32x32, constraint, budget 20 ms |" in text
-    assert "| trial | accuracy | first, ms [95 % CI] | phone, ms [95 % CI] | tablet, ms [95 % CI] | on the front |" in text
+    assert (
+        "| trial | accuracy | first, ms [95 % CI] | phone, ms [95 % CI] | tablet, ms [95 % CI] | on the front by score |"
+        in text
+    )
     assert "| network of the front | pattern | times as fast on first [95 % CI] | times as fast on phone [95 % CI] |" in text
     assert "| network on phone | stem and head |" in text
     assert "| of the variance of latency on first | latency on first | of the variance of latency on phone |" in text
@@ -128,7 +131,7 @@ def test_check_and_confirmation_are_shown(study: StudyData) -> None:
         {"trial": 3, "search": values, "confirmed": {**values, "accuracies": [1, 2], "accuracy": 0.9}},
         {"trial": 4, "search": values, "confirmed": {"latencies": {}}},
     ]
-    study.folder.joinpath("confirmed.json").write_text(json.dumps({"networks": networks}))
+    study.folder.joinpath("confirmed.json").write_text(json.dumps({"by_score": True, "networks": networks}))
     text = markdown("Study", sections(study))
     assert "Undecided: tau is 0.7." in text
     assert "9 more networks would decide" in text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from search.results.tables import accuracy_text, latencies_text, latency_headers, note_text, trial_table
+from search.accuracy.checked import Checked
+from search.results.tables import accuracy_text, front_table, latencies_text, latency_headers, note_text, trial_table
 from tests.support.known_engine import finished
 
 
@@ -22,6 +23,14 @@ def test_several_targets_are_named() -> None:
     assert [str(column.header) for column in table.columns][2:4] == ["first, ms [95 % CI]", "phone, ms [95 % CI]"]
     assert latencies_text(trial.result) == "2.000 [1.961, 2.040] ms on first, 4.000 [3.921, 4.080] ms on phone"
     assert latency_headers(["first"]) == ["latency, ms [95 % CI]"]
+
+
+def test_a_place_on_the_front_is_one_by_score_until_a_check_has_measured_scores() -> None:
+    trials = [finished(3, 0.8, 2.0)]
+    headers = [
+        [str(c.header) for c in front_table("", trials, checked).columns] for checked in (None, Checked(0.1, 0.0, 12))
+    ]
+    assert [header[3] for header in headers] == ["on the front by score", "on the front"]
 
 
 def test_a_target_that_was_not_measured_has_an_empty_cell() -> None:

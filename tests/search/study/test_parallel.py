@@ -152,7 +152,7 @@ def test_latency_on_each_target_is_an_objective(storage: str, kind: Any) -> None
     assert all(len(trial.values) == 3 for trial in study.trials)
     best = {trial.number for trial in study.best_trials}
     assert {trial.number for trial in front(trials)} <= best  # which contains repeats too
-    assert any("phone" in str(column.header) for column in front_table("front", trials).columns)
+    assert any("phone" in str(column.header) for column in front_table("front", trials, None).columns)
 
 
 def test_a_target_may_be_a_constraint(storage: str) -> None:

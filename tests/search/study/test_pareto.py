@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
-from search.study.pareto import DRAWS, front_indices, front_probabilities, gain, hypervolume
+from search.study.pareto import front_indices, front_probabilities, gain, hypervolume
+
+DRAWS = 1000
 
 
 def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -39,21 +43,30 @@ def test_nothing_dominates_nothing() -> None:
     assert hypervolume([0.9], [6.0], 5.0) == 0.0
 
 
+def probabilities(
+    accuracies: Sequence[float], errors: Sequence[float], latencies: Sequence[float], latency_errors: Sequence[float]
+) -> list[float]:
+    """Front probabilities of points whose accuracies err independently."""
+    rng = np.random.default_rng(0)
+    draws = np.array(accuracies) + rng.normal(size=(DRAWS, len(accuracies))) * np.array(errors)
+    return front_probabilities(draws, latencies, latency_errors, rng)
+
+
 def test_certain_points_are_surely_on_the_front_or_not() -> None:
-    shares = front_probabilities([0.5, 0.6, 0.55], [0.0] * 3, [1.0, 2.0, 3.0], [0.0] * 3)
+    shares = probabilities([0.5, 0.6, 0.55], [0.0] * 3, [1.0, 2.0, 3.0], [0.0] * 3)
     assert shares == [1.0, 1.0, 0.0]
 
 
 def test_uncertain_points_share_the_front() -> None:
     """Two points that differ by less than their errors, and one far from both."""
-    alike = front_probabilities([0.600, 0.601, 0.3], [0.01] * 3, [2.0, 2.0, 1.0], [0.01] * 3)
+    alike = probabilities([0.600, 0.601, 0.3], [0.01] * 3, [2.0, 2.0, 1.0], [0.01] * 3)
     assert all(0.3 < share < 0.95 for share in alike[:2])
     assert alike[2] == 1.0
 
 
 def test_probability_of_beating_a_point_is_the_normal_distribution_s() -> None:
     """Faster for certain, so that it is dominated exactly if the other is at least as accurate: one standard error away."""
-    share = front_probabilities([0.5, 0.5 + 0.01], [0.01 / 2**0.5] * 2, [1.0, 2.0], [0.0, 0.0])
+    share = probabilities([0.5, 0.5 + 0.01], [0.01 / 2**0.5] * 2, [1.0, 2.0], [0.0, 0.0])
     assert share[0] == 1.0
     assert share[1] == pytest.approx(0.841, abs=4 * (0.25 / DRAWS) ** 0.5)
 
