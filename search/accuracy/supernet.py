@@ -37,7 +37,7 @@ from search.training.task import Batch, ImageClassification, TrainSettings, chec
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
-TRAINING_VERSION = 1  # raise it with every change of the training that moves the weights: cached ones are then not used
+TRAINING_VERSION = 2  # raise it with every change of the training that moves the weights: cached ones are then not used
 CALIBRATION_BATCH_SIZE = 256  # with 1,024 images networks rank no better, and a score takes a quarter longer
 SCORING_BATCH_SIZE = 256
 
