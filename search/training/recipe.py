@@ -41,6 +41,7 @@ class Recipe:
         devices: Number of devices to train on; "auto" uses all of them.
         validate_every: Number of epochs between two validations; 0 validates only after the training.
         logs: Any of "csv" and "tensorboard".
+        warmup_prefix: Whether the cosine begins after the warm-up; else the warm-up replaces its first part.
 
     Raises:
         ValueError: If a setting is out of range; the message names it.
@@ -56,6 +57,7 @@ class Recipe:
     devices: int | str
     validate_every: int
     logs: list[str] = field(default_factory=list)
+    warmup_prefix: bool = True
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix", "offset_lr"):
@@ -136,7 +138,7 @@ class FullTraining(ImageClassification):
     def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int, recipe: Recipe) -> None:
         super().__init__(model, settings, num_classes)
         self.recipe = recipe
-        self.lr_floor = recipe.lr_floor
+        self.lr_floor, self.warmup_prefix = recipe.lr_floor, recipe.warmup_prefix
         self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.mixup = (
             Mixup(  # type: ignore[no-untyped-call]

@@ -96,6 +96,7 @@ class ImageClassification(lightning.LightningModule):
     """
 
     lr_floor: float = 0.0  # final learning rate over settings.lr
+    warmup_prefix: bool = True  # whether the cosine begins after the warm-up
 
     def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int) -> None:
         super().__init__()
@@ -136,8 +137,8 @@ class ImageClassification(lightning.LightningModule):
             peak: Largest learning rate of the group; one below the final rate of the others keeps it.
         """
         num_steps, last = int(self.trainer.estimated_stepping_batches), self.lr_floor * self.settings.lr
-        floor = last / peak if last < peak else 1.0
-        return partial(warmup_cosine, num_steps=num_steps, warmup=self.settings.warmup, floor=floor)
+        options = {"floor": last / peak if last < peak else 1.0, "warmup_prefix": self.warmup_prefix}
+        return partial(warmup_cosine, num_steps=num_steps, warmup=self.settings.warmup, **options)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's groups: parameters with weight decay, and norms and biases without."""
@@ -152,7 +153,7 @@ def check_logits(logits: Tensor, settings: TrainSettings) -> Tensor:
     return logits
 
 
-def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0) -> float:
+def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0, warmup_prefix: bool = True) -> float:
     """Return the learning rate at a step over its peak: a linear rise, then half a cosine down to the floor.
 
     Args:
@@ -160,11 +161,13 @@ def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0) 
         num_steps: Number of steps of the training.
         warmup: Fraction of the steps in which the rate rises.
         floor: Value after the last step.
+        warmup_prefix: Whether the cosine begins after the warm-up; else the warm-up replaces its first part. As in timm.
     """
     num_warmup = max(1, round(warmup * num_steps))
     if step < num_warmup:
         return (step + 1) / num_warmup
-    return floor + (1 - floor) * (1 + math.cos(math.pi * (step + 1 - num_warmup) / (num_steps + 1 - num_warmup))) / 2
+    progress = (step + 1 - num_warmup) / (num_steps + 1 - num_warmup) if warmup_prefix else step / num_steps
+    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class ReportProgress(Callback):

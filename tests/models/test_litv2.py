@@ -195,8 +195,8 @@ def test_maps_by_torch_fx_are_those_of_the_getter() -> None:
     traced = timm.create_model("litv2", **options, feature_cls="fx").eval()
     traced.graph_module.load_state_dict(getter.model.state_dict(), strict=False)
     x = torch.randn(1, 3, 96, 128)
-    for expected, found in zip(getter(x), traced(x), strict=True):
-        torch.testing.assert_close(found.permute(0, 3, 1, 2), expected)  # torch.fx returns maps as they are, channels last
+    for expected, actual in zip(getter(x), traced(x), strict=True):
+        torch.testing.assert_close(actual.permute(0, 3, 1, 2), expected)  # torch.fx returns maps as they are, channels last
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:
