@@ -11,12 +11,14 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 SMALL_MAP = 2  # side up to which oneDNN's weight gradient of a padded 3x3 convolution falls back to a slow loop
 
 
+@register_notrace_module  # chooses by the size of the map, which torch.fx does not know
 class DepthwiseConv(nn.Conv2d):
     """3x3 convolution of each channel by itself, padded with zeros.
 

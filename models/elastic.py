@@ -313,18 +313,25 @@ def _shared_attention(dim: int, bounds: StageBounds) -> nn.ModuleDict:
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the statistics of BatchNorm by the mean of those of some batches; the weights stay as they are.
 
+    Nothing else is in training mode meanwhile, so that neither dropout nor stochastic depth changes what is averaged.
+
     Args:
-        network: Network whose BatchNorm layers are changed in place; it stays in its mode.
+        network: Network whose BatchNorm layers are changed in place; all its modules keep their modes.
         batches: Images, (B, in_chans, H, W).
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta, was_training = [norm.momentum for norm in norms], network.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a mean over all batches, each with the same weight
-    network.train()
-    for images in batches:
-        network(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.train(was_training)
+    momenta = [norm.momentum for norm in norms]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a mean over all batches, each with the same weight
+            norm.train()
+        for images in batches:
+            network(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training

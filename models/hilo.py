@@ -12,11 +12,13 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from models.architecture import count_lo_heads
 
 
+@register_notrace_module  # its padding depends on the size of the map, which torch.fx does not know
 class HiLo(nn.Module):
     """Multi-head attention split into a high-frequency (Hi-Fi) and a low-frequency (Lo-Fi) branch.
 

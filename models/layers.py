@@ -12,9 +12,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 
+@register_notrace_module  # with its subclasses: torch.fx does not know the size of the map
 class PatchConv(nn.Conv2d):
     """Convolution whose stride is its kernel, as a matrix product of patches, which is faster than convolving.
 

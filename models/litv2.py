@@ -11,6 +11,7 @@ Shape letters: B batch, H and W map, C channels. Between the layers a map is (B,
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -354,7 +355,8 @@ class LITv2(nn.Module):
 def init_weights(module: nn.Module) -> None:
     """Initialise the parameters of one module as the official code does.
 
-    Linear layers start from a truncated normal distribution, convolutions from torch's default, offsets at zero.
+    Linear layers start from a truncated normal distribution, depthwise convolutions from a normal one whose variance is
+    2 / fan_out, other convolutions from torch's default, offsets at zero.
     """
     if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
         return  # nothing to fill, and filling meta tensors would take most of the time of building a network
@@ -362,6 +364,9 @@ def init_weights(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, DepthwiseConv):
+        nn.init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()))  # fan_out: 9, one channel by itself
+        nn.init.zeros_(cast(Tensor, module.bias))
     elif isinstance(module, DeformConv):
         module.reset_offset()
 

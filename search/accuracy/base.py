@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -125,6 +126,11 @@ class SharedWeights(Protocol):
     def unpack(self, seed: int, packed: bytes) -> None:
         """Take over the weights that another evaluator has packed."""
         ...
+
+
+def digest_of(packed: bytes) -> str:
+    """Return a digest of shared weights; scores compare only if they come from the same ones."""
+    return hashlib.sha256(packed).hexdigest()[:16]
 
 
 def with_shared_weights(make: Callable[[], AccuracyEvaluator], seed: int, packed: bytes) -> AccuracyEvaluator:

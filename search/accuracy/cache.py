@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture import Architecture
-from search.accuracy.base import Accuracy, AccuracyEvaluator
+from search.accuracy.base import Accuracy, AccuracyEvaluator, SharedWeights, digest_of
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,8 @@ class AccuracyCache:
 
     Args:
         evaluator: Evaluates what is not in the cache.
-        settings: Plain data that accuracies depend on, beside architecture, seed and the evaluator's fingerprint.
+        settings: Plain data that accuracies depend on, beside architecture, seed, shared weights and the evaluator's
+            fingerprint.
         file: Holds the results; several caches may share it.
     """
 
@@ -30,6 +31,7 @@ class AccuracyCache:
         text = json.dumps({**settings, **evaluator.fingerprint()}, sort_keys=True)
         self.settings_digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.accuracies = read_accuracies(file)
+        self.weights: dict[int, str] = {}  # digests of shared weights, by seed
 
     def get(self, architecture: Architecture, seed: int) -> Accuracy | None:
         """Return a cached accuracy, or None if the architecture was not evaluated with this seed and these settings."""
@@ -53,7 +55,10 @@ class AccuracyCache:
             file.write(f"\n{line}\n")  # a line break first: the last line may have been cut short
 
     def _name(self, architecture: Architecture, seed: int) -> str:
-        return f"{architecture.key} {seed} {self.settings_digest}"
+        if isinstance(self.evaluator, SharedWeights) and seed not in self.weights:
+            self.evaluator.prepare(seed, lambda share: None)
+            self.weights[seed] = digest_of(self.evaluator.pack(seed) or b"")
+        return f"{architecture.key} {seed} {self.settings_digest} {self.weights.get(seed, '')}".rstrip()
 
 
 def read_accuracies(file: Path) -> dict[str, Accuracy]:

@@ -20,25 +20,24 @@ from typing import ClassVar
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models.deploy
 from models.architecture import Architecture, check_int
-from models.elastic import Bounds, ElasticLITv2, recalibrate
-from search import UserError, one_line
+from models.elastic import Bounds, ElasticLITv2
+from search import UserError
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.proxy_training import ProxyTraining
+from search.accuracy.trained_supernet import TrainedSupernet
 from search.space.space import Size, Space
 from search.training.data import Batches, Images
 from search.training.task import Batch, ImageClassification, TrainSettings, check_logits, fit
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
-TRAINING_VERSION = 1  # raise it with every change of the training that moves the weights: cached ones are then not used
-CALIBRATION_BATCH_SIZE = 256  # with 1,024 images networks rank no better, and a score takes a quarter longer
+TRAINING_VERSION = 2  # raise it with every change of the training that moves the weights: cached ones are then not used
+NUM_CALIBRATION_IMAGES = 256  # with 1,024 images networks rank no better, and a score takes a quarter longer
 SCORING_BATCH_SIZE = 256
 
 
@@ -98,7 +97,7 @@ class SupernetEvaluator(ProxyTraining):
     num_random: int
     num_images: int | None
     cache: str
-    _trained: dict[int, ElasticLITv2] = field(default_factory=dict, init=False, repr=False)
+    _trained: dict[int, TrainedSupernet] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,8 +119,7 @@ class SupernetEvaluator(ProxyTraining):
         self.prepare(seed, progress)
         start = time.perf_counter()
         self.set_threads_and_seed(seed)
-        network = self._trained[seed].extract(self.proxy_of(architecture)).to(self.device)
-        recalibrate(network, [self._calibration_images()])
+        network = self._trained[seed].extract(self.proxy_of(architecture), self.device)
         correct = self._correct(models.deploy.prepare_in_place(network))
         progress(1.0)
         return Accuracy.of(correct.numpy(), seed, time.perf_counter() - start)
@@ -142,12 +140,12 @@ class SupernetEvaluator(ProxyTraining):
         weights = self.weights_file(seed)
         weights.parent.mkdir(parents=True, exist_ok=True)
         with cache_lock(weights.parent):
-            elastic = open_if_whole(weights)
-            if elastic is not None:
+            supernet = open_if_whole(weights)
+            if supernet is not None:
                 log.info("using the trained supernet %s", weights)
             else:
-                elastic = self._train(weights, seed, progress)
-        self._trained[seed] = elastic.eval()
+                supernet = self._train(weights, seed, progress)
+        self._trained[seed] = supernet
 
     def pack(self, seed: int) -> bytes | None:
         """Return the trained weights of a seed for an evaluator in another process, or None if they do not exist."""
@@ -155,17 +153,17 @@ class SupernetEvaluator(ProxyTraining):
         return weights.read_bytes() if open_if_whole(weights) is not None else None
 
     def unpack(self, seed: int, packed: bytes) -> None:
-        """Take over the weights that another evaluator has packed."""
+        """Take over the weights that another evaluator has packed, also if the cache has some that this machine trained."""
         weights = self.weights_file(seed)
         weights.parent.mkdir(parents=True, exist_ok=True)
         with cache_lock(weights.parent):
-            elastic = open_if_whole(weights)
-            if elastic is None:
-                partial = weights.with_suffix(".partial")
-                partial.write_bytes(packed)
+            partial = weights.with_suffix(".partial")
+            partial.write_bytes(packed)
+            self._trained[seed] = TrainedSupernet.open(partial)
+            if open_if_whole(weights) is None:
                 partial.replace(weights)
-                elastic = open_supernet(weights)
-        self._trained[seed] = elastic.eval()
+            else:
+                partial.unlink()
 
     def cache_folder(self, seed: int) -> Path:
         """Return the folder of a supernet, named by everything that its weights depend on."""
@@ -199,17 +197,15 @@ class SupernetEvaluator(ProxyTraining):
 
         return SupernetTraining(elastic, self.train, self.data.num_classes, sample_networks)
 
-    def _train(self, weights: Path, seed: int, progress: Progress) -> ElasticLITv2:
+    def _train(self, weights: Path, seed: int, progress: Progress) -> TrainedSupernet:
         elastic = self.make_supernet(seed)
         checkpoint = weights.with_name("epoch.ckpt")
         fit(self.make_task(elastic, seed), self.data, progress, checkpoint)
-        save_supernet(elastic, weights)
+        images = self.data.train.images[:NUM_CALIBRATION_IMAGES]
+        supernet = TrainedSupernet(elastic.cpu().eval(), images, self.data.normalisation)
+        supernet.save(weights)
         checkpoint.unlink(missing_ok=True)
-        return elastic
-
-    def _calibration_images(self) -> Tensor:
-        images, _ = next(iter(Batches(self.data, self.data.train, CALIBRATION_BATCH_SIZE)))
-        return images.to(self.device)
+        return supernet
 
     @torch.inference_mode()
     def _correct(self, network: nn.Module) -> Tensor:
@@ -234,42 +230,12 @@ def cache_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_if_whole(path: Path) -> ElasticLITv2 | None:
+def open_if_whole(path: Path) -> TrainedSupernet | None:
     """Open a supernet, or return None if there is none or its file is incomplete."""
     if not path.exists():
         return None
     try:
-        return open_supernet(path)
+        return TrainedSupernet.open(path)
     except UserError as error:
         log.warning("%s", error)
         return None
-
-
-def save_supernet(elastic: ElasticLITv2, path: Path) -> None:
-    """Write a supernet's weights and shape to a file, completely or not at all."""
-    shape = {
-        "bounds": asdict(elastic.bounds),
-        "in_chans": elastic.weights.in_chans,
-        "num_classes": elastic.weights.num_classes,
-    }
-    partial = path.with_suffix(".partial")
-    save_file(elastic.state_dict(), partial, {"shape": json.dumps(shape)})
-    partial.replace(path)
-
-
-def open_supernet(path: Path) -> ElasticLITv2:
-    """Read a supernet that `save_supernet` wrote.
-
-    Raises:
-        UserError: If the file is missing or incomplete.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            shape = json.loads(file.metadata()["shape"])
-        elastic = ElasticLITv2(Bounds.from_dict(shape.pop("bounds")), **shape)
-        elastic.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"the supernet {path} cannot be read ({one_line(error)}); the next search trains it again"
-        ) from error
-    return elastic

@@ -104,7 +104,7 @@ def check(cfg: DictConfig, space: Space, folder: Path, console: Console) -> Chec
 def make_evaluators(cfg: DictConfig, data: ImageData, file: Path) -> Evaluators:
     """Make both evaluators; their results are kept in one file."""
     evaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
-    images = {"data": data.fingerprint(), "images": data.num_val}
+    images = {"data": data.fingerprint(), "images": data.contents()}
     settings = {"train": plain(cfg.train), "accuracy": plain(cfg.accuracy), **images}
     return Evaluators(
         search=AccuracyCache(evaluator, settings, file),

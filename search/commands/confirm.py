@@ -18,7 +18,7 @@ from models.architecture import check_int, check_number
 from search import UserError
 from search.accuracy.checked import CHECK_FILE, Checked, read_checked
 from search.commands.cli import build, construct, set_up_logging
-from search.commands.settings import REMEDY, check_study, study_settings
+from search.commands.settings import IMAGES_REMEDY, REMEDY, check_study, study_settings
 from search.commands.standalone import standalone_trainings
 from search.commands.targets import make_engine, prepare_targets
 from search.results import architecture_file
@@ -101,6 +101,7 @@ async def confirm(
     """Measure and train the cases with the study's engine, on its targets."""
     space: Space = build(cfg.space)
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
+    refuse_changes(study, study.user_attrs["data"], data.contents(), IMAGES_REMEDY)
     trainings = standalone_trainings(
         cfg, cfg.confirm.train, data_of_trainings(data, cfg.confirm.val_size), folder / "confirm.jsonl"
     )

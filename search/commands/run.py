@@ -21,10 +21,10 @@ from rich.console import Console
 
 from models.complexity import cost
 from search import UserError, differences
-from search.accuracy.base import AccuracyEvaluator, SharedWeights, with_shared_weights
+from search.accuracy.base import AccuracyEvaluator, SharedWeights, digest_of, with_shared_weights
 from search.accuracy.checked import CHECK_FILE, read_checked
 from search.commands.cli import build, construct, plain, set_up_logging
-from search.commands.settings import REMEDY, check_study, study_settings
+from search.commands.settings import IMAGES_REMEDY, REMEDY, WEIGHTS_REMEDY, check_study, study_settings
 from search.commands.targets import (
     deployed_network,
     limits_of,
@@ -49,6 +49,7 @@ from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import (
     SHARED_SECONDS,
     SUPERNET,
+    WEIGHTS,
     has_trials,
     open_study,
     public_url,
@@ -98,7 +99,7 @@ async def search(
     """Start the engine, check that its workers are those of the study, and run the coordinator."""
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    remember(study, "data", data.contents(), REMEDY)
+    remember(study, "data", data.contents(), IMAGES_REMEDY)
     make_evaluator = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
     evaluator: AccuracyEvaluator = construct(make_evaluator)  # a mistake in its settings shows here
     engine = make_engine(cfg, data, make_evaluator)
@@ -175,8 +176,10 @@ async def prepare_training(
         evaluator.unpack(seed, packed)
         if not has_trials(study):
             study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
+    file = evaluator.weights_file(seed)
+    remember(study, WEIGHTS, {"supernet": digest_of(packed)}, WEIGHTS_REMEDY.format(file=file))
+    study.set_user_attr(SUPERNET, str(file))
     engine.use_evaluator(partial(with_shared_weights, make_evaluator, seed, packed))
-    study.set_user_attr(SUPERNET, str(evaluator.weights_file(seed)))
 
 
 def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console) -> None:

@@ -15,6 +15,8 @@ from search.study.storage import has_password
 from search.training.data import EXECUTION_KEYS as DATA_EXECUTION_KEYS
 
 REMEDY = "restore these settings, or choose another study.name"
+IMAGES_REMEDY = "accuracies on other images do not compare: restore the images, or choose another study.name"
+WEIGHTS_REMEDY = "scores of two supernets do not compare: restore {file}, or choose another study.name"
 SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
 """The groups that a study's results depend on."""
 EXECUTION_KEYS = {"data": DATA_EXECUTION_KEYS, "accuracy": ACCURACY_EXECUTION_KEYS, "latency": LATENCY_EXECUTION_KEYS}

@@ -22,5 +22,5 @@ def standalone_trainings(cfg: DictConfig, train: DictConfig, data: ImageData, fi
         file: Holds the accuracies, so that a command that was killed does not train a network twice.
     """
     evaluator = ScratchEvaluator(data, build(train), cfg.proxy.width_multiplier, cfg.accuracy.num_threads)
-    settings = {"train": plain(train), "proxy": plain(cfg.proxy), "data": data.fingerprint(), "images": data.num_val}
+    settings = {"train": plain(train), "proxy": plain(cfg.proxy), "data": data.fingerprint(), "images": data.contents()}
     return AccuracyCache(evaluator, settings, file)

@@ -28,6 +28,7 @@ from search.results.view import progress_of
 from search.space.dimensions import describe
 from search.training.data import ImageData
 from search.training.files import TrainingResult, checkpoint_file, load_weights, save_weights
+from search.training.normalisation import Normalisation
 from search.training.recipe import FullTraining, Recipe
 from search.training.streamed import StreamedData
 from search.training.task import TrainSettings, fit, test_accuracy
@@ -55,11 +56,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Setup:
-    """Configuration of a training: optimiser and schedule, recipe, images."""
+    """Configuration of a training: optimiser and schedule, recipe, images, file of the weights to start from."""
 
     settings: TrainSettings
     recipe: Recipe
     data: ImageData | StreamedData
+    weights: Path | None
 
 
 def main(cfg: DictConfig) -> None:
@@ -73,14 +75,14 @@ def main(cfg: DictConfig) -> None:
     console = Console()
     set_up_logging(console, None)
     warn_of_other_data(network, cfg.data.name)
-    setup = make_setup(cfg, network.architecture)
+    setup = make_setup(cfg, network)
     test_batches = setup.data.test_dataloader()  # before the training: a missing test set shows now
     task = make_task(cfg, network, setup)
     checkpoint = checkpoint_file(network.file, task.model, cfg.seed, setup.settings, setup.recipe, setup.data)
     seconds = train(task, setup, network.file, checkpoint, console)
     if leave_process_group() != 0:
         return
-    save_weights(task.model, weights_file(network.file))
+    save_weights(task.model, setup.data.normalisation, weights_file(network.file))
     result = evaluate(task, test_batches, cfg, network, setup, seconds)
     result.save(result_file(network.file))
     checkpoint.unlink(missing_ok=True)
@@ -121,29 +123,38 @@ def warn_of_other_data(network: Network, data: str) -> None:
         log.warning("this network was searched on %s but is trained on %s; check data=", network.search_data, data)
 
 
-def make_setup(cfg: DictConfig, architecture: Architecture) -> Setup:
+def make_setup(cfg: DictConfig, network: Network) -> Setup:
     """Build what a training needs, and check that the parts fit together. Raises: UserError if they do not."""
     construct(check_int, name="seed", value=cfg.seed, low=0, high=2**32 - 1)
     settings: TrainSettings = build(cfg.train)
     recipe: Recipe = build(cfg.recipe)
-    data = make_data(cfg, recipe)
+    weights = initial_weights(str(cfg.init), network.file)
+    data = make_data(cfg, recipe, None if weights is None else expected_normalisation(weights, cfg.data.in_chans))
     if recipe.mixes_images and settings.batch_size % 2:
         raise UserError(
             f"train.batch_size={settings.batch_size} must be even: recipe.mixup and recipe.cutmix pair the images"
         )
-    if data.img_size < architecture.stride:
-        raise UserError(f"data.img_size={data.img_size} is below {architecture.stride}, the smallest image for this network")
-    return Setup(settings, recipe, data)
+    if data.img_size < (smallest := network.architecture.stride):
+        raise UserError(f"data.img_size={data.img_size} is below {smallest}, the smallest image for this network")
+    return Setup(settings, recipe, data, weights)
 
 
-def make_data(cfg: DictConfig, recipe: Recipe) -> ImageData | StreamedData:
+def expected_normalisation(weights: Path, in_chans: int) -> Normalisation | None:
+    """Read how weights expect images; None if their file does not contain it. Raises: UserError if it cannot be so."""
+    normalisation = Normalisation.of_weights(weights)
+    if normalisation is not None and (num_channels := len(normalisation.mean)) != in_chans:
+        raise UserError(f"{weights} is for images of {num_channels} channel(s), not for data.in_chans={in_chans}")
+    return normalisation
+
+
+def make_data(cfg: DictConfig, recipe: Recipe, normalisation: Normalisation | None) -> ImageData | StreamedData:
     """Read images into memory, or stream them if the recipe augments them. Raises: UserError if they cannot be read."""
     if recipe.augmentation is None:
-        in_memory: ImageData = build(cfg.data)
+        in_memory: ImageData = construct(build(cfg.data, _partial_=True), normalisation=normalisation)
         return in_memory
     settings = plain(cfg.data) | {"source": build(cfg.data.source), "augmentation": recipe.augmentation}
     del settings["_target_"], settings["shift"]
-    streamed: StreamedData = construct(StreamedData, **settings)
+    streamed: StreamedData = construct(StreamedData, **settings, normalisation=normalisation)
     return streamed
 
 
@@ -155,8 +166,8 @@ def make_task(cfg: DictConfig, network: Network, setup: Setup) -> FullTraining:
         network.architecture, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=drop_path_rate
     )
     log.info("training %s (%s parameters)", describe(network.architecture), f"{count_params(model):,}")
-    if (file := initial_weights(str(cfg.init), network.file)) is not None:
-        load_weights(model, file)
+    if setup.weights is not None:
+        load_weights(model, setup.weights)
     return FullTraining(model, setup.settings, data.num_classes, setup.recipe)
 
 
@@ -211,7 +222,7 @@ def evaluate(
         data=cfg.data.name,
         init=str(cfg.init),
         recipe=setup.recipe,
-        normalisation=data.normalisation(),
+        normalisation=data.normalisation,
         seconds=seconds,
         search_accuracy=network.search_accuracy if is_same_task else None,
     )

@@ -8,7 +8,8 @@ import io
 import logging
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import optuna
 
 from search import UserError
+from search.accuracy.base import digest_of
 from search.accuracy.checked import CHECK_FILE, Checked, read_checked
 from search.latency.base import Latency
 from search.results import architecture_file
 from search.study.drift import Drift, drifts
 from search.study.front import front, front_probability
-from search.study.storage import SUPERNET
+from search.study.storage import SUPERNET, WEIGHTS
 from search.study.targets import Target, targets_of
 from search.study.trial import TrialRecord, finished_trials
 
@@ -132,23 +134,43 @@ def _is_trained(file: Path) -> bool:
 
 
 def write_shared_weights(study: optuna.Study, members: Sequence[TrialRecord], folder: Path) -> None:
-    """Write each member's share of the supernet's weights beside its file, for search.train init=supernet."""
+    """Write each member's weights, batch statistics and normalisation as the search scored it, for search.train."""
     if SUPERNET not in study.user_attrs or study.user_attrs["settings"]["proxy"]["width_multiplier"] != 1:
         return  # weights of narrower proxies do not fit the deployed networks
-    from safetensors.torch import save_file
-
-    from search.accuracy.supernet import open_supernet  # torch takes seconds
-
-    try:
-        elastic = open_supernet(Path(study.user_attrs[SUPERNET]))
-    except UserError as error:
-        log.warning("no weights are exported: %s", error)
-        return
     for old in folder.glob(f"trial-*{SHARED_WEIGHTS}"):
         if not old.with_name(old.name.replace(SHARED_WEIGHTS, ".yaml")).exists():
             old.unlink()
-    for member in members:
-        save_file(elastic.extract(member.architecture).state_dict(), shared_weights_file(folder / member_name(member)))
+    from search.accuracy.trained_supernet import TrainedSupernet, supernet_of_share  # torch takes seconds
+
+    path, digest = Path(study.user_attrs[SUPERNET]), study.user_attrs[WEIGHTS]["supernet"]
+    files = {shared_weights_file(folder / member_name(member)): member.architecture for member in members}
+    missing = [file for file in files if supernet_of_share(file) != digest]
+    if not missing:
+        return
+    try:
+        supernet = TrainedSupernet.open(path)
+    except UserError as error:
+        log.warning("no weights are exported: %s", error)
+        return
+    if digest_of(path.read_bytes()) != digest:
+        log.warning("no weights are exported: the supernet %s is not the one that scored this study", path)
+        return
+    with num_threads(study.user_attrs["training"]["num_threads"]):
+        for file in missing:
+            supernet.save_share(files[file], file, digest)
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Compute on some threads, which the last bits of a result depend on."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def shared_weights_file(architecture_file: Path) -> Path:

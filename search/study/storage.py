@@ -39,6 +39,7 @@ FORMAT_KEY, FORMAT = "format", 2  # attribute of a study: raise the number with 
 VERSION_KEY = "hilo_nas"  # attribute of a study: the version that created it
 FIRST_VERSION = "0.1"  # the one that stored neither
 SUPERNET = "supernet"  # attribute of a study: the file of the weights that its networks are scored with
+WEIGHTS = "weights"  # attribute of a study: their digest
 SHARED_SECONDS = "shared_weights_seconds"  # attribute of a study: what training them took, where it trained them itself
 
 
@@ -228,7 +229,7 @@ def remember(study: optuna.Study, key: str, value: Any, remedy: str) -> None:
         UserError: naming the first values that differ, and the remedy.
     """
     if has_trials(study):
-        refuse_changes(study, study.user_attrs[key], value, remedy)
+        refuse_changes(study, study.user_attrs.get(key, {}), value, remedy)
     else:
         study.set_user_attr(key, value)
 

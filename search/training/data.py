@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning
@@ -22,13 +22,14 @@ from torch import Tensor
 
 from models.architecture import check_int
 from search import UserError
+from search.training.normalisation import Normalisation
 
 Source = Callable[[str, int | None], Dataset]
 """Takes a split, "train" or "test", and the number of images wanted (None: all); returns columns `image` and `label`."""
 
 EXECUTION_KEYS: frozenset[str] = frozenset({"source.path"})
 """Keys below the configuration group `data` that only say where the images are stored. Whether the same images are stored at
-another place, `fingerprint` tells."""
+another place, `contents` tells."""
 
 EVAL_BATCH_SIZE = 256
 
@@ -175,6 +176,7 @@ class ImageData(SplitData):
     Args:
         shift: Augmentation: training images are shifted by up to this number of pixels.
         flip: Augmentation: half of the training images are mirrored.
+        normalisation: What the weights expect that a training starts from; None for the statistics of the training images.
 
     The other arguments are those of `SplitData`.
     """
@@ -190,6 +192,7 @@ class ImageData(SplitData):
         seed: int,
         shift: int,
         flip: bool,
+        normalisation: Normalisation | None = None,
     ) -> None:
         check_int("data.shift", shift, 0)
         super().__init__(name, source, img_size, in_chans, train_size, val_size, seed, min_val_size=1)
@@ -197,20 +200,18 @@ class ImageData(SplitData):
         self.flip = flip
         self.val = self._decode(self.splits.val)
         self.train = self._decode(self.splits.train)
-        self.mean, self.std = channel_statistics(self.train)
+        self.normalisation = normalisation or Normalisation.of(self.train.images)
 
-    def normalisation(self) -> dict[str, list[float]]:
-        """Return mean and standard deviation of each channel, for pixel values in [0, 1]."""
-        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-
-    def fingerprint(self) -> dict[str, str | int | bool]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return everything that a training on these images depends on."""
         settings = {"shift": self.shift, "flip": self.flip, "num_classes": self.num_classes}
-        return {"train": self.train.digest(), "shape": str(tuple(self.train.images.shape)), **settings}
+        images = {"train": self.train.digest(), "shape": str(tuple(self.train.images.shape))}
+        return {**images, **settings, "normalisation": asdict(self.normalisation)}
 
     def contents(self) -> dict[str, str]:
-        """Return digests of the images and labels, which a study depends on wherever they are stored."""
-        return {"train": self.train.digest(), "val": self.val.digest()}
+        """Describe images and labels, which a study depends on wherever they are stored, by number and digest."""
+        splits = {"train": self.train, "val": self.val}
+        return {name: f"{len(split.labels)} images, sha256 {split.digest()[:16]}" for name, split in splits.items()}
 
     def train_dataloader(self, batch_size: int = EVAL_BATCH_SIZE) -> Batches:
         """Return shuffled, augmented batches, seeded by torch's current seed; the last incomplete batch is dropped."""
@@ -279,13 +280,7 @@ class Batches:
             images = self.images.images[indices]
             if generator is not None:
                 images = augment(images, self.data.shift, self.data.flip, generator)
-            yield (images.float() / 255 - self.data.mean) / self.data.std, self.images.labels[indices]
-
-
-def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel, (1, C, 1, 1), for pixel values in [0, 1]."""
-    pixels = images.images.float() / 255
-    return pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
+            yield self.data.normalisation.apply(images), self.images.labels[indices]
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 
 from search import UserError, one_line
 from search.training.data import ImageData
+from search.training.normalisation import Normalisation
 from search.training.recipe import Recipe
 from search.training.streamed import StreamedData
 from search.training.task import TrainSettings
@@ -45,7 +46,7 @@ class TrainingResult:
     data: str
     init: str
     recipe: Recipe
-    normalisation: dict[str, list[float]]
+    normalisation: Normalisation
     seconds: float
     search_accuracy: float | None = None
 
@@ -79,9 +80,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise UserError(f"{file} does not hold weights of this network: {one_line(error)}") from error
 
 
-def save_weights(model: nn.Module, file: Path) -> None:
-    """Write the weights of a model as safetensors."""
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file)
+def save_weights(model: nn.Module, normalisation: Normalisation, file: Path) -> None:
+    """Write the weights of a model as safetensors, with the normalisation of the images that they expect."""
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, file, normalisation.metadata())
 
 
 def checkpoint_file(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from search.training.data import ImageData, Images, channel_statistics
+from search.training.data import ImageData, Images
+from search.training.normalisation import Normalisation
 
 
 def hold_out(data: ImageData, count: int) -> ImageData:
@@ -20,5 +21,5 @@ def hold_out(data: ImageData, count: int) -> ImageData:
     changed.splits = replace(data.splits, train=rows.select(range(end)), val=rows.select(range(end, len(rows))))
     changed.train = Images(images.images[:end], images.labels[:end])
     changed.val = Images(images.images[end:], images.labels[end:])
-    changed.mean, changed.std = channel_statistics(changed.train)
+    changed.normalisation = Normalisation.of(changed.train.images)
     return changed

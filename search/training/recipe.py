@@ -34,12 +34,14 @@ class Recipe:
         mixup: Parameter of mixup's beta distribution; 0 for none.
         cutmix: Parameter of CutMix's beta distribution; 0 for none. With both, each batch gets one of them.
         ema_decay: Decay of an exponential moving average of the weights, which is then the result; 0 for none.
-        offset_lr: Learning rate of the convolutions that predict the offsets of deformable ones, over `train.lr`.
-        lr_floor: Final learning rate over the peak.
+        offset_lr: Learning rate of the weights of convolutions that predict the offsets of deformable ones, over
+            `train.lr`. Their biases are trained like all others.
+        lr_floor: Final learning rate over `train.lr`, of all parameters.
         precision: As in `lightning.Trainer`; "auto" is bf16-mixed on a GPU that supports it, else 32-true.
         devices: Number of devices to train on; "auto" uses all of them.
         validate_every: Number of epochs between two validations; 0 validates only after the training.
         logs: Any of "csv" and "tensorboard".
+        warmup_prefix: Whether the cosine begins after the warm-up; else the warm-up replaces its first part.
 
     Raises:
         ValueError: If a setting is out of range; the message names it.
@@ -55,6 +57,7 @@ class Recipe:
     devices: int | str
     validate_every: int
     logs: list[str] = field(default_factory=list)
+    warmup_prefix: bool = True
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix", "offset_lr"):
@@ -135,7 +138,7 @@ class FullTraining(ImageClassification):
     def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int, recipe: Recipe) -> None:
         super().__init__(model, settings, num_classes)
         self.recipe = recipe
-        self.lr_floor = recipe.lr_floor
+        self.lr_floor, self.warmup_prefix = recipe.lr_floor, recipe.warmup_prefix
         self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.mixup = (
             Mixup(  # type: ignore[no-untyped-call]
@@ -161,15 +164,12 @@ class FullTraining(ImageClassification):
         self.log("validation_accuracy", self.validation_accuracy, on_epoch=True, on_step=False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Give the convolutions that predict offsets their own learning rate, as in the authors' code."""
+        """Give the weights of convolutions that predict offsets their own learning rate, as in the authors' code."""
         groups = super().parameter_groups()
-        offset_ids = {id(parameter) for name, parameter in self.model.named_parameters() if "conv_offset" in name}
-
-        def keep(group: dict[str, Any], offsets: bool) -> dict[str, Any]:
-            parameters = [parameter for parameter in group["params"] if (id(parameter) in offset_ids) == offsets]
-            return {**group, "params": parameters}
-
-        lr = self.settings.lr * self.recipe.offset_lr
-        others = [keep(group, offsets=False) for group in groups]
-        offsets = [{**keep(group, offsets=True), "lr": lr} for group in groups]
-        return [group for group in (*others, *offsets) if group["params"]]
+        offsets = [p for name, p in self.model.named_parameters() if name.endswith("conv_offset.weight")]
+        if not offsets:
+            return groups
+        ids = set(map(id, offsets))
+        others = [{**group, "params": [p for p in group["params"] if id(p) not in ids]} for group in groups]
+        lr, weight_decay = self.settings.lr * self.recipe.offset_lr, self.settings.weight_decay
+        return [*others, {"params": offsets, "lr": lr, "weight_decay": weight_decay}]

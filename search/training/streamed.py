@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ import torch
 from datasets import Dataset, Image
 from PIL import UnidentifiedImageError
 from timm.data import create_transform
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -27,8 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from models.architecture import check_int, check_number
 from search import UserError
 from search.training.data import EVAL_BATCH_SIZE, Source, SplitData, convert_image, epoch_seed
-
-GREY_MEAN, GREY_STD = 0.449, 0.226  # mean of ImageNet's over its channels
+from search.training.normalisation import Normalisation
 
 Loader = DataLoader[tuple[Tensor, int]]
 
@@ -66,12 +65,12 @@ class Augmentation:
 class StreamedData(SplitData):
     """The splits of `search.training.data.ImageData`, decoded when a batch needs them.
 
-    Images are normalised with ImageNet's mean and standard deviation, as official checkpoints expect.
 
     Args:
         val_size: Number of images to validate on; may be 0.
         flip: Whether half of the training images are mirrored.
         augmentation: The other random changes.
+        normalisation: What the weights expect that a training starts from; None for ImageNet's.
 
     The other arguments are those of `SplitData`.
 
@@ -91,25 +90,21 @@ class StreamedData(SplitData):
         seed: int,
         flip: bool,
         augmentation: Augmentation,
+        normalisation: Normalisation | None = None,
     ) -> None:
         super().__init__(name, source, img_size, in_chans, train_size, val_size, seed, min_val_size=0)
         self.augmentation = augmentation
-        self.mean = IMAGENET_DEFAULT_MEAN if in_chans == 3 else (GREY_MEAN,)
-        self.std = IMAGENET_DEFAULT_STD if in_chans == 3 else (GREY_STD,)
+        self.normalisation = normalisation or Normalisation.imagenet(in_chans)
         self.train_transform = self._transform(True, flip)
         self.eval_transform = self._transform(False, flip)
 
-    def normalisation(self) -> dict[str, list[float]]:
-        """Return mean and standard deviation of each channel, for pixel values in [0, 1]."""
-        return {"mean": list(self.mean), "std": list(self.std)}
-
     def fingerprint(self) -> dict[str, Any]:
-        """Return what a training on these images depends on; labels stand for the images, which take hours to read."""
-        labels = np.asarray(self.splits.train["label"][:], dtype=np.int64)
+        """Return what a training on these images depends on; see `rows_digest` for the images themselves."""
         return {
-            "train": hashlib.sha256(labels.tobytes()).hexdigest(),
+            "train": rows_digest(self.splits.train),
             "img_size": self.img_size,
             "augmentation": asdict(self.augmentation) | {"num_workers": None},
+            "normalisation": asdict(self.normalisation),
         }
 
     def train_dataloader(self, batch_size: int = EVAL_BATCH_SIZE) -> Loader:
@@ -152,8 +147,8 @@ class StreamedData(SplitData):
                 color_jitter=settings.color_jitter,
                 auto_augment=settings.auto_augment,
                 interpolation=settings.interpolation,
-                mean=self.mean * num_copies,
-                std=self.std * num_copies,
+                mean=self.normalisation.mean * num_copies,
+                std=self.normalisation.std * num_copies,
                 re_prob=settings.erasing,
                 re_mode="pixel",
                 crop_pct=settings.crop_pct,
@@ -163,6 +158,25 @@ class StreamedData(SplitData):
                 f"recipe.augmentation: timm does not accept auto_augment={settings.auto_augment} with "
                 f"interpolation={settings.interpolation} ({type(error).__name__}: {error})"
             ) from error
+
+
+def rows_digest(dataset: Dataset) -> str:
+    """Return a SHA-256 of labels and images, without decoding them.
+
+    Of an image inside the dataset's own files (parquet, hub) the bytes count; of one in a file, its folder, name and size.
+    To read millions of files takes as long as an epoch, and times of change would differ on every machine that gets a copy.
+    """
+    digest = hashlib.sha256(np.asarray(dataset["label"][:], dtype=np.int64).tobytes())
+    for image in dataset.cast_column("image", Image(decode=False))["image"]:
+        content = _file_facts(Path(image["path"])) if image["bytes"] is None else image["bytes"]
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def _file_facts(file: Path) -> bytes:
+    """Folder, name and size of an image's file."""
+    size = file.stat().st_size if file.is_file() else 0  # a path inside an archive is not a file
+    return f"{file.parent.name}/{file.name} {size}".encode()
 
 
 class TransformedImages(TorchDataset[tuple[Tensor, int]]):

@@ -10,8 +10,9 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,7 +95,8 @@ class ImageClassification(lightning.LightningModule):
         num_classes: Labels lie in [0, num_classes).
     """
 
-    lr_floor: float = 0.0  # final learning rate over the peak
+    lr_floor: float = 0.0  # final learning rate over settings.lr
+    warmup_prefix: bool = True  # whether the cosine begins after the warm-up
 
     def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int) -> None:
         super().__init__()
@@ -126,14 +128,22 @@ class ImageClassification(lightning.LightningModule):
         return check_logits(self(images), self.settings).argmax(1) == labels
 
     def configure_optimizers(self) -> Any:
-        settings = self.settings
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=settings.lr, fused=True)
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        groups = self.parameter_groups()
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.lr, fused=True)
+        peaks = [float(group.get("lr", self.settings.lr)) for group in groups]
         # LambdaLR: Lightning steps and checkpoints torch's schedulers, and timm's CosineLRScheduler is not one of them.
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, num_steps, settings.warmup, self.lr_floor)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, list(map(self.learning_rate_factor, peaks)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def learning_rate_factor(self, peak: float) -> Callable[[int], float]:
+        """Return the schedule of a group, from a step to its learning rate over its peak; all groups end at one rate.
+
+        Args:
+            peak: Largest learning rate of the group; one below the final rate of the others keeps it.
+        """
+        num_steps, last = int(self.trainer.estimated_stepping_batches), self.lr_floor * self.settings.lr
+        options = {"floor": last / peak if last < peak else 1.0, "warmup_prefix": self.warmup_prefix}
+        return partial(warmup_cosine, num_steps=num_steps, warmup=self.settings.warmup, **options)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's groups: parameters with weight decay, and norms and biases without."""
@@ -148,7 +158,7 @@ def check_logits(logits: Tensor, settings: TrainSettings) -> Tensor:
     return logits
 
 
-def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0) -> float:
+def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0, warmup_prefix: bool = True) -> float:
     """Return the learning rate at a step over its peak: a linear rise, then half a cosine down to the floor.
 
     Args:
@@ -156,11 +166,13 @@ def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0) 
         num_steps: Number of steps of the training.
         warmup: Fraction of the steps in which the rate rises.
         floor: Value after the last step.
+        warmup_prefix: Whether the cosine begins after the warm-up; else the warm-up replaces its first part. As in timm.
     """
     num_warmup = max(1, round(warmup * num_steps))
     if step < num_warmup:
         return (step + 1) / num_warmup
-    return floor + (1 - floor) * (1 + math.cos(math.pi * (step + 1 - num_warmup) / (num_steps + 1 - num_warmup))) / 2
+    progress = (step + 1 - num_warmup) / (num_steps + 1 - num_warmup) if warmup_prefix else step / num_steps
+    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class ReportProgress(Callback):

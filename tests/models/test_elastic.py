@@ -115,6 +115,29 @@ def test_recalibrated_statistics_are_those_of_the_batches(space: Space) -> None:
     assert all(m.momentum == nn.BatchNorm2d(1).momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d))
 
 
+def test_stochastic_depth_does_not_change_recalibrated_statistics(space: Space) -> None:
+    architecture = space.sample([0], "largest")
+    elastic = supernet(space)
+    statistics = []
+    for rate in (0.0, 0.9):
+        elastic.drop_path_rate = rate
+        network = elastic.extract(architecture).train()
+        recalibrate(network, [images(8)])
+        statistics.append(network.layers[2].downsample.norm_layer.running_mean)
+    assert torch.equal(*statistics)
+
+
+def test_modes_are_restored_after_an_error(space: Space) -> None:
+    network = supernet(space).extract(space.largest()).train()
+    network.layers[0].eval()
+    network.layers[1].downsample.norm_layer.eval()
+    before = {name: module.training for name, module in network.named_modules()}
+    with pytest.raises(RuntimeError):
+        recalibrate(network, [images(8), torch.zeros(1, 3, 32, 32)])
+    assert {name: module.training for name, module in network.named_modules()} == before
+    assert all(m.momentum == nn.BatchNorm2d(1).momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import create_feature_extractor, get_graph_node_names
 from timm.optim import param_groups_weight_decay
 
 from models.architecture import Architecture, StageSpec
 from models.litv2 import LITv2, architecture_of, arguments_of, build
+from tests.support.networks import enliven
 
 SMALL = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
 
@@ -170,6 +172,33 @@ def test_forward_intermediates(litv2_s: LITv2) -> None:
         litv2_s.forward_intermediates(x, output_fmt="NLC")
 
 
+@pytest.mark.parametrize(("name", "size"), [("litv2_s", 96), ("litv2", 64)])
+def test_forward_and_backward_of_the_traced_model(name: str, size: int) -> None:
+    """timm's tests of models traced by torch.fx: all return nodes in evaluation, and a gradient for every parameter."""
+    options = {} if name == "litv2_s" else {**SMALL, "window_sizes": (4, 3, 2, 1), "alphas": (0.5,) * 4}
+    model = timm.create_model(name, num_classes=11, **options)
+    x = torch.randn(2, 3, size, size)
+    train_nodes, eval_nodes = get_graph_node_names(model)
+    assert "layers.2.blocks.1.add_1" in eval_nodes
+    traced = create_feature_extractor(model.eval(), [eval_nodes[-1]])
+    with torch.no_grad():
+        torch.testing.assert_close(traced(x)[eval_nodes[-1]], model(x))
+    traced = create_feature_extractor(model.train(), [train_nodes[-1]])
+    traced(x)[train_nodes[-1]].mean().backward()
+    assert [name for name, p in traced.named_parameters() if p.grad is None] == []
+
+
+@torch.no_grad()
+def test_maps_by_torch_fx_are_those_of_the_getter() -> None:
+    options = {**SMALL, "features_only": True}
+    getter = timm.create_model("litv2", **options).eval()
+    traced = timm.create_model("litv2", **options, feature_cls="fx").eval()
+    traced.graph_module.load_state_dict(getter.model.state_dict(), strict=False)
+    x = torch.randn(1, 3, 96, 128)
+    for expected, actual in zip(getter(x), traced(x), strict=True):
+        torch.testing.assert_close(actual.permute(0, 3, 1, 2), expected)  # torch.fx returns maps as they are, channels last
+
+
 def test_gradient_checkpointing_changes_nothing() -> None:
     model = small().train()
     x = torch.randn(2, 3, 64, 64)
@@ -229,16 +258,19 @@ def test_exports_with_torch_export() -> None:
     torch.testing.assert_close(exported(x), model(x))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(("size", "downsample"), [(64, "conv"), (128, "dtm")])
-def test_exports_for_any_batch(size: int, downsample: str) -> None:
-    """No layer depends on the number of images, so an exporter does not specialise to that of its example."""
-    model = small(window_sizes=(4, 2, 2, 1), alphas=(0.0, 0.5, 0.75, 1.0), downsample=downsample).eval()
-    shapes = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(model, (torch.randn(2, 3, size, size),), dynamic_shapes=shapes).module()
-    for num_images in (1, 3, 17):
-        x = torch.randn(num_images, 3, size, size)
-        torch.testing.assert_close(exported(x), model(x))
+@pytest.mark.parametrize(("downsample", "training"), [("dtm", False), ("dtm", True), ("conv", False)])
+def test_exports_for_any_batch(downsample: str, training: bool) -> None:
+    """No layer depends on the number of images, so an exporter keeps the range that is asked for, with gradients or not."""
+    stages = {"window_sizes": (4, 2, 2, 1), "alphas": (0.0, 0.5, 0.75, 1.0)}
+    model = enliven(small(**stages, downsample=downsample)).train(training)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},)
+    with torch.set_grad_enabled(training):
+        exported = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=shapes)
+    (batches,) = exported.range_constraints.values()
+    assert (batches.lower, batches.upper) == (1, 1024)
+    for num_images in (1, 3, 7):
+        x = torch.randn(num_images, 3, 64, 64)
+        torch.testing.assert_close(exported.module()(x), model(x))
 
 
 def test_stage_without_attention_has_no_attention_parameters() -> None:

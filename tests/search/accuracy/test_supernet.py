@@ -17,13 +17,18 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import models.deploy
 from models.elastic import Bounds, ElasticLITv2
+from models.litv2 import build
 from search.accuracy import supernet
 from search.accuracy.base import EXECUTION_KEYS
+from search.accuracy.cache import AccuracyCache
 from search.accuracy.supernet import SupernetEvaluator, SupernetTraining
+from search.accuracy.trained_supernet import TrainedSupernet, supernet_of_share
 from search.space.space import Space
 from search.training import sources
-from search.training.data import Batches, ImageData
+from search.training.data import Batches, ImageData, Images
+from search.training.normalisation import Normalisation
 from search.training.task import NonFiniteLoss, TrainSettings, ignore_loader_warnings, make_trainer
 from tests.contracts.accuracy_evaluator import *  # noqa: F403
 from tests.contracts.shared_weights import *  # noqa: F403
@@ -108,6 +113,53 @@ def test_further_study_takes_the_supernet_from_the_cache(
     request.getfixturevalue("untrainable")
     other = make_evaluator(data, Path(evaluator.cache))
     assert other.evaluate(SPACE.sample([0]), 0, lambda share: None).accuracy == expected.accuracy
+
+
+def test_exported_share_predicts_what_the_search_scored(
+    evaluator: SupernetEvaluator, data: ImageData, tmp_path: Path
+) -> None:
+    """With an exported network's predictions for labels, the search gives its architecture an accuracy of 1."""
+    evaluator.prepare(0, lambda share: None)
+    scoring, file = make_evaluator(data, Path(evaluator.cache)), tmp_path / "share.safetensors"
+    for number in range(3):
+        architecture = SPACE.sample([number])
+        TrainedSupernet.open(evaluator.weights_file(0)).save_share(architecture, file, "digest")
+        assert supernet_of_share(file) == "digest"
+        normalisation = Normalisation.of_weights(file)
+        assert normalisation == data.normalisation
+        network = build(architecture, in_chans=1, num_classes=100)
+        network.load_state_dict(load_file(file))
+        with torch.inference_mode():
+            predictions = models.deploy.prepare(network)(data.normalisation.apply(data.val.images)).argmax(1)
+        scoring.images = Images(data.val.images, predictions)
+        assert scoring.evaluate(architecture, 0, lambda share: None).accuracy == 1
+
+
+def test_given_weights_count_and_not_those_in_the_cache(evaluator: SupernetEvaluator, other_evaluator: Any) -> None:
+    """The supernet that another machine trained for the same settings may differ by rounding, or by more."""
+    expected = evaluator.evaluate(SPACE.anchor(), 0, lambda share: None)
+    packed = evaluator.pack(0)
+    assert packed is not None
+    supernet = TrainedSupernet.open(evaluator.weights_file(0))
+    nn.init.zeros_(supernet.elastic.weights.head.weight)  # type: ignore[arg-type]
+    other_evaluator.cache_folder(0).mkdir(parents=True)
+    supernet.save(other_evaluator.weights_file(0))
+    before = other_evaluator.weights_file(0).read_bytes()
+    other_evaluator.unpack(0, packed)
+    assert other_evaluator.evaluate(SPACE.anchor(), 0, lambda share: None).accuracy == expected.accuracy
+    assert other_evaluator.weights_file(0).read_bytes() == before  # of another search on this machine
+    assert not list(other_evaluator.cache_folder(0).glob("*.partial"))
+
+
+def test_cached_scores_are_those_of_one_supernet(evaluator: SupernetEvaluator, other_evaluator: Any, tmp_path: Path) -> None:
+    file = tmp_path / "check.jsonl"
+    AccuracyCache(evaluator, {}, file).evaluate(SPACE.anchor(), 0)
+    assert AccuracyCache(evaluator, {}, file).get(SPACE.anchor(), 0) is not None
+    supernet = TrainedSupernet.open(evaluator.weights_file(0))
+    nn.init.zeros_(supernet.elastic.weights.head.weight)  # type: ignore[arg-type]
+    other_evaluator.cache_folder(0).mkdir(parents=True)
+    supernet.save(other_evaluator.weights_file(0))
+    assert AccuracyCache(other_evaluator, {}, file).get(SPACE.anchor(), 0) is None
 
 
 def test_incomplete_weights_are_trained_again(

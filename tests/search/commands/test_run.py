@@ -7,6 +7,7 @@ import csv
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from models.architecture import Architecture, StageSpec
+from models.deploy import prepare
 from models.litv2 import build
+from search.accuracy.trained_supernet import TrainedSupernet
 from search.results import architecture_file
 from search.study.front import front
 from search.study.locks import folder_lock, study_lock
 from search.study.storage import FORMAT_KEY, VERSION_KEY, open_study
 from search.study.targets import FIRST, TARGETS, targets_of
 from search.study.trial import finished_trials
+from search.training import glyphs, sources
+from search.training.data import ImageData
+from search.training.normalisation import Normalisation
 from tests.support.commands import ROOT, TINY, call
 
 
@@ -152,14 +158,48 @@ def test_settings_of_how_work_is_done_may_change(
     assert ("was started with other settings" in capsys.readouterr().err) != is_accepted
 
 
-def test_other_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same settings, but a source that gives other images now."""
-    study = study_of("first")
-    data = study.user_attrs["data"]
-    study.set_user_attr("data", {**data, "train": "digest of other images"})
+def test_other_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same settings, but other fonts, as after an upgrade of the package that has them."""
+    fonts = glyphs._fonts()
+    monkeypatch.setattr(glyphs, "_fonts", lambda: fonts[::-1])
     assert again("study.n_trials=20") == 2
-    assert "train was 'digest of other images'" in capsys.readouterr().err
-    study.set_user_attr("data", data)
+    error = capsys.readouterr().err.strip()
+    assert re.search(r"train was '128 images, sha256 \w+' and is now '128 images, sha256 \w+'; val was '100 images", error)
+    assert error.endswith("do not compare: restore the images, or choose another study.name")
+    assert len(error.splitlines()) == 1
+
+
+def test_other_shared_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As trained again on another machine, after the cache was emptied."""
+    (file,) = Path("outputs/.supernets").rglob("supernet.safetensors")
+    supernet = TrainedSupernet.open(file)
+    torch.nn.init.zeros_(supernet.elastic.weights.head.weight)  # type: ignore[arg-type]
+    supernet.save(file)
+    assert again("study.n_trials=20") == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search(r"supernet was '\w+' and is now '\w+'; scores of two supernets do not compare", error)
+    assert error.endswith(f"restore {file}, or choose another study.name")
+    assert len(error.splitlines()) == 1
+    for share in Path("outputs/first/pareto").glob("*.supernet.safetensors"):
+        share.unlink()
+    assert call("export", ["study.name=first"]) == 0
+    assert "is not the one that scored this study" in capsys.readouterr().out + capsys.readouterr().err
+    assert not list(Path("outputs/first/pareto").glob("*.supernet.safetensors"))
+
+
+def test_exported_weights_score_what_the_search_scored(folder: Path) -> None:
+    data = ImageData("glyphs", partial(sources.glyphs, seed=0), 32, 1, 128, 100, 0, 1, False)
+    members = front(finished_trials(study_of("first")))
+    for member in members:
+        file = Path(f"outputs/first/pareto/trial-{member.number:05d}.supernet.safetensors")
+        network = build(member.architecture, in_chans=1, num_classes=100)
+        network.load_state_dict(load_file(file))
+        normalisation = Normalisation.of_weights(file)
+        assert normalisation == data.normalisation
+        assert normalisation is not None
+        with torch.inference_mode():
+            logits = prepare(network)(normalisation.apply(data.val.images))
+        assert int((logits.argmax(1) == data.val.labels).sum()) == round(100 * member.accuracy)
 
 
 def test_study_of_the_version_before_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,6 +319,27 @@ def test_training_starts_from_the_supernet_s_weights(folder: Path, capsys: pytes
     assert result["init"] == "supernet"
     assert result["search_accuracy"] == facts["accuracy"]["validation"]
     assert result["gap"] == result["validation_accuracy"] - result["search_accuracy"]
+
+
+def test_images_are_normalised_as_the_initial_weights_expect(folder: Path) -> None:
+    """recipe=strong would take ImageNet's statistics; the supernet was trained with those of its images."""
+    path = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    expected = Normalisation.of_weights(path.with_suffix(".supernet.safetensors"))
+    assert expected is not None
+    options = ["data.train_size=64", "data.val_size=100", "train.max_epochs=1", "recipe=strong"]
+    options.append("recipe.augmentation.num_workers=0")
+    for init in ("supernet", path.with_suffix(".first.safetensors")):  # the second time from what the first time gave
+        assert call("train", [f"arch={path}", *options, f"init={init}"]) == 0
+        result = json.loads(path.with_suffix(".result.json").read_text(encoding="utf-8"))
+        assert Normalisation.from_dict(result["normalisation"]) == expected
+        assert Normalisation.of_weights(path.with_suffix(".safetensors")) == expected
+        path.with_suffix(".safetensors").rename(path.with_suffix(".first.safetensors"))
+
+
+def test_weights_for_images_of_other_channels_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((folder / "outputs/first/pareto").glob("*.yaml"))
+    assert call("train", [f"arch={path}", "init=supernet", "data.in_chans=3", "data.train_size=64", "data.val_size=9"]) == 2
+    assert "is for images of 1 channel(s), not for data.in_chans=3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

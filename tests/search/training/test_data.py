@@ -16,7 +16,7 @@ from datasets import Dataset
 from PIL import Image
 
 from search import UserError
-from search.training import sources
+from search.training import glyphs, sources
 from search.training.data import EXECUTION_KEYS, ImageData, Source, augment, convert_image
 from search.training.glyphs import CHARACTERS, render
 
@@ -79,8 +79,9 @@ def test_batches_are_normalised_and_complete() -> None:
     images, labels = (torch.cat(column) for column in zip(*data.val_dataloader(), strict=True))
     assert images.shape == (10, 1, 16, 16)
     assert labels.tolist() == data.val.labels.tolist()
-    everything = (data.train.images.float() / 255 - data.mean) / data.std
+    everything = data.normalisation.apply(data.train.images)
     assert everything.mean().abs() < 1e-4
+    assert everything.std() == pytest.approx(1, abs=1e-4)
     assert len(list(data.train_dataloader(8))) == len(data.train_dataloader(8)) == 3
 
 
@@ -200,6 +201,32 @@ def test_execution_keys_do_not_change_the_fingerprint(tmp_path: Path, monkeypatc
     )
     assert {"source.path"} == EXECUTION_KEYS
     assert here.fingerprint() == there.fingerprint()
+
+
+def test_another_image_in_the_folder_is_other_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    write_image_folder(tmp_path / "train", 12)
+
+    def contents() -> dict[str, str]:
+        source = partial(sources.imagefolder, path=str(tmp_path))
+        return make(source, in_chans=3, train_size=None, val_size=4).contents()
+
+    before = contents()
+    assert contents() == before
+    assert before["train"].startswith("20 images, sha256 ")
+    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "train/cat/zzz.png")
+    assert contents()["train"].startswith("21 images, sha256 ")
+
+
+def test_other_fonts_are_other_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an upgrade of matplotlib, whose fonts are drawn."""
+    source = partial(sources.glyphs, seed=0)
+    before = make(source).contents()
+    assert make(source).contents() == before
+    fonts = glyphs._fonts()
+    monkeypatch.setattr(glyphs, "_fonts", lambda: fonts[::-1])
+    after = make(source).contents()
+    assert all(after[split] != before[split] for split in ("train", "val"))
 
 
 def test_names_of_files_and_classes_do_not_choose_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,6 @@ def test_the_last_training_images_are_validated_on_and_not_trained_on() -> None:
     assert [label for _, labels in changed.val_dataloader() for label in labels] == list(data.train.labels[150:])
     assert changed.splits.val["label"][:] == data.splits.train["label"][150:]
     assert changed.fingerprint()["train"] != data.fingerprint()["train"]
-    assert changed.normalisation() != data.normalisation()
+    assert changed.normalisation != data.normalisation
     assert data.contents() == before
     assert (data.num_train, data.num_val) == (192, 100)

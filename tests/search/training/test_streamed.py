@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 
 from search import UserError
-from search.training import sources
+from search.training import glyphs, sources
 from search.training.data import ImageData
+from search.training.normalisation import Normalisation
 from search.training.streamed import Augmentation, StreamedData
 
 AUGMENTATION = Augmentation("rand-m7-mstd0.5-inc1", 0.0, 0.3, 0.5, 1.0, "bilinear", 0)
@@ -46,7 +50,7 @@ def test_splits_are_those_of_images_in_memory() -> None:
     labels = torch.cat([labels for _, labels in data.val_dataloader()])
     assert torch.equal(labels, memory.val.labels)
     images = torch.cat([images for images, _ in data.val_dataloader()])
-    pixels = images * data.std[0] + data.mean[0]
+    pixels = images * data.normalisation.std[0] + data.normalisation.mean[0]
     torch.testing.assert_close(pixels, memory.val.images / 255, atol=1e-4, rtol=0)
 
 
@@ -58,6 +62,46 @@ def test_an_epoch_depends_neither_on_earlier_ones_nor_on_the_number_of_workers()
     workers = streamed(replace(AUGMENTATION, num_workers=2))
     assert torch.equal(second, epochs(workers, 1)[0])
     assert first.shape == (48, 1, 32, 32)
+
+
+def test_fingerprint_follows_the_images_wherever_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training must not resume on other images, but on a copy of them, whose files have other times of change."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        file = tmp_path / "here/train" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(file)
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+
+    def fingerprint(name: str) -> dict[str, Any]:
+        source = partial(sources.imagefolder, path=str(tmp_path / name))
+        return streamed(source=source, train_size=None, val_size=4).fingerprint()
+
+    before = fingerprint("here")
+    assert fingerprint("there") == before
+    for file in (tmp_path / "here/train/a").iterdir():  # other images of the same names and classes
+        Image.fromarray(rng.integers(0, 255, (31, 32), np.uint8)).save(file)
+    assert fingerprint("here") != before
+
+
+def test_fingerprint_follows_images_inside_the_dataset() -> None:
+    def inverted(split: str, num_images: int | None) -> Dataset:
+        images, labels = glyphs.render(64, seed=0)
+        return sources.from_arrays(255 - images, labels, list(glyphs.CHARACTERS))
+
+    assert streamed().fingerprint() == streamed().fingerprint()
+    assert streamed(source=inverted).fingerprint() != streamed().fingerprint()
+
+
+def test_images_are_normalised_as_weights_expect() -> None:
+    expected = Normalisation((0.2,), (0.4,))
+    usual, given = streamed(), streamed(normalisation=expected)
+    assert usual.normalisation == Normalisation.imagenet(1)
+    (images, _), (others, _) = next(iter(usual.val_dataloader())), next(iter(given.val_dataloader()))
+    pixels = images * usual.normalisation.std[0] + usual.normalisation.mean[0]
+    torch.testing.assert_close(others * 0.4 + 0.2, pixels)
+    assert given.fingerprint() != usual.fingerprint()
 
 
 def test_augmentation_does_not_change_the_state_of_global_generators() -> None:

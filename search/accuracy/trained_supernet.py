@@ -1,0 +1,100 @@
+"""A trained supernet in a file, with all that its networks need beside it: images for batch statistics, normalisation.
+
+A network that is scored and one that is exported come from the same function: the exported one is what the search scored.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.architecture import Architecture
+from models.elastic import Bounds, ElasticLITv2, recalibrate
+from models.litv2 import LITv2
+from search import UserError, one_line
+from search.training.normalisation import Normalisation
+
+IMAGES = "calibration_images"
+SUPERNET_KEY = "supernet"
+
+
+@dataclass(frozen=True)
+class TrainedSupernet:
+    """Shared weights, and what each network's batch statistics are computed from.
+
+    Args:
+        elastic: The weights.
+        images: Training images, (N, C, H, W) uint8.
+        normalisation: Of the images that the weights were trained on.
+    """
+
+    elastic: ElasticLITv2
+    images: Tensor
+    normalisation: Normalisation
+
+    def extract(self, architecture: Architecture, device: torch.device | str = "cpu") -> LITv2:
+        """Return a network with its share of the weights and batch statistics of its own, in evaluation mode.
+
+        Raises:
+            ValueError: If the weights do not hold the network.
+        """
+        network = self.elastic.extract(architecture).to(device).eval()
+        recalibrate(network, [self.normalisation.apply(self.images).to(device)])
+        return network
+
+    def save_share(self, architecture: Architecture, path: Path, digest: str) -> None:
+        """Write the weights of one network, with their normalisation and the digest of this supernet's file."""
+        metadata = self.normalisation.metadata() | {SUPERNET_KEY: digest}
+        partial = path.with_suffix(".partial")
+        save_file(self.extract(architecture).state_dict(), partial, metadata)
+        partial.replace(path)
+
+    def save(self, path: Path) -> None:
+        """Write a file, completely or not at all. Equal supernets give equal files."""
+        weights = self.elastic.weights
+        description = {
+            "bounds": asdict(self.elastic.bounds),
+            "in_chans": weights.in_chans,
+            "num_classes": weights.num_classes,
+            "normalisation": asdict(self.normalisation),
+        }
+        tensors = {**self.elastic.state_dict(), IMAGES: self.images.contiguous()}
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial, {SUPERNET_KEY: json.dumps(description)})  # one key: several come in no fixed order
+        partial.replace(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: If the file is missing or incomplete.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                shape = json.loads(file.metadata()[SUPERNET_KEY])
+            normalisation = Normalisation.from_dict(shape.pop("normalisation"))
+            elastic, tensors = ElasticLITv2(Bounds.from_dict(shape.pop("bounds")), **shape), load_file(path)
+            images = tensors.pop(IMAGES)
+            elastic.load_state_dict(tensors)
+        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"the supernet {path} cannot be read ({one_line(error)}); the next search trains it again"
+            ) from error
+        return cls(elastic.eval(), images, normalisation)
+
+
+def supernet_of_share(path: Path) -> str | None:
+    """Read the digest of the supernet that a network's weights were taken from; None if the file is missing or cut short."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(SUPERNET_KEY)
+    except (OSError, SafetensorError):
+        return None

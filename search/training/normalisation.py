@@ -1,0 +1,75 @@
+"""Normalisation of images, which weights are trained with and expect ever after: files of weights contain it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from search import UserError, one_line
+
+METADATA_KEY = "normalisation"
+GREY_MEAN, GREY_STD = 0.449, 0.226  # mean of ImageNet's over its channels
+DIGITS = 6  # a number that cards and results show is the one that is used
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, for pixel values in [0, 1].
+
+    Args:
+        mean: Subtracted from each channel.
+        std: Divides each channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor) -> Self:
+        """Return the statistics of images, (N, C, H, W) uint8. They are exact, whatever the number of threads."""
+        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])  # (C, 256)
+        values, total = torch.arange(256, dtype=torch.float64) / 255, images[:, 0].numel()
+        mean = (counts * values).sum(1) / total
+        variance = (counts * (values - mean[:, None]) ** 2).sum(1) / max(1, total - 1)
+        std = variance.sqrt().clamp_min(1e-3)
+        return cls(*(tuple(round(float(value), DIGITS) for value in column) for column in (mean, std)))
+
+    @classmethod
+    def imagenet(cls, in_chans: int) -> Self:
+        """Return ImageNet's statistics, which official checkpoints expect, for colour images (3) or grey ones (1)."""
+        return cls(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if in_chans == 3 else cls((GREY_MEAN,), (GREY_STD,))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, list[float]]) -> Self:
+        """Build from plain data, the inverse of `dataclasses.asdict`."""
+        return cls(tuple(map(float, data["mean"])), tuple(map(float, data["std"])))
+
+    @classmethod
+    def of_weights(cls, file: Path) -> Self | None:
+        """Read the normalisation that the weights in a safetensors file expect; None if the file does not contain it.
+
+        Raises:
+            UserError: If the file cannot be read.
+        """
+        try:
+            with safe_open(file, "pt") as weights:
+                text = (weights.metadata() or {}).get(METADATA_KEY)
+            return None if text is None else cls.from_dict(json.loads(text))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} does not hold weights: {one_line(error)}") from error
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata of a safetensors file of weights that expect this normalisation."""
+        return {METADATA_KEY: json.dumps(asdict(self))}
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Normalise images, (B, C, H, W) uint8. Returns float32 of the same shape."""
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
