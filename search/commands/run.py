@@ -58,11 +58,12 @@ from search.study.storage import (
     study_folder,
 )
 from search.study.targets import Target, references_ms, targets_of
-from search.study.trial import TrialResult, finished_trials
+from search.study.trial import TrialResult, evaluated_trials, finished_trials, is_finished, is_skipped, network_of
 from search.study.writer import StudyWriter
 from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
+TIME_IS_UP = "time is up after %g minutes%s; run the same command again to continue"
 
 
 def main(cfg: DictConfig) -> None:
@@ -72,6 +73,7 @@ def main(cfg: DictConfig) -> None:
         UserError: if what is asked for cannot be done.
         SearchStopped: if the search cannot continue.
     """
+    start = time.monotonic()
     folder = study_folder(cfg.study.name)
     construct(check_study, cfg=cfg)
     space: Space = build(cfg.space)
@@ -85,18 +87,34 @@ def main(cfg: DictConfig) -> None:
         remember(study, "settings", study_settings(cfg), REMEDY)
         save_config(folder, cfg)
         num_finished = len(finished_trials(study))
-        if num_finished < cfg.study.n_trials:
-            retry = RetryPolicy(cfg.storage.retry_seconds, lock)
-            asyncio.run(search(cfg, study, space, folder, console, retry))
-        else:
+        if num_finished >= cfg.study.n_trials:
             log.info("study %s is complete: %d of %d trials are finished", folder.name, num_finished, cfg.study.n_trials)
-        conclude(cfg, study, folder, console)
+        elif not used_up(study, space):
+            retry = RetryPolicy(cfg.storage.retry_seconds, lock)
+            asyncio.run(search(cfg, study, space, folder, console, retry, start))
+        if summary := used_up(study, space):
+            log.info("study %s: %s; there is nothing left to search", folder.name, summary)
+        conclude(cfg, study, folder, console, is_open=not summary)
 
 
 async def search(
-    cfg: DictConfig, study: optuna.Study, space: Space, folder: Path, console: Console, retry: RetryPolicy
+    cfg: DictConfig,
+    study: optuna.Study,
+    space: Space,
+    folder: Path,
+    console: Console,
+    retry: RetryPolicy,
+    start: float,
 ) -> None:
-    """Start the engine, check that its workers are those of the study, and run the coordinator."""
+    """Start the engine, check that its workers are those of the study, and run the coordinator.
+
+    start: of the command, by `time.monotonic`.
+    """
+
+    def minutes_left() -> float | None:
+        limit: float | None = cfg.study.timeout_minutes
+        return None if limit is None else limit - (time.monotonic() - start) / 60
+
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
     remember(study, "data", data.contents(), IMAGES_REMEDY)
@@ -105,7 +123,9 @@ async def search(
     engine = make_engine(cfg, data, make_evaluator)
     torch.set_num_threads(1)  # what trains or measures has processes of its own
     try:
-        await prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console)
+        if not await prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console, minutes_left()):
+            log.info(TIME_IS_UP, cfg.study.timeout_minutes, ", while shared weights are trained; finished epochs are kept")
+            return
         targets = await prepare_targets(cfg, study, engine, space)
         dashboard = DashboardPublisher(study, folder)
         if not has_trials(study):
@@ -129,9 +149,8 @@ async def search(
                 view=view,
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
             )
-            if not await coordinator.run(cfg.study.n_trials, cfg.study.timeout_minutes):
-                minutes = cfg.study.timeout_minutes
-                log.info("time is up after %g minutes; run the same command again to continue", minutes)
+            if not await coordinator.run(cfg.study.n_trials, minutes_left()):
+                log.info(TIME_IS_UP, cfg.study.timeout_minutes, "")
     finally:
         engine.close()
 
@@ -151,8 +170,12 @@ async def prepare_training(
     make_evaluator: Callable[[], AccuracyEvaluator],
     seed: int,
     console: Console,
-) -> None:
+    minutes_left: float | None = None,
+) -> bool:
     """Check the training setup; train shared weights once, if the evaluator has any, and distribute them to the workers.
+
+    Returns:
+        Whether networks can be evaluated; False if the time was up while shared weights were trained.
 
     Raises:
         UserError: if accuracies would depend on something else than before.
@@ -163,7 +186,7 @@ async def prepare_training(
     remember(study, "training", dict(training), REMEDY)
     engine.expect(TRAINING, training)
     if not isinstance(evaluator, SharedWeights):
-        return
+        return True
     if changed := differences(evaluator.fingerprint(), training):
         raise UserError(
             f"accuracy=supernet needs the same training here and on the workers, but they differ: {changed}; "
@@ -171,8 +194,14 @@ async def prepare_training(
         )
     packed = evaluator.pack(seed)
     if packed is None:
-        with progress_of(console, "training shared weights") as progress:
-            packed = await engine.train_shared_weights(seed, progress)
+        try:
+            async with asyncio.timeout(None if minutes_left is None else 60 * minutes_left) as limit:
+                with progress_of(console, "training shared weights") as progress:
+                    packed = await engine.train_shared_weights(seed, progress)
+        except TimeoutError:
+            if not limit.expired():  # the training's own
+                raise
+            return False
         evaluator.unpack(seed, packed)
         if not has_trials(study):
             study.set_user_attr(SHARED_SECONDS, round(time.monotonic() - start, 1))
@@ -180,10 +209,28 @@ async def prepare_training(
     remember(study, WEIGHTS, {"supernet": digest_of(packed)}, WEIGHTS_REMEDY.format(file=file))
     study.set_user_attr(SUPERNET, str(file))
     engine.use_evaluator(partial(with_shared_weights, make_evaluator, seed, packed))
+    return True
 
 
-def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console) -> None:
-    """Show the front, save it, and say how to go on."""
+def used_up(study: optuna.Study, space: Space) -> str:
+    """How the networks of a space ended if trials have evaluated all of them; empty otherwise."""
+    trials, size = evaluated_trials(study), space.num_architectures()
+    if len({network_of(trial).key for trial in trials}) < size:
+        return ""
+    finished = {network_of(trial).key for trial in trials if is_finished(trial)}
+    skipped = {network_of(trial).key for trial in trials if is_skipped(trial)} - finished
+    num_failed = size - len(finished) - len(skipped)
+    return (
+        f"all {size:,} networks of the space are evaluated: "
+        f"{len(finished):,} finished, {len(skipped):,} skipped, {num_failed:,} failed"
+    )
+
+
+def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console, is_open: bool) -> None:
+    """Show the front, save it, and say how to go on.
+
+    is_open: whether there are networks that no trial has evaluated.
+    """
     trials = finished_trials(study)
     if not trials:
         return
@@ -193,8 +240,9 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     lines = [
         f"saved in {pareto}, with all trials in {pareto}.csv and {pareto}.png",
         f"look at it:  python -m search.dashboard study.name={folder.name}",
-        f"continue:    the same command with study.n_trials above {cfg.study.n_trials}",
     ]
+    if is_open:
+        lines.append(f"continue:    the same command with study.n_trials above {cfg.study.n_trials}")
     if members:
         checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
         console.print(front_table(f"Front of {len(trials)} finished trials", trials, checked))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,18 +19,13 @@ from models.architecture import NUM_STAGES, Architecture, StageSpec
 from search import UserError
 from search.space import dimensions
 from search.space.dimensions import Dimension, Value, in_order_of_asking
+from search.space.trials import BredTrial, CountedTrial, DrawnTrial, GivenTrial
+from search.space.trials import Parameters as Parameters
+from search.space.trials import Size as Size
+from search.space.trials import TrialLike as TrialLike
 
-Parameters = dict[str, Value]
 Choices = Mapping[str, tuple[Any, ...]]
-Size = Literal["any", "largest", "smallest"]
 PATTERN = "LITv2 pattern"  # origin of trials with the depths, windows, alphas and MLP ratios of the published LITv2-S
-
-
-class TrialLike(Protocol):
-    """The part of `optuna.Trial` that a space needs."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
 
 class Space:
@@ -78,19 +73,60 @@ class Space:
 
     def architecture(self, parameters: Mapping[str, Value]) -> Architecture:
         """The architecture of given parameters; those that are fixed may be left out."""
-        return self.suggest(_Given(parameters))
+        return self.suggest(GivenTrial(parameters))
+
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Check parameters that come from elsewhere, such as those of an enqueued trial.
+
+        Those that are fixed, or do not matter beside the others, may be left out or given.
+
+        Raises:
+            ValueError: naming the first parameter that is unknown, missing or not a choice of the space.
+        """
+        choices_of = self._choices()
+        for name, value in parameters.items():
+            if name not in choices_of:
+                raise ValueError(f"{name} is not a parameter of the space; known are {', '.join(choices_of)}")
+            if value not in choices_of[name]:
+                listed = ", ".join(map(str, choices_of[name]))
+                raise ValueError(f"{name}={value!r} is not in the space; choose from {listed}")
+        try:
+            self.architecture(parameters)
+        except KeyError as error:
+            listed = ", ".join(map(str, choices_of[error.args[0]]))
+            raise ValueError(f"{error.args[0]} is missing; choose from {listed}") from error
 
     def num_architectures(self) -> int:
         """Number of different networks."""
-        of_network = math.prod(map(len, self.network.values()))
-        return of_network * math.prod(len(distinct_stages(stage)) for stage in self.stages)
+        stages = [distinct_stages(choices) for choices in self.stages]
+        return sum(
+            math.prod(len({spec.key(dim) for spec in specs}) for specs, dim in zip(stages, network.dims, strict=True))
+            for network in self._first_of_each_width()
+        )
+
+    def every(self) -> Iterator[Parameters]:
+        """Parameters of every network, in a fixed order; some networks come more than once."""
+        choose: list[int] = []  # the choice of each parameter that is asked, in the order of asking
+        while True:
+            counted = CountedTrial(choose)
+            self.suggest(counted)
+            yield counted.asked
+            choose = counted.chosen
+            while choose and choose[-1] == counted.counts[len(choose) - 1] - 1:
+                choose.pop()
+            if not choose:
+                return
+            choose[-1] += 1
 
     def baselines(self) -> dict[str, Parameters]:
-        """Networks to evaluate first, by name: the LITv2 pattern at every width, as close as possible, and the extremes."""
+        """Networks to evaluate first, by name: the extremes, and as close as possible the LITv2 pattern at every width.
+
+        The smallest comes first: it is the least likely to fail, and what fails later is compared with what worked.
+        """
         patterns = {f"{PATTERN}, width {width}": self._pattern(width) for width in self.network["embed_dim"]}
         named = {**patterns, "smallest": self._extreme("smallest"), "largest": self._extreme("largest")}
         first_name = {self.architecture(parameters).key: name for name, parameters in reversed(named.items())}
-        return {name: named[name] for name in named if name in first_name.values()}
+        return {name: named[name] for name in ("smallest", *patterns, "largest") if name in first_name.values()}
 
     def anchor(self) -> Architecture:
         """The network that latencies are measured against: the LITv2 pattern at the middle width."""
@@ -112,16 +148,11 @@ class Space:
             seed: non-negative integers.
             size: draw everything from its choices, or take the largest or smallest width, depths and MLP ratios.
         """
-        return self.suggest(_Drawn(seed, size))
+        return self.suggest(DrawnTrial(seed, size))
 
     def searched_dimensions(self) -> dict[str, tuple[Value, ...]]:
         """Every parameter that has several choices, with them, where some choice of the others makes it matter."""
-        choices_of: dict[str, tuple[Value, ...]] = dict(self.network)
-        for number, choices in enumerate(self.stages, start=1):
-            for dimension in dimensions.STAGE_DIMENSIONS:
-                if activating_choices(dimension, choices):
-                    choices_of[f"stage{number}.{dimension.name}"] = choices[dimension.name]
-        return {name: values for name, values in choices_of.items() if len(values) > 1}
+        return {name: values for name, values in self._choices(active=True).items() if len(values) > 1}
 
     def pair(self, name: str, seed: Sequence[int]) -> tuple[Architecture, Architecture]:
         """Two random architectures that differ in one dimension alone: its lowest and its highest value.
@@ -132,7 +163,7 @@ class Space:
         """
         fixed = self._activating_parameters(name, seed)
         lowest, *_, highest = self.searched_dimensions()[name]
-        low, high = (self.suggest(_Drawn(seed, fixed={**fixed, name: value})) for value in (lowest, highest))
+        low, high = (self.suggest(DrawnTrial(seed, fixed={**fixed, name: value})) for value in (lowest, highest))
         return low, high
 
     def child(self, parents: Sequence[Mapping[str, Value]], mutation: float, rng: np.random.Generator) -> Parameters:
@@ -140,18 +171,31 @@ class Space:
 
         What no parent has a value for, as alpha without a window, is drawn too; without parents everything is.
         """
-        bred = _Bred(parents, mutation, rng)
+        bred = BredTrial(parents, mutation, rng)
         self.suggest(bred)
         return bred.asked
 
     def covering(self) -> Iterator[Architecture]:
         """Architectures in which each stage takes each of its values at each width, the others their smallest window."""
-        first = [min(distinct_stages(stage), key=lambda spec: spec.window_size) for stage in self.stages]
-        for values in itertools.product(*self.network.values()):
-            network = dict(zip(self.network, values, strict=True))
+        for network in self._first_of_each_width():
             for index, choices in enumerate(self.stages):
                 for spec in distinct_stages(choices):
-                    yield self._architecture(network, (*first[:index], spec, *first[index + 1 :]))
+                    yield replace(network, stages=(*network.stages[:index], spec, *network.stages[index + 1 :]))
+
+    def _first_of_each_width(self) -> Iterator[Architecture]:
+        """A network with the smallest windows for each choice of the whole network's dimensions."""
+        stages = tuple(min(distinct_stages(stage), key=lambda spec: spec.window_size) for stage in self.stages)
+        for values in itertools.product(*self.network.values()):
+            yield self._architecture(dict(zip(self.network, values, strict=True)), stages)
+
+    def _choices(self, active: bool = False) -> dict[str, tuple[Value, ...]]:
+        """The choices of every parameter, or only of those that some choice of the others makes matter."""
+        choices_of: dict[str, tuple[Value, ...]] = dict(self.network)
+        for number, choices in enumerate(self.stages, start=1):
+            for dimension in dimensions.STAGE_DIMENSIONS:
+                if not active or activating_choices(dimension, choices):
+                    choices_of[f"stage{number}.{dimension.name}"] = choices[dimension.name]
+        return choices_of
 
     def _architecture(self, network: Mapping[str, Any], stages: tuple[StageSpec, ...]) -> Architecture:
         return Architecture(**{"patch_size": self.patch_size, "downsample": self.downsample, **network}, stages=stages)
@@ -166,7 +210,7 @@ class Space:
             return {}
         needed = f"{stage}.{dimension.depends_on}"
         choices = activating_choices(dimension, self.stages[int(stage.removeprefix("stage")) - 1])
-        return {needed: _Drawn(seed).suggest_categorical(needed, choices)}
+        return {needed: DrawnTrial(seed).suggest_categorical(needed, choices)}
 
     def _pattern(self, width: Value) -> Parameters:
         def nearest(dimension: Dimension[Any], choices: Sequence[Any], index: int) -> Value:
@@ -194,7 +238,7 @@ class Space:
         for number, choices in enumerate(self.stages, start=1):
             for dimension in dimensions.STAGE_DIMENSIONS:
                 given[f"stage{number}.{dimension.name}"] = choose(dimension, choices[dimension.name], number - 1)
-        recorder = _Given({**given, **fixed})
+        recorder = GivenTrial({**given, **fixed})
         self.suggest(recorder)
         return recorder.asked
 
@@ -217,65 +261,6 @@ def activating_choices(dimension: Dimension[Any], choices: Choices) -> list[Valu
     if dimension.depends_on is None:
         return [0]
     return [value for value in choices[dimension.depends_on] if dimension.is_active({dimension.depends_on: value})]
-
-
-class _Given:
-    """Answers a space's questions from given parameters, and remembers which were asked."""
-
-    def __init__(self, parameters: Mapping[str, Value]) -> None:
-        self.parameters = parameters
-        self.asked: Parameters = {}
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        return int(self._answer(name))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._answer(name)
-
-    def _answer(self, name: str) -> Value:
-        self.asked[name] = self.parameters[name]
-        return self.asked[name]
-
-
-class _Drawn:
-    """Answers a space's questions at random; an answer depends on the seed and the parameter's name alone."""
-
-    def __init__(self, seed: Sequence[int], size: Size = "any", fixed: Mapping[str, Value] | None = None) -> None:
-        self.seed = seed
-        self.size = size
-        self.fixed = fixed or {}
-        every: list[Dimension[Any]] = [*dimensions.NETWORK_DIMENSIONS, *dimensions.STAGE_DIMENSIONS]
-        self.sizes = {dimension.name for dimension in every if dimension.is_size}
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        return int(self.suggest_categorical(name, range(low, high + 1, step)))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        if name in self.fixed:
-            return self.fixed[name]
-        if self.size != "any" and name.rpartition(".")[2] in self.sizes:
-            return max(choices) if self.size == "largest" else min(choices)
-        rng = np.random.default_rng([*self.seed, zlib.crc32(name.encode())])
-        return choices[int(rng.integers(len(choices)))]
-
-
-class _Bred:
-    """Answers a space's questions from parents or at random, and remembers the answers."""
-
-    def __init__(self, parents: Sequence[Mapping[str, Value]], mutation: float, rng: np.random.Generator) -> None:
-        self.parents = parents
-        self.mutation = mutation
-        self.rng = rng
-        self.asked: Parameters = {}
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        return int(self.suggest_categorical(name, range(low, high + 1, step)))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        inherited = [parent[name] for parent in self.parents if name in parent]
-        pool = choices if not inherited or self.rng.random() < self.mutation else inherited
-        self.asked[name] = pool[int(self.rng.integers(len(pool)))]
-        return self.asked[name]
 
 
 def _suggest(trial: TrialLike, prefix: str, declared: tuple[Dimension[Any], ...], choices: Choices) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The coordinator: fills a study with trials until it is complete.
+"""The coordinator: fills a study with trials until it is complete, or every network of the space is evaluated.
 
 As many trials run at a time as the engine has use for, each as an asyncio task: it is asked for, evaluated (evaluate.py) and
 written (writer.py). Killed at any moment, a study loses at most the running trials, and ends with as many as were asked for.
@@ -111,6 +111,8 @@ class Coordinator:
     _front: list[TrialRecord] = field(default_factory=list)
     _running: set[asyncio.Task[None]] = field(default_factory=set)
     _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))  # of each network, by key
+    _tried: set[str] = field(default_factory=set)  # keys of networks that are being or were evaluated
+    _space_size: int = 0
     _num_skipped: int = 0
     _num_failures: int = 0  # in a row
     _num_unmeasured: int = 0  # in a row
@@ -124,7 +126,7 @@ class Coordinator:
         """Run trials until n_trials are finished, those of earlier runs included.
 
         Returns:
-            Whether n_trials are finished; False if the time was up before.
+            Whether n_trials are finished or the space is used up; False if the time was up before.
 
         Raises:
             SearchStopped: after several failures in a row.
@@ -147,12 +149,13 @@ class Coordinator:
         except BaseException:
             self._stop()
             raise
-        return len(self._finished) >= n_trials
+        return len(self._finished) >= n_trials or self._is_used_up()
 
     def recover(self) -> None:
         """Read where the study stands; `run` begins with it."""
         recovered = self.writer.recover()
-        self._finished = recovered.finished
+        self._finished, self._tried = recovered.finished, recovered.tried
+        self._space_size = self.writer.space.num_architectures()
         self._num_skipped, self._num_unmeasured = recovered.num_skipped, recovered.num_unmeasured
         for record in self._finished:
             self._learn(record)
@@ -160,11 +163,18 @@ class Coordinator:
 
     def _has_room(self) -> bool:
         """Whether another trial is wanted, and the engine has a use for it. Never exceed the trial budget."""
+        if self._is_used_up():
+            return False
         return len(self._running) < min(self.engine.num_trials, self._num_wanted - len(self._finished))
+
+    def _is_used_up(self) -> bool:
+        """Whether every network of the space is being or was evaluated; those that failed or were skipped count."""
+        return len(self._tried) >= self._space_size
 
     def _begin(self) -> None:
         """Ask for a trial and start to evaluate it."""
         trial, architecture = self.writer.ask()
+        self._tried.add(architecture.key)
         predictions = {
             name: prediction
             for name, model in self.models.items()
@@ -240,7 +250,7 @@ class Coordinator:
         self.view.trial_skipped(trial.number, reason)
 
     def _fail(self, trial: RunningTrial, reason: str) -> None:
-        self.writer.fail(trial.number, reason)
+        self.writer.fail(trial.number, trial.architecture, reason)
         self._num_failures += 1
         self._num_unmeasured = 0
         self.view.trial_failed(trial.number, reason)

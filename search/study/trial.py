@@ -6,7 +6,7 @@ count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,6 +101,33 @@ def is_finished(trial: FrozenTrial) -> bool:
     return trial.state in FINISHED and LATENCIES in trial.user_attrs
 
 
+def is_skipped(trial: FrozenTrial) -> bool:
+    """Whether the block model ended a trial before anything was measured."""
+    return trial.state == TrialState.PRUNED and SKIPPED in trial.user_attrs
+
+
+def has_failed(trial: FrozenTrial) -> bool:
+    """Whether the network of a trial failed. Interrupted trials did not, nor did those that have no network of the space."""
+    attrs = trial.user_attrs
+    return trial.state == TrialState.FAIL and "architecture" in attrs and attrs.get(STATUS) != INTERRUPTED
+
+
+def ended_with_failure(trials: Sequence[FrozenTrial]) -> bool:
+    """Whether the latest trial that finished or failed has failed."""
+    return next((has_failed(trial) for trial in reversed(trials) if has_failed(trial) or is_finished(trial)), False)
+
+
+def evaluated_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The finished, skipped and failed trials of a study, by number."""
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if is_finished(trial) or is_skipped(trial) or has_failed(trial)]
+
+
+def network_of(trial: FrozenTrial) -> Architecture:
+    """The network of a finished, skipped or failed trial."""
+    return Architecture.from_dict(trial.user_attrs["architecture"])
+
+
 def is_unmeasured(trial: FrozenTrial) -> bool:
     """Whether a trial was skipped, or finished with predicted latencies."""
     latencies = trial.user_attrs.get(LATENCIES)
@@ -111,7 +138,7 @@ def is_unmeasured(trial: FrozenTrial) -> bool:
 
 def count_skipped(study: optuna.Study) -> int:
     """The number of trials that the block model ended before anything was measured."""
-    return sum(SKIPPED in trial.user_attrs for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+    return sum(map(is_skipped, study.get_trials(deepcopy=False)))
 
 
 def read(trial: FrozenTrial) -> TrialRecord:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import optuna
@@ -32,10 +33,14 @@ from search.study.trial import (
     TrialRecord,
     attributes,
     constraint_values,
-    count_skipped,
+    ended_with_failure,
+    evaluated_trials,
     finished_trials,
     hidden_attributes,
+    is_finished,
+    is_skipped,
     is_unmeasured,
+    network_of,
     on,
 )
 
@@ -48,11 +53,13 @@ class Recovered:
     """Where a search stopped.
 
     Attributes:
+        tried: keys of the networks that trials have finished, skipped or failed.
         num_skipped: trials that the block models ended before anything was measured.
         num_unmeasured: the last trials in a row that were not measured.
     """
 
     finished: list[TrialRecord]
+    tried: set[str]
     num_skipped: int
     num_unmeasured: int
 
@@ -82,40 +89,77 @@ class StudyWriter:
     _baselines: dict[str, Parameters] = field(default_factory=dict)  # that no trial has evaluated yet
     _used_seeds: set[int] = field(default_factory=set)  # of all trials that were not interrupted
     _first_unused: int = 0
-    _may_be_waiting: bool = False
 
     def recover(self) -> Recovered:
         """Close what a killed search left open, and find out where it stopped."""
         return self.retry(self._recover)
 
     def ask(self) -> tuple[Trial, Architecture]:
-        """Begin the next trial. Those that an interrupted search did not come to have their turn again."""
+        """Begin the next trial. Those that an interrupted search did not come to have their turn again.
+
+        An enqueued trial whose parameters the space does not have fails, and the next one is asked for. That is a mistake of
+        whoever enqueued it: it is neither a finished trial nor one of the failures in a row that stop a search.
+        """
         index = next(number for number in itertools.count(self._first_unused) if number not in self._used_seeds)
         self._first_unused = index
         seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
-        origin = next(iter(self._baselines), None)
         is_retry = False
 
-        def ask() -> tuple[Trial, Architecture]:
+        def ask() -> tuple[Trial, Architecture | str]:
             nonlocal is_retry
             if is_retry:
                 self._close_strays()
-            is_enqueued = (is_retry or self._may_be_waiting) and self._is_one_waiting()
             is_retry = True
             with quiet_experimental():
                 self.study.sampler = self.make_sampler(seed)
-            if origin is not None and not is_enqueued:
+            if (origin := self._next_baseline()) is not None:
                 self.study.enqueue_trial(dict(self._baselines[origin]), user_attrs={ORIGIN: origin})
             trial = self.study.ask()
+            if mistake := self._mistake_in(trial):
+                return trial, mistake
             trial.set_user_attr(SEED, index)
             return trial, self.space.suggest(trial)
 
         trial, architecture = self.retry(ask)
-        self._may_be_waiting = False
+        while isinstance(architecture, str):
+            self._reject(trial, architecture)
+            trial, architecture = self.retry(ask)
         self._used_seeds.add(index)
         self._baselines.pop(trial.user_attrs.get(ORIGIN, ""), None)
         self._running[trial.number] = trial
         return trial, architecture
+
+    def _next_baseline(self) -> str | None:
+        """The baseline to enqueue, if it is the turn of one, and not of a trial that waits already.
+
+        Right after a failure it is the sampler's turn, once there is something that worked: if a baseline fails, others,
+        which are like it, probably do so too, and a few failures in a row end the search.
+        """
+        if not self._baselines:
+            return None
+        trials = self.study.get_trials(deepcopy=False)
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return None
+        if ended_with_failure(trials) and any(map(is_finished, trials)):
+            return None
+        return next(iter(self._baselines))
+
+    def _mistake_in(self, trial: Trial) -> str:
+        """What is wrong with the parameters that a trial was enqueued with; empty if nothing is."""
+        enqueued = self.study._storage.get_trial(trial._trial_id).system_attrs.get("fixed_params")
+        if enqueued is None:
+            return ""
+        try:
+            self.space.check(enqueued)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _reject(self, trial: Trial, mistake: str) -> None:
+        """Fail a trial that was enqueued with parameters that the space does not have."""
+        reason = f"enqueued with parameters that cannot be evaluated: {mistake}"
+        log.warning("trial %d failed: %s", trial.number, reason)
+        self.retry(lambda: self._fail(trial._trial_id, trial.number, {STATUS: reason}))
 
     def finish(self, record: TrialRecord) -> None:
         """Write a finished trial."""
@@ -163,10 +207,11 @@ class StudyWriter:
         del self._running[number]
         return reason
 
-    def fail(self, number: int, reason: str) -> None:
+    def fail(self, number: int, architecture: Architecture, reason: str) -> None:
         """Write a failed trial with its reason."""
         trial = self._running[number]
-        self.retry(lambda: self._fail(trial._trial_id, number, reason))
+        described = {STATUS: reason, "architecture": architecture.to_dict()}
+        self.retry(lambda: self._fail(trial._trial_id, number, described))
         del self._running[number]
 
     def close_strays(self) -> None:
@@ -177,7 +222,7 @@ class StudyWriter:
         """Close what runs here; what cannot be closed, because the database is away, the next search closes."""
         for number, trial in self._running.items():
             try:
-                self._fail(trial._trial_id, number, INTERRUPTED)
+                self._fail(trial._trial_id, number, {STATUS: INTERRUPTED})
             except Exception as error:
                 log.debug("trial %d stays open: %s", number, one_line(error))
                 if is_away(error):
@@ -185,23 +230,22 @@ class StudyWriter:
 
     def _recover(self) -> Recovered:
         self._close_strays()
-        trials = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get(STATUS) != INTERRUPTED]
-        begun = [trial for trial in trials if trial.state != TrialState.WAITING]
-        self._used_seeds = {trial.user_attrs.get(SEED, rank) for rank, trial in enumerate(begun)}
-        self._may_be_waiting = len(begun) < len(trials)
-        origins = {trial.user_attrs.get(ORIGIN) for trial in trials}
+        closed = evaluated_trials(self.study)
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        self._used_seeds = {trial.user_attrs[SEED] for trial in closed if SEED in trial.user_attrs}
+        origins = {trial.user_attrs.get(ORIGIN) for trial in [*closed, *waiting]}
         self._baselines = {name: values for name, values in self.space.baselines().items() if name not in origins}
-        num_unmeasured = sum(1 for _ in itertools.takewhile(is_unmeasured, reversed(trials)))
-        return Recovered(finished_trials(self.study), count_skipped(self.study), num_unmeasured)
-
-    def _is_one_waiting(self) -> bool:
-        """Whether a baseline is enqueued that no trial has taken up: a search ended just then."""
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return Recovered(
+            finished=finished_trials(self.study),
+            tried={network_of(trial).key for trial in closed},
+            num_skipped=sum(map(is_skipped, closed)),
+            num_unmeasured=sum(1 for _ in itertools.takewhile(is_unmeasured, reversed(closed))),
+        )
 
     def _close_strays(self) -> None:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number not in self._running:
-                self._fail(trial._trial_id, trial.number, INTERRUPTED)
+                self._fail(trial._trial_id, trial.number, {STATUS: INTERRUPTED})
 
     @contextmanager
     def _closing(self, trial: Trial, state: TrialState) -> Iterator[None]:
@@ -215,9 +259,10 @@ class StudyWriter:
                     f"trial {trial.number} was closed as {stored.name} by another process; let one search use the study"
                 ) from error
 
-    def _fail(self, trial_id: int, number: int, reason: str) -> None:
+    def _fail(self, trial_id: int, number: int, described: Mapping[str, Any]) -> None:
         try:
-            self.study._storage.set_trial_user_attr(trial_id, STATUS, reason)
+            for key, value in described.items():
+                self.study._storage.set_trial_user_attr(trial_id, key, value)
             self.study.tell(number, state=TrialState.FAIL)
         except optuna.exceptions.UpdateFinishedTrialError:
             log.debug("trial %d was closed before", number)

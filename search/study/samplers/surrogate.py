@@ -1,17 +1,21 @@
 """A surrogate-based Optuna sampler: of many children of the best networks it proposes the most promising one.
 
 Children are bred from the networks that the fewest fronts dominate, as NSGA-II breeds them (Deb et al., 2002). What each
-would add to the front's hypervolume is predicted by two models of all trials so far: latency by the block model, accuracy
-by Bayesian linear regression on the dimensions of the space, whose weights are drawn from their posterior (Thompson
-sampling). Optuna's own samplers know neither that latency is a sum over blocks nor which parameters are equal networks.
+would add to the front's hypervolume is predicted by models of all trials so far: latency by the block model, accuracy by
+linear regression (accuracy_model.py), averaged over models drawn from its posterior: a network of which little is known may
+be much better than expected. With a single draw (Thompson sampling) fronts of 60 networks were less good. What is added
+counts as often as the network probably does not fail (failure_model.py); right after a failure, the child that is the least
+likely to fail is next, so that networks of one kind that cannot be built do not end the search.
+
+Optuna's own samplers know neither that latency is a sum over blocks nor which parameters are equal networks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -24,15 +28,18 @@ from optuna.trial import FrozenTrial, TrialState
 from models.architecture import Architecture, check_int, check_number
 from search.latency import block_model
 from search.latency.base import Latency
-from search.space.dimensions import accuracy_inputs
 from search.space.space import Parameters, Space
 from search.study.front import evaluated
 from search.study.pareto import front_indices, gain
+from search.study.samplers import accuracy_model, failure_model
+from search.study.samplers.accuracy_model import AccuracyModel
+from search.study.samplers.failure_model import FailureModel
 from search.study.targets import targets_of
-from search.study.trial import TrialRecord, is_finished, read
+from search.study.trial import TrialRecord, ended_with_failure, has_failed, is_finished, is_skipped, network_of, read
 
 MAX_DRAWS = 10  # children drawn for each that is wanted: in a space that is nearly used up few are new
-PRIOR = 1.0  # precision of the weights of standardised inputs, in units of the residual's
+NUM_DRAWS = 8  # models of accuracy over which a gain is averaged
+NUM_SAMPLES = 256  # networks that show how much an input of a model varies in the space
 
 Vector = NDArray[np.float64]
 
@@ -56,7 +63,7 @@ class Row:
     def of(cls, trial: TrialRecord, img_size: int) -> Self:
         network = trial.architecture
         accuracy = trial.accuracy if evaluated([trial]) else math.nan
-        return cls(trial, accuracy, inputs_of(network), block_model.features(network, img_size))
+        return cls(trial, accuracy, accuracy_model.inputs_of(network), block_model.features(network, img_size))
 
     @property
     def is_scored(self) -> bool:
@@ -110,8 +117,11 @@ class SurrogateSampler(BaseSampler):
         self.mutation = mutation
         self.rng = np.random.default_rng(seed)
         self._limits_ms: dict[str, float | None] | None = None  # of the targets; None before the study was read
-        self._seen: set[int] = set()  # numbers of the finished trials that were read
+        self._seen: set[int] = set()  # numbers of the closed trials that were read
+        self._num_finished = 0  # of those
         self._rows: dict[str, Row] = {}  # the latest of each network, by key
+        self._failed: dict[str, Architecture] = {}  # in some trial, by key
+        self._skipped: set[str] = set()  # keys of networks that surely exceed a limit by prediction
         self._keys: dict[int, str] = {}  # of networks that run or ran, by trial number
         self._proposals: dict[int, Parameters] = {}
 
@@ -141,34 +151,57 @@ class SurrogateSampler(BaseSampler):
             trials = study.get_trials(deepcopy=False)
             self._learn(trials)
             running = [other for other in trials if other.state == TrialState.RUNNING and other.number != trial.number]
-            self._proposals[trial.number] = self.proposal(running)
+            self._proposals[trial.number] = self.proposal(running, ended_with_failure(trials))
         return self._proposals[trial.number][param_name]
 
     def _learn(self, trials: Sequence[FrozenTrial]) -> None:
-        """Read the finished trials, each once. Thousands of rows are stacked for each proposal, but none is made again."""
+        """Read the closed trials, each once. Thousands of rows are stacked for each proposal, but none is made again."""
         for trial in trials:
-            if trial.number not in self._seen and is_finished(trial):
+            if trial.number in self._seen:
+                continue
+            if is_finished(trial):
                 self._seen.add(trial.number)
+                self._num_finished += 1
                 record = read(trial)
                 before = self._rows.get(record.architecture.key)
                 if before is None or before.trial.number < record.number:
                     self._rows[record.architecture.key] = Row.of(record, self.img_size)
+            elif has_failed(trial):
+                self._seen.add(trial.number)
+                network = network_of(trial)
+                self._failed[network.key] = network
+            elif is_skipped(trial):
+                self._seen.add(trial.number)
+                self._skipped.add(network_of(trial).key)
 
-    def proposal(self, running: Sequence[FrozenTrial]) -> Parameters:
+    def proposal(self, running: Sequence[FrozenTrial], is_careful: bool = False) -> Parameters:
         """The parameters of the next network to evaluate.
 
         Args:
             running: trials whose networks are being evaluated.
+            is_careful: whether to avoid failure above all.
         """
-        taken = self._rows.keys() | {key for trial in running if (key := self.key_of(trial))}
+        tried = self._rows.keys() | self._failed.keys() | self._skipped
+        taken = tried | {key for trial in running if (key := self.key_of(trial))}
         rows = sorted(self._rows.values(), key=lambda row: row.trial.number)  # in whatever order they were read
         scored = [row for row in rows if row.is_scored]
-        if len(self._seen) < self.n_startup_trials or len(scored) < 2:
-            return next(iter(self.children(taken, [], 1).values()))
+        if self._num_finished < self.n_startup_trials or len(scored) < 2:
+            return self.first(taken, rows, is_careful)
         fronts = self.fronts(scored)
         parents = [row.trial.parameters for front in fronts for row in front]
         children = self.children(taken, parents, self.num_children)
-        return children[self.best(list(children), rows, scored, fronts[0])]
+        return children[self.best(list(children), rows, scored, fronts[0], is_careful)]
+
+    def first(self, taken: Container[str], rows: Sequence[Row], is_careful: bool) -> Parameters:
+        """A random network; once some have failed, one that is less likely to, bred from those that have not."""
+        if not self._failed:
+            return next(iter(self.children(taken, [], 1).values()))
+        children = self.children(taken, [], self.num_children)
+        children |= self.children(taken, [row.trial.parameters for row in rows], self.num_children)
+        networks = list(children)
+        successes = 1 - self.failures(networks, rows)
+        index = successes.argmax() if is_careful else self.rng.choice(len(networks), p=successes / successes.sum())
+        return children[networks[int(index)]]
 
     def key_of(self, trial: FrozenTrial) -> str | None:
         """The key of a running trial's network, or None if its parameters have not been asked in full."""
@@ -180,7 +213,7 @@ class SurrogateSampler(BaseSampler):
         return self._keys[trial.number]
 
     def children(self, taken: Container[str], parents: Sequence[Parameters], count: int) -> dict[Architecture, Parameters]:
-        """Up to `count` networks that no trial has had; one that some trial has had if no other is found."""
+        """Up to `count` networks that no trial has had; one that some trial has had if there is no other."""
         children: dict[Architecture, Parameters] = {}
         for _ in range(MAX_DRAWS * count):
             chosen = self.rng.permutation(len(parents))[:2]
@@ -190,7 +223,15 @@ class SurrogateSampler(BaseSampler):
                 children[architecture] = child
             if len(children) == count:
                 break
-        return children or {architecture: child}
+        return children or self.untried(taken) or {architecture: child}
+
+    def untried(self, taken: Container[str]) -> dict[Architecture, Parameters]:
+        """The first network of the space that no trial has had, if there is any."""
+        for parameters in self.space.every():
+            architecture = self.space.architecture(parameters)
+            if architecture.key not in taken:
+                return {architecture: parameters}
+        return {}
 
     def fronts(self, scored: Sequence[Row]) -> list[list[Row]]:
         """The front, then the front of the rest, and so on until there are enough to breed from."""
@@ -204,10 +245,16 @@ class SurrogateSampler(BaseSampler):
         return fronts
 
     def best(
-        self, children: Sequence[Architecture], rows: Sequence[Row], scored: Sequence[Row], front: Sequence[Row]
+        self,
+        children: Sequence[Architecture],
+        rows: Sequence[Row],
+        scored: Sequence[Row],
+        front: Sequence[Row],
+        is_careful: bool,
     ) -> Architecture:
         """The child that should add most to the front or, if none should, come nearest to it."""
         accuracies = self.accuracies(children, scored)
+        failures = self.failures(children, rows)
         result = scored[0].trial.result
         predicted = {name: self.latencies(children, rows, name) for name in result.latencies}
         ends = {name: self.end(name, scored) for name in result.latencies}
@@ -215,18 +262,27 @@ class SurrogateSampler(BaseSampler):
         front_accuracies = [row.accuracy for row in front]
         front_latencies = [row.latencies_ms for row in front]
 
-        def worth(index: int) -> tuple[float, float]:
+        def worth(index: int) -> tuple[float, float, float]:
+            safety = -failures[index] if is_careful else 0.0
             excess = max(predicted[name][index] / ends[name] for name in predicted)
             if excess > 1:
-                return 0.0, -excess
+                return safety, 0.0, -excess - failures[index]
             latencies = [predicted[name][index] for name in result.objectives]
-            gained = gain(front_accuracies, front_latencies, accuracies[index], latencies, objective_ends)
+            gained = float(
+                np.mean(
+                    [
+                        gain(front_accuracies, front_latencies, drawn, latencies, objective_ends)
+                        for drawn in accuracies[:, index]
+                    ]
+                )
+            )
             no_slower = [
                 accuracy
                 for accuracy, others in zip(front_accuracies, front_latencies, strict=True)
                 if all(other <= latency for other, latency in zip(others, latencies, strict=True))
             ]
-            return gained, accuracies[index] - max(no_slower, default=0.0)
+            nearness = accuracies[:, index].mean() - max(no_slower, default=0.0)
+            return safety, gained * (1 - failures[index]), nearness - failures[index]
 
         return children[max(range(len(children)), key=worth)]
 
@@ -243,25 +299,38 @@ class SurrogateSampler(BaseSampler):
         )
         return [float(block_model.features(child, self.img_size) @ costs) for child in children]
 
-    def accuracies(self, children: Sequence[Architecture], scored: Sequence[Row]) -> list[float]:
-        """Accuracies by one linear model drawn from the posterior: as far apart as what is not known allows.
-
-        scikit-learn's linear models either have no posterior (Ridge) or also fit the prior (BayesianRidge).
-        """
+    def accuracies(self, children: Sequence[Architecture], scored: Sequence[Row]) -> Vector:
+        """Accuracies by models drawn from the posterior, (draws, children)."""
         inputs = np.stack([row.inputs for row in scored])
-        target = np.array([row.accuracy for row in scored])
-        mean, scale = inputs.mean(0), inputs.std(0) + 1e-9
-        design = (inputs - mean) / scale
-        precision = design.T @ design + PRIOR * np.eye(design.shape[1])
-        weights = np.linalg.solve(precision, design.T @ (target - target.mean()))
-        noise = (target - target.mean() - design @ weights).std()
-        root = np.linalg.cholesky(np.linalg.inv(precision))
-        drawn = weights + noise * root @ self.rng.normal(size=len(weights))
-        outputs = (np.stack([inputs_of(child) for child in children]) - mean) / scale @ drawn + target.mean()
-        return [float(value) for value in outputs]
+        model = AccuracyModel.fit(inputs, np.array([row.accuracy for row in scored]), self._accuracy_scales)
+        children_inputs = np.stack([accuracy_model.inputs_of(child) for child in children])
+        return np.stack([model.draw(self.rng).predict(children_inputs) for _ in range(NUM_DRAWS)])
 
+    def failures(self, children: Sequence[Architecture], rows: Sequence[Row]) -> Vector:
+        """Probabilities that children fail, (children,); 0 while nothing has failed. What worked in some trial works."""
+        failed = [network for key, network in sorted(self._failed.items()) if key not in self._rows]
+        if not failed:
+            return np.zeros(len(children))
+        networks = [row.trial.architecture for row in rows] + failed
+        has_failed = np.arange(len(networks)) >= len(rows)
+        inputs = np.stack([self._failure_inputs(network) for network in networks])
+        model = FailureModel.fit(inputs, has_failed, self._failure_scales)
+        return model.predict(np.stack([self._failure_inputs(child) for child in children]))
 
-@lru_cache(maxsize=block_model.CACHED)
-def inputs_of(architecture: Architecture) -> Vector:
-    """Inputs of the model of accuracy, (inputs,): what accuracy is approximately linear in."""
-    return np.array(accuracy_inputs(architecture))
+    def _failure_inputs(self, network: Architecture) -> Vector:
+        return failure_model.inputs_of(network, self.img_size)
+
+    @cached_property
+    def _accuracy_scales(self) -> Vector:
+        return self._scales(accuracy_model.inputs_of)
+
+    @cached_property
+    def _failure_scales(self) -> Vector:
+        return self._scales(self._failure_inputs)
+
+    def _scales(self, inputs_of: Callable[[Architecture], Vector]) -> Vector:
+        """Standard deviation of each input in the space, (inputs,); 1 where it does not vary."""
+        rng = np.random.default_rng(0)
+        networks = [self.space.architecture(self.space.child([], 1.0, rng)) for _ in range(NUM_SAMPLES)]
+        deviations = np.stack([inputs_of(network) for network in networks]).std(0)
+        return np.where(deviations > 1e-9, deviations, 1.0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
+import itertools
 import json
 import re
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -21,6 +24,7 @@ from models.architecture import Architecture, StageSpec
 from models.deploy import prepare
 from models.litv2 import build
 from search.accuracy.trained_supernet import TrainedSupernet
+from search.engine.local import LocalEngine
 from search.results import architecture_file
 from search.study.front import front
 from search.study.locks import folder_lock, study_lock
@@ -278,6 +282,41 @@ def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixtu
     assert (folder / "outputs/budget/pareto.csv").exists()
     assert call("export", [f"study.name={name}"]) == 2
     assert "has no network with an accuracy" in capsys.readouterr().err
+
+
+def test_time_limit_covers_the_training_of_shared_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LocalEngine, "train_shared_weights", lambda *args: asyncio.Event().wait())  # it never ends
+    assert call("run", ["+search=cpu_latency", "study.name=short", *TINY, "study.timeout_minutes=0.001"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "time is up" in line]
+    assert len(lines) == 1
+    assert "time is up after 0.001 minutes, while shared weights are trained; finished epochs are kept; run the" in lines[0]
+    assert study_of("short").trials == []
+
+
+def test_time_limit_counts_from_the_start_of_the_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Preparing takes a minute here, on the clock that the command looks at."""
+    now = itertools.count(step=60)
+    monkeypatch.setattr("search.commands.run.time", SimpleNamespace(monotonic=lambda: next(now)))
+    assert again("study.n_trials=20", "study.timeout_minutes=0.5") == 0
+    assert "time is up after 0.5 minutes; run the same command again" in capsys.readouterr().out
+    assert len(finished_trials(study_of("first"))) == 6
+
+
+def test_space_that_is_used_up_is_said_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = "{depth: 1, window_size: 0, alpha: 0.0, num_heads: 1}"
+    stages = f"space.stages=[{{depth: [1, 2], window_size: 0, alpha: 0.0, num_heads: 1}},{stage},{stage},{stage}]"
+    for _ in range(2):  # the second time no engine is needed
+        assert call("run", ["+search=cpu_latency", "study.name=all", "study.n_trials=9", *TINY, stages]) == 0
+        output = capsys.readouterr().out
+        text = "all 2 networks of the space are evaluated: 2 finished, 0 skipped, 0 failed; there is nothing left to search"
+        assert output.count(text) == 1
+        assert "study.n_trials above" not in output
+        assert len(study_of("all").trials) == 2
 
 
 def test_export_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

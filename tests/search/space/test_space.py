@@ -61,6 +61,51 @@ def test_number_of_architectures_counts_keys() -> None:
     assert space.num_architectures() == len(keys) == 2 * (2 * 5) * 2
 
 
+def test_hidden_widths_that_round_alike_are_one_network() -> None:
+    stage = {"depth": 1, "window_size": 0, "alpha": 0.0, "num_heads": 1, "mlp_ratio": [2.0, 2.1]}
+    assert make([stage, *[{**stage, "mlp_ratio": 2.0}] * 3], embed_dim=[8, 16]).num_architectures() == 1 + 2  # 16; 32, 33
+
+
+def test_every_network_is_enumerated() -> None:
+    space = make()
+    enumerated = list(space.every())
+    keys = {space.architecture(parameters).key for parameters in enumerated}
+    assert len(keys) == space.num_architectures()
+    assert len({tuple(sorted(parameters.items())) for parameters in enumerated}) == len(enumerated)
+
+
+def test_parameters_of_any_trial_pass_the_check() -> None:
+    space = make()
+    for parameters, _ in ask(space, 50):
+        space.check(parameters)
+        space.check({**parameters, "stage1.num_heads": 2, "stage1.alpha": 0.5})  # fixed, and maybe without attention
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage1.depth": 5}, "stage1.depth=5 is not in the space; choose from 1, 2"),
+        ({"stage1.depth": "deep"}, "stage1.depth='deep' is not in the space"),
+        ({"stage1.depth": [1]}, r"stage1.depth=\[1\] is not in the space"),
+        ({"stage4.depth": 2}, "stage4.depth=2 is not in the space; choose from 1"),
+        ({"stage5.depth": 1}, "stage5.depth is not a parameter of the space; known are embed_dim, stage1.depth"),
+        ({"stage1.depth": None}, "stage1.depth=None is not in the space"),
+    ],
+)
+def test_parameters_outside_the_space_are_named(change: dict[str, Any], message: str) -> None:
+    space = make()
+    with pytest.raises(ValueError, match=message):
+        space.check({**space.baselines()["smallest"], **change})
+
+
+def test_parameters_that_are_missing_are_named() -> None:
+    space = make()
+    parameters = dict(space.baselines()["smallest"])
+    del parameters["stage2.depth"]
+    with pytest.raises(ValueError, match="stage2.depth is missing; choose from 1, 2, 3"):
+        space.check(parameters)
+
+
 def test_baselines_follow_the_litv2_pattern_at_every_width() -> None:
     space = make()
     patterns = [
@@ -85,8 +130,8 @@ def test_extremes_of_a_space_are_baselines() -> None:
 def test_a_network_that_is_a_baseline_twice_is_tried_once() -> None:
     fixed = {"depth": 1, "window_size": 0, "alpha": 0.0, "num_heads": 1}
     assert list(make([{**fixed, "depth": [1, 2]}, *[fixed] * 3], embed_dim=8).baselines()) == [
-        f"{PATTERN}, width 8",
         "smallest",
+        f"{PATTERN}, width 8",
     ]
 
 

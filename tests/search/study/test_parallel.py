@@ -66,15 +66,12 @@ def test_nothing_is_trained_twice(storage: str) -> None:
 
 
 def test_trials_of_one_network_wait_for_each_other(storage: str) -> None:
-    """A space of one network: every trial but the first waits for the one before."""
-    space = type(SPACE)(
-        embed_dim=8,
-        stages=[{"depth": 1, "window_size": 0, "alpha": 0.0, "num_heads": 1}] * 4,
-        patch_size=2,
-        downsample="conv",
-    )
+    """One network, enqueued six times: every trial but the first waits for the one before."""
     engine = ShuffledEngine()
-    trials = run(storage, 6, engine, space=space)
+    study = open_study("test", storage, create=True)
+    for _ in range(6):
+        study.enqueue_trial(dict(SPACE.baselines()["smallest"]))
+    trials = run(storage, 6, engine)
     assert len(engine.trained) == 1
     assert [trial.result.latencies[FIRST].repetitions for trial in trials] == [20, 40, 60, 80, 100, 120]
 

@@ -1,4 +1,4 @@
-"""The sampler that models what it samples: in the space, nothing twice, repeatable, and better than drawing at random."""
+"""The sampler that models what it samples: in the space, nothing twice, repeatable, better than at random, and wary."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
+from models.architecture import Architecture
 from search.space.dimensions import accuracy_inputs
 from search.space.space import Space
 from search.study.front import front, front_hypervolume
 from search.study.samplers.surrogate import SurrogateSampler
+from search.study.storage import open_study
 from tests.support.known_engine import SPACE, KnownEngine, run, sampler
 
 SETTINGS: dict[str, Any] = {
@@ -23,6 +26,12 @@ SETTINGS: dict[str, Any] = {
     "num_children": 32,
     "mutation": 0.2,
 }
+TINY_SPACE = Space(
+    embed_dim=8,
+    stages=[{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": 1}] * 4,
+    patch_size=2,
+    downsample="conv",
+)
 
 
 def surrogate(**kwargs: Any) -> Callable[[int], optuna.samplers.BaseSampler]:
@@ -41,12 +50,84 @@ def test_nothing_is_proposed_twice(storage: str) -> None:
     assert len(engine.trained) == 60
 
 
-def test_space_that_is_used_up_ends_no_search(storage: str) -> None:
-    stages = [{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": 1}] * 4
-    space = Space(embed_dim=8, stages=stages, patch_size=2, downsample="conv")
-    assert space.num_architectures() == 16
-    trials = run(storage, 20, space=space, make_sampler=surrogate(space=space))
-    assert len({trial.architecture.key for trial in trials}) == 16
+FAMILIES: dict[str, Callable[[Architecture], bool]] = {
+    "any attention": lambda network: any(stage.window_size for stage in network.stages),
+    "plain attention": lambda network: any(stage.window_size == 1 for stage in network.stages),
+    "windows": lambda network: any(stage.window_size > 1 for stage in network.stages),
+    "windows in the second stage": lambda network: network.stages[1].window_size > 1,
+    "the wider ones": lambda network: network.embed_dim == 16,
+    "deep and wide": lambda network: network.embed_dim == 16 and sum(stage.depth for stage in network.stages) > 5,
+}
+
+
+def failing(is_in_family: Callable[[Architecture], bool]) -> KnownEngine:
+    def fail(part: str, architecture: Architecture) -> None:
+        if part == "measure" and is_in_family(architecture):
+            raise RuntimeError("the runtime has no such operator")
+
+    return KnownEngine(fail)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_networks_of_a_kind_that_cannot_be_built_are_soon_avoided(storage: str, family: str) -> None:
+    engine = failing(FAMILIES[family])
+    assert len(run(storage, 26, engine, make_sampler=surrogate(), max_consecutive_failures=3)) == 26
+    raw = open_study("test", storage, create=False).trials
+    failed = [trial.state == TrialState.FAIL for trial in raw]
+    assert 0 < sum(failed) <= 10
+
+
+def test_many_baselines_of_a_kind_that_cannot_be_built_end_no_search(storage: str) -> None:
+    stages = [{"depth": [1, 2], "window_size": [0, 1, 2], "alpha": 0.5, "num_heads": 2}] * 4
+    space = Space(embed_dim=[8, 16, 24, 32, 40, 48], stages=stages, patch_size=2, downsample="conv")
+    make = surrogate(space=space)
+    engine = failing(FAMILIES["any attention"])
+    assert len(run(storage, 14, engine, space=space, make_sampler=make, max_consecutive_failures=3)) == 14
+
+
+def test_network_that_failed_or_was_skipped_is_not_proposed_again(storage: str) -> None:
+    engine = failing(FAMILIES["windows in the second stage"])
+    run(storage, 40, engine, limit_ms=2.2, make_sampler=surrogate(), max_consecutive_failures=50)
+    raw = open_study("test", storage, create=False).trials
+    keys = [Architecture.from_dict(trial.user_attrs["architecture"]).key for trial in raw]
+    states = {trial.state for trial in raw}
+    assert states == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert len(keys) == len(set(keys))
+
+
+def test_search_with_failures_is_repeated_and_resumed_as_it_was(storage: str, tmp_path: Path) -> None:
+    def keys(name: str, *stops: int) -> list[str]:
+        url = f"sqlite:///{tmp_path / name}.db"
+        for stop in stops:
+            run(url, stop, failing(FAMILIES["windows"]), make_sampler=surrogate(), max_consecutive_failures=9)
+        raw = open_study("test", url, create=False).trials
+        return [Architecture.from_dict(trial.user_attrs["architecture"]).key for trial in raw]
+
+    assert keys("one", 24) == keys("two", 24) == keys("resumed", 2, 7, 19, 24)
+
+
+def test_search_of_a_space_ends_when_every_network_is_evaluated(storage: str) -> None:
+    trials = run(storage, 100, space=TINY_SPACE, make_sampler=surrogate(space=TINY_SPACE))
+    assert len(trials) == len({trial.architecture.key for trial in trials}) == TINY_SPACE.num_architectures() == 16
+    assert len(run(storage, 200, space=TINY_SPACE, make_sampler=surrogate(space=TINY_SPACE))) == 16
+
+
+def test_networks_that_failed_count_as_evaluated(storage: str) -> None:
+    engine = failing(lambda network: network.stages[0].depth == 2)
+    make = surrogate(space=TINY_SPACE)
+    assert len(run(storage, 100, engine, space=TINY_SPACE, make_sampler=make, max_consecutive_failures=9)) == 8
+    assert len(open_study("test", storage, create=False).trials) == 16
+
+
+def test_last_network_of_a_space_is_found(storage: str) -> None:
+    """Five of 800 networks are left: ten draws would hardly find one."""
+    made = surrogate()(0)
+    assert isinstance(made, SurrogateSampler)
+    keys = {SPACE.architecture(parameters).key for parameters in SPACE.every()}
+    left = set(sorted(keys)[:5])
+    children = made.children(keys - left, [], 1)
+    assert {architecture.key for architecture in children} <= left
+    assert children
 
 
 def test_one_seed_gives_one_search(storage: str, tmp_path: Path) -> None:
