@@ -38,6 +38,7 @@ from models.deploy import prepare
 from models.deploy.onnx import record_onnx
 from models.litv2 import build as build_network
 from search.commands.cli import build, conf_dir, target_of
+from search.latency.base import Calibration
 from search.latency.onnx_session import open_session
 from search.latency.onnxruntime import exported_file
 from search.latency.protocol import Run
@@ -91,17 +92,8 @@ def main() -> None:
     networks = draw(space, arguments.networks, arguments.seed)
     converted = [convert(network, target) for network in track(networks, "converting")]
     compared = []
-    for files in track(converted[: arguments.compared], "comparing"):
-        ready = [target.ready(loader(content, files.x, target)) for content in (files.recorded, files.exported)]
-        (recorded, exported), seconds = timed(partial(target.time, ready, calibration))
-        compared.append(
-            Compared(
-                difference(files),
-                operators(files.recorded) == operators(files.exported),
-                recorded.latency_ms / exported.latency_ms,
-                seconds / len(ready),
-            )
-        )
+    for index, files in enumerate(track(converted[: arguments.compared], "comparing")):
+        compared.append(compare(files, index % 2 == 1, target, calibration))
     show(converted, compared, target)
 
 
@@ -126,6 +118,20 @@ def convert(architecture: Architecture, target: PairedTarget) -> Converted:
     recorded, recorded_seconds = timed(lambda: record_onnx(model, x))
     exported, exported_seconds = timed(lambda: exported_file(model, x))
     return Converted(recorded, exported, x, recorded_seconds, exported_seconds, prepare_seconds)
+
+
+def compare(files: Converted, exported_first: bool, target: PairedTarget, calibration: Calibration) -> Compared:
+    """Compare both files of a network, which are timed in turn, one or the other first."""
+    contents = [files.recorded, files.exported][:: -1 if exported_first else 1]
+    ready = [target.ready(loader(content, files.x, target)) for content in contents]
+    latencies, seconds = timed(lambda: target.time(ready, calibration))
+    first, second = (latency.latency_ms for latency in latencies)
+    return Compared(
+        difference(files),
+        operators(files.recorded) == operators(files.exported),
+        second / first if exported_first else first / second,
+        seconds / len(ready),
+    )
 
 
 def timed(action: Callable[[], Result]) -> tuple[Result, float]:

@@ -28,6 +28,7 @@ def test_measures_models_and_files_in_turn(tmp_path: Path, exported: Path, capsy
     output = tmp_path / "latency.json"
     arguments = [
         *QUICK,
+        "latency=cpu",  # which converts nothing
         "model=[resnet18,litv2_s]",
         f"arch={exported}",
         "latency.input_size=64",
@@ -53,7 +54,9 @@ def test_measures_models_and_files_in_turn(tmp_path: Path, exported: Path, capsy
 def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path) -> None:
     output = tmp_path / "latency.json"
     assert call("measure", [*QUICK, f"arch={exported}", f"output={output}"]) == 0
-    (model,) = json.loads(output.read_text(encoding="utf-8"))["models"]
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert data["device"]["target"] == "onnxruntime"
+    (model,) = data["models"]
     assert model["input_shape"] == [1, 32, 32]
 
 
@@ -65,7 +68,7 @@ def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path)
         (["model=qqqqqq"], "timm.list_models"),
         (["arch=missing.yaml"], "arch=missing.yaml cannot be read"),
         (["model=litv2_s", "latency.input_size=0"], "latency.input_size=0 must be"),
-        (["model=litv2_s", "latency.dtype=int8"], "latency.dtype=int8 does not run with cpu; take float32, bfloat16"),
+        (["model=litv2_s", "latency.dtype=int8"], "latency.dtype=int8 does not run with onnxruntime; take float32"),
         (["model=litv2_s", "output=nowhere/out.json"], "there is no folder nowhere"),
         (["model=litv2_s", "latency=tpu"], "tpu"),
         (["model=litv2_s", "latency.input_size=8"], "litv2_s does not take an input of 3x8x8"),
@@ -78,5 +81,6 @@ def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.C
 
 
 def test_model_that_cannot_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("measure", [*QUICK, "model=resnet18", "latency.input_size=64", "latency.batch_size=1000000000"]) == 1
+    huge = ["model=resnet18", "latency.input_size=64", "latency.batch_size=1000000000"]
+    assert call("measure", [*QUICK, "latency=cpu", *huge]) == 1
     assert "choose another" in capsys.readouterr().err
