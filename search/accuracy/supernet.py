@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +31,7 @@ from models.elastic import Bounds, ElasticLITv2, recalibrate
 from search import UserError, one_line
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.proxy_training import ProxyTraining
+from search.files import write_bytes
 from search.space.space import Size, Space
 from search.training.data import Batches, Images
 from search.training.task import Batch, ImageClassification, TrainSettings, check_logits, fit
@@ -161,9 +162,7 @@ class SupernetEvaluator(ProxyTraining):
         with cache_lock(weights.parent):
             elastic = open_if_whole(weights)
             if elastic is None:
-                partial = weights.with_suffix(".partial")
-                partial.write_bytes(packed)
-                partial.replace(weights)
+                write_bytes(weights, packed)
                 elastic = open_supernet(weights)
         self._trained[seed] = elastic.eval()
 
@@ -254,9 +253,7 @@ def save_supernet(elastic: ElasticLITv2, path: Path) -> None:
         "in_chans": elastic.weights.in_chans,
         "num_classes": elastic.weights.num_classes,
     }
-    partial = path.with_suffix(".partial")
-    save_file(elastic.state_dict(), partial, {"shape": json.dumps(shape)})
-    partial.replace(path)
+    write_bytes(path, save(elastic.state_dict(), {"shape": json.dumps(shape)}))
 
 
 def open_supernet(path: Path) -> ElasticLITv2:

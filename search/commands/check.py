@@ -24,6 +24,7 @@ from search.accuracy.ranking import Effect, EvaluatedNetwork, SignalQuality, ass
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.settings import check_study
 from search.commands.standalone import standalone_trainings
+from search.files import write_text
 from search.results.view import make_console, progress_of
 from search.space.dimensions import describe
 from search.space.space import Space
@@ -182,7 +183,7 @@ def save(file: Path, cfg: DictConfig, result: CheckResult) -> None:
         "minutes": round(result.minutes, 1),
         "settings": {section: plain(cfg)[section] for section in SECTIONS},
     }
-    file.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(body, indent=2) + "\n")
 
 
 def report(console: Console, cfg: DictConfig, result: CheckResult) -> None:

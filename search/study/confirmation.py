@@ -20,6 +20,7 @@ from typing import Any
 from search.accuracy.base import Accuracy
 from search.accuracy.cache import AccuracyCache
 from search.engine.base import Engine
+from search.files import write_text
 from search.latency.base import Latency
 from search.space.dimensions import describe
 from search.study.front import evaluated
@@ -222,9 +223,7 @@ def save(file: Path, cases: Sequence[Case]) -> None:
         }
         for case in cases
     ]
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"seed_noise": noise, "networks": networks}, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_text(file, json.dumps({"seed_noise": noise, "networks": networks}, indent=2) + "\n")
 
 
 def read_latencies(file: Path) -> dict[str, dict[str, Latency]]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from search import UserError, one_line
+from search.files import write_bytes, write_text
 from search.training.data import ImageData
 from search.training.recipe import Recipe
 from search.training.streamed import StreamedData
@@ -34,6 +35,7 @@ class TrainingResult:
         recipe: Augmentation, regularisation and hardware.
         normalisation: Mean and standard deviation of each channel.
         seconds: Duration of the training.
+        weights_sha256: Digest of the file of the weights that these accuracies are of.
         search_accuracy: Accuracy that the search gave the network on the same validation split; None if there is none.
     """
 
@@ -47,6 +49,7 @@ class TrainingResult:
     recipe: Recipe
     normalisation: dict[str, list[float]]
     seconds: float
+    weights_sha256: str
     search_accuracy: float | None = None
 
     @property
@@ -64,7 +67,7 @@ class TrainingResult:
 
     def save(self, file: Path) -> None:
         """Write the result as JSON."""
-        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -81,7 +84,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 def save_weights(model: nn.Module, file: Path) -> None:
     """Write the weights of a model as safetensors."""
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file)
+    write_bytes(file, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
 
 
 def checkpoint_file(
