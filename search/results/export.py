@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from safetensors import SafetensorError, safe_open
 
 from search import UserError
+from search.files import sha256, write_bytes, write_text
 from search.latency.base import Latency
 from search.results import architecture_file
 from search.study.front import front, front_probability
+from search.study.locks import training_lock
 from search.study.storage import SUPERNET
 from search.study.targets import Target, targets_of
 from search.study.trial import TrialRecord, finished_trials
@@ -43,7 +46,7 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
         facts = member_facts(study, member, probability[member.architecture.key])
         architecture_file.write(path, comment, member.architecture, facts)
     write_shared_weights(study, members, pareto)
-    (folder / "pareto.csv").write_text(_csv(trials, members, probability, list(targets)), encoding="utf-8")
+    write_text(folder / "pareto.csv", _csv(trials, members, probability, list(targets)))
     _save_plot(study, trials, targets, folder / "pareto.png")
     return members
 
@@ -88,36 +91,61 @@ def target_facts(trial: TrialRecord, targets: Mapping[str, Target]) -> dict[str,
 
 
 def remove_stale(folder: Path, members: Sequence[TrialRecord]) -> None:
-    """Remove files of networks that have left a front, except those that were trained, and files that users put there."""
+    """Remove files of networks that have left a front, except those that were or are trained, and files of users."""
     wanted = {member_name(member) for member in members}
     for old in folder.glob("trial-*.yaml"):
-        if re.fullmatch(r"trial-\d+\.yaml", old.name) and old.name not in wanted and not _is_trained(old):
-            old.unlink()
+        if re.fullmatch(r"trial-\d+\.yaml", old.name) and old.name not in wanted:
+            _remove_unless_trained(old)
 
 
-def _is_trained(file: Path) -> bool:
-    """True if weights of this architecture, or the state of a training by search.train, are beside its file."""
-    return file.with_suffix(".safetensors").exists() or any(file.parent.glob(f"{file.stem}.*.ckpt"))
+def _remove_unless_trained(file: Path) -> None:
+    """Remove an architecture's file, unless search.train uses it now or has left weights or its state beside it."""
+    try:
+        with training_lock(file) as lock:
+            if not file.with_suffix(".safetensors").exists() and not any(file.parent.glob(f"{file.stem}.*.ckpt")):
+                file.unlink()
+                lock.unlink()
+    except UserError as error:
+        log.info("%s stays: %s", file, error)
 
 
 def write_shared_weights(study: optuna.Study, members: Sequence[TrialRecord], folder: Path) -> None:
     """Write each member's share of the supernet's weights beside its file, for search.train init=supernet."""
     if SUPERNET not in study.user_attrs or study.user_attrs["settings"]["proxy"]["width_multiplier"] != 1:
         return  # weights of narrower proxies do not fit the deployed networks
-    from safetensors.torch import save_file
-
-    from search.accuracy.supernet import open_supernet  # torch takes seconds
-
-    try:
-        elastic = open_supernet(Path(study.user_attrs[SUPERNET]))
-    except UserError as error:
-        log.warning("no weights are exported: %s", error)
-        return
     for old in folder.glob(f"trial-*{SHARED_WEIGHTS}"):
         if not old.with_name(old.name.replace(SHARED_WEIGHTS, ".yaml")).exists():
             old.unlink()
-    for member in members:
-        save_file(elastic.extract(member.architecture).state_dict(), shared_weights_file(folder / member_name(member)))
+    supernet = Path(study.user_attrs[SUPERNET])
+    digest = sha256(supernet) if supernet.is_file() else ""
+    origins = {
+        shared_weights_file(folder / member_name(member)): {"supernet": digest, "architecture": member.architecture.key}
+        for member in members
+    }
+    missing = {file: member for file, member in zip(origins, members, strict=True) if _metadata(file) != origins[file]}
+    if not missing:
+        return
+    from safetensors.torch import save
+
+    from search.accuracy.supernet import open_supernet  # torch and what builds on it take four fifths of an export's time
+
+    try:
+        elastic = open_supernet(supernet)
+    except UserError as error:
+        log.warning("no weights are exported: %s", error)
+        return
+    for file, member in missing.items():
+        write_bytes(file, save(elastic.extract(member.architecture).state_dict(), origins[file]))
+
+
+def _metadata(file: Path) -> dict[str, str] | None:
+    """What a file of weights says about them; None if there is none, or it is not whole."""
+    try:
+        with safe_open(file, "np") as weights:
+            metadata: dict[str, str] | None = weights.metadata()
+            return metadata
+    except (OSError, SafetensorError):
+        return None
 
 
 def shared_weights_file(architecture_file: Path) -> Path:
