@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.architecture import check_number
-from search import SearchStopped, UserError, one_line
+from search import BUGS, SearchStopped, UserError, one_line
 from search.accuracy.base import AccuracyEvaluator
 from search.commands.cli import build, construct, target_of
 from search.engine.base import HERE, Engine, Fingerprint, TargetSource
@@ -97,9 +97,9 @@ async def prepare_targets(cfg: DictConfig, study: optuna.Study, engine: Engine, 
             engine.expect(name, device)
         if not has_trials(study):
             save_targets(study, {name: await calibrate(cfg, name, devices[name], engine, space) for name in devices})
-    except (UserError, SearchStopped, SQLAlchemyError, optuna.exceptions.OptunaError):
+    except (UserError, SearchStopped, SQLAlchemyError, optuna.exceptions.OptunaError, *BUGS):
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a runtime raises
         raise SearchStopped(f"latency cannot be measured: {one_line(error)}; repair it and start again") from error
     targets = targets_of(study)
     before = {name: target.device for name, target in targets.items()}
