@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -191,7 +192,20 @@ def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = (), **
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return lightning.Trainer(**{**defaults, **options})
+    arguments = {**defaults, **options}
+    if arguments["devices"] == 1 or arguments.get("strategy") == "auto":  # one process
+        arguments["plugins"] = [single_process()]
+    return lightning.Trainer(**arguments)
+
+
+def single_process() -> LightningEnvironment:
+    """The environment of a training in this process alone.
+
+    Lightning would read that of SLURM, whose tasks are not necessarily for it to divide the training among: a search is one.
+    """
+    environment = LightningEnvironment()
+    environment.set_global_rank(0)  # or SLURM_PROCID would be this process's rank, and only rank 0 writes files
+    return environment
 
 
 def fit(
