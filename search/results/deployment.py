@@ -271,6 +271,7 @@ def load_exported(path: Path, num_threads: int) -> Compute:
 
 
 def write_onnx(network: LITv2, x: Tensor, path: Path) -> None:
+    """Write the file that searches measure with ONNX Runtime: `models.deploy.onnx` says why the recorded one is the same."""
     export_onnx(prepare(network), x, path, any_batch=True)
 
 
