@@ -6,9 +6,9 @@ it calls (models/deploy/onnx_operators.py), in the hundredth part of the time. T
 one, and no graph of an earlier network is needed.
 
 A search measures recorded files, and `search.export` writes files for any number of images with `export_onnx`. They are the
-same to ONNX Runtime: it makes graphs with the same operators of both, whose outputs are equal to the last bit. Only in
-deformable token merging the exported file has a few more operators, which count the images. tests/models/test_onnx.py
-compares graphs and outputs, `python -m benchmarks.conversion` also latencies.
+same to ONNX Runtime: it makes graphs with the same operators of both, whose outputs are equal to the last bit. Only
+deformable token merging differs: it numbers the images, which the exported file does by a few more operators and a recorded
+file by a constant. tests/models/test_onnx.py compares graphs and outputs, `python -m benchmarks.conversion` also latencies.
 """
 
 from __future__ import annotations

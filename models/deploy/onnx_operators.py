@@ -4,13 +4,12 @@ Each function here has the name of one in torch, such as `torch.nn.functional.li
 that is written, the result that torch computed, and the arguments that torch's function got. It adds operators to the graph
 and returns the name of the result, or the names where torch returns several tensors.
 
-They are the operators that `torch.onnx.export` writes for the same functions, without those that depend on constants alone:
-torch has computed these.
+They are the operators that `torch.onnx.export` writes for the functions of prepared networks, without those that depend on
+constants alone: torch has computed these.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,15 +93,10 @@ def softmax(graph: OnnxGraph, result: Tensor, x: Tensor, dim: int) -> str:
 
 
 def scaled_dot_product_attention(graph: OnnxGraph, result: Tensor, q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The form that torch.onnx.export gives networks which are not prepared; see `models.deploy.fused.fused_attend`."""
-    root = graph.scalar(math.sqrt(q.shape[-1] ** -0.5), q.dtype)
-    keys, dim = k.shape[-2:]
-    flat = graph.add("Reshape", k, graph.ints(-1, keys, dim))
-    transposed = graph.add(
-        "Reshape", graph.add("Transpose", flat, perm=[0, 2, 1]), graph.ints(-1, *k.shape[1:-2], dim, keys)
-    )
-    product = graph.add("MatMul", graph.add("Mul", q, root), graph.add("Mul", transposed, root))
-    return graph.add("MatMul", graph.add("Softmax", product, axis=-1), v)
+    """Of networks that are not prepared; `models.deploy.fused.fused_attend` has no such function in an ONNX file."""
+    transposed = transpose(graph, result, k, -2, -1)
+    scaled = graph.add("Mul", q, graph.scalar(q.shape[-1] ** -0.5, q.dtype))
+    return graph.add("MatMul", graph.add("Softmax", graph.add("MatMul", scaled, transposed), axis=-1), v)
 
 
 # Shapes.
