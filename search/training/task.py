@@ -137,8 +137,13 @@ class ImageClassification(lightning.LightningModule):
             peak: Largest learning rate of the group; one below the final rate of the others keeps it.
         """
         num_steps, last = int(self.trainer.estimated_stepping_batches), self.lr_floor * self.settings.lr
-        options = {"floor": last / peak if last < peak else 1.0, "warmup_prefix": self.warmup_prefix}
-        return partial(warmup_cosine, num_steps=num_steps, warmup=self.settings.warmup, **options)
+        return partial(
+            warmup_cosine,
+            num_steps=num_steps,
+            warmup=self.settings.warmup,
+            floor=last / peak if last < peak else 1.0,
+            warmup_prefix=self.warmup_prefix,
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's groups: parameters with weight decay, and norms and biases without."""
