@@ -1,10 +1,10 @@
 """`python -m benchmarks.conversion space=small`: what does it cost to convert a network to ONNX, and does the way matter?
 
-Random networks of a space are converted by PyTorch's exporter (`models.deploy.onnx.export_onnx`) and recorded
-(`record_onnx`), one way right after the other. Shown are the seconds of each way, of all that precedes timing in a search
-(building, preparing, recording, comparing outputs, loading), and of timing: processor time, which other processes do not
-change. For some of the networks both files are compared: their outputs, the operators of the graphs that ONNX Runtime makes
-of them, and their latencies, timed in turn.
+Random networks of a space are converted by PyTorch's exporter (`models.deploy.onnx.export_onnx`), as `search.export` does,
+and recorded (`record_onnx`), as a search does, one right after the other. Shown are the seconds of each way, of all that
+precedes timing in a search (building, preparing, recording, comparing outputs, loading), and of timing: processor time,
+which other processes do not change. For some of the networks both files are compared: their outputs, the operators of the
+graphs that ONNX Runtime makes of them, and their latencies, timed in turn.
 
 Overrides are those of a search: `space=litv2_s deploy.img_size=224`, `space.patch_size=2 data.img_size=64`.
 """
@@ -31,16 +31,15 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.architecture import Architecture
 from models.deploy import prepare
-from models.deploy.onnx import record_onnx
+from models.deploy.onnx import export_onnx, record_onnx
 from models.litv2 import build as build_network
 from search.commands.cli import build, conf_dir, target_of
 from search.latency.base import Calibration
 from search.latency.onnx_session import open_session
-from search.latency.onnxruntime import exported_file
 from search.latency.protocol import Run
 from search.latency.target import Network, PairedTarget
 from search.space.space import Space
@@ -116,8 +115,16 @@ def convert(architecture: Architecture, target: PairedTarget) -> Converted:
     _, prepare_seconds = timed(lambda: target.make_ready(Network(make, shape)))
     model, x = prepare(make()), torch.rand(settings.batch_size, *shape)
     recorded, recorded_seconds = timed(lambda: record_onnx(model, x))
-    exported, exported_seconds = timed(lambda: exported_file(model, x))
+    exported, exported_seconds = timed(lambda: export(model, x))
     return Converted(recorded, exported, x, recorded_seconds, exported_seconds, prepare_seconds)
+
+
+def export(model: nn.Module, x: Tensor) -> bytes:
+    """Convert a network as `search.export` does, to a file for any number of images."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, torch.cat([x, x]), path, any_batch=True)  # torch takes a batch of 1 for a constant
+        return path.read_bytes()
 
 
 def compare(files: Converted, exported_first: bool, target: PairedTarget, calibration: Calibration) -> Compared:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+BUGS = (AssertionError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError)
+"""Mistakes in the code rather than in what it was given or ran on. They end a command with their traceback."""
 
 
 class UserError(Exception):
@@ -18,6 +21,20 @@ def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, prefixed by its type unless the message was written for users."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError | SearchStopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def causes(error: BaseException, with_contexts: bool = True) -> Iterator[BaseException]:
+    """An error and those that led to it, each once: such a chain may be a circle.
+
+    Args:
+        with_contexts: also follow to errors during whose handling another one was raised.
+    """
+    seen: set[int] = set()
+    below: BaseException | None = error
+    while below is not None and id(below) not in seen:
+        seen.add(id(below))
+        yield below
+        below = below.__cause__ or (below.__context__ if with_contexts else None)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

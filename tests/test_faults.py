@@ -9,7 +9,7 @@ from benchmarks.faults import KINDS, CannotBeDone
 MESSAGES = {
     "folder read-only": "outputs/faults cannot be written (Read-only file system); make room or change study.name",
     "study's file cut short": "put back a copy, move it away to start anew, or change storage.url",
-    "disk full": "finished trials are kept: fix this and run the command again",
+    "disk full": "fix this and run the command again",
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ENTRY_POINTS = {"run", "check", "confirm", "measure", "export", "train", "report", "dashboard"}
 PACKAGES = {"commands", "space", "study", "latency", "accuracy", "training", "engine", "results"}
 LAYERS = [
-    {"models"},
+    {"models", "search.files"},
     {"search.space"},
     {"search.latency", "search.training"},
     {"search.accuracy"},
@@ -59,10 +59,10 @@ def layer_of(module: str) -> int | None:
     return next((index for index, layer in enumerate(LAYERS) if any(is_below(module, package) for package in layer)), None)
 
 
-def test_search_holds_entry_points_and_packages() -> None:
+def test_search_holds_entry_points_packages_and_how_files_are_written() -> None:
     paths = [path for path in (ROOT / "search").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
     names = {path.stem for path in paths if path.stem != "__init__"}
-    assert names == ENTRY_POINTS | PACKAGES
+    assert names == ENTRY_POINTS | PACKAGES | {"files"}
 
 
 def test_imports_go_downwards() -> None:

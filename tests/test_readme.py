@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from search.commands.cli import conf_dir, quoted
+from search.commands.cli import conf_dir
+from search.commands.overrides import as_typed
 from tests.search.commands.test_conf import compose
 from tests.support.commands import ROOT
 
@@ -35,7 +36,7 @@ def test_search_commands_compose(line: str) -> None:
     module = words[words.index("-m") + 1]
     overrides = words[words.index(module) + 1 :]
     name = module.removeprefix("search.")
-    assert compose(*map(quoted, overrides), name="config" if name == "run" else name)
+    assert compose(*as_typed(overrides), name="config" if name == "run" else name)
 
 
 def settings() -> list[str]:
@@ -48,7 +49,7 @@ def settings() -> list[str]:
 def test_setting_of_the_table_composes(code: str) -> None:
     words = code.removeprefix("search.train ... ").split()
     needed = ["+latency@latency.devices.eager=cpu"] if "latency.devices.eager." in code else []
-    assert compose(*needed, *map(quoted, words), name="train" if code.startswith("search.train") else "config")
+    assert compose(*needed, *as_typed(words), name="train" if code.startswith("search.train") else "config")
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)

@@ -3,8 +3,12 @@
 `export_onnx` is PyTorch's own exporter, and the reference. It traces, decomposes, translates and optimises a network, for
 several seconds, where timing takes three. `record_onnx` runs the network once and writes an operator for each function that
 it calls (models/deploy/onnx_operators.py), in the hundredth part of the time. The definition of the network stays the only
-one. Both write the same operators for the network, and ONNX Runtime makes the same graph of them: a search that measures
-recorded files measures what `search.export` writes. Tests compare the two.
+one, and no graph of an earlier network is needed.
+
+A search measures recorded files, and `search.export` writes files for any number of images with `export_onnx`. They are the
+same to ONNX Runtime: it makes graphs with the same operators of both, whose outputs are equal to the last bit. Only
+deformable token merging differs: it numbers the images, which the exported file does by a few more operators and a recorded
+file by a constant. tests/models/test_onnx.py compares graphs and outputs, `python -m benchmarks.conversion` also latencies.
 """
 
 from __future__ import annotations
@@ -62,7 +66,8 @@ def record_onnx(model: nn.Module, x: Tensor) -> bytes:
 
     Args:
         model: Model in evaluation mode, prepared (`models.deploy.prepare`) or not.
-        x: Example of the input, (B, C, H, W) on a CPU; the file takes inputs of this shape.
+        x: Example of the input, (B, C, H, W) on a CPU. The file is for inputs of this shape, although the batch has no size
+            in it: the model may have computed something from the size.
 
     Raises:
         NoOnnxForm: If the model calls a function that is not in the table of operators, or depends on values of its input.

@@ -25,7 +25,8 @@ class NoOnnxForm(RuntimeError):
 class OnnxGraph:
     """A graph of one input and one output that grows by operators.
 
-    A tensor of torch that the graph computes is known by its identity; any other tensor becomes a constant.
+    A tensor of torch that the graph computes is known by its identity; any other tensor becomes a constant. The first axis
+    of all that is computed is the batch, which has no size in the graph.
 
     Args:
         x: Example of the input.
@@ -120,7 +121,10 @@ class OnnxGraph:
         if not self.computes(output):
             raise NoOnnxForm("the output does not depend on the input")
         result = _value_info(self.name(output), output)
-        graph = helper.make_graph(self._needed(result.name), "network", [self._input], [result], self._constants)
+        nodes = self._needed(result.name)
+        read = {name for node in nodes for name in node.input}
+        constants = [constant for constant in self._constants if constant.name in read]
+        graph = helper.make_graph(nodes, "network", [self._input], [result], constants)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="hilo-nas"
         )
@@ -147,4 +151,4 @@ def onnx_type(dtype: torch.dtype) -> int:
 
 
 def _value_info(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, onnx_type(tensor.dtype), list(tensor.shape))
+    return helper.make_tensor_value_info(name, onnx_type(tensor.dtype), ["batch", *tensor.shape[1:]])

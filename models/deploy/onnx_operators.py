@@ -4,13 +4,12 @@ Each function here has the name of one in torch, such as `torch.nn.functional.li
 that is written, the result that torch computed, and the arguments that torch's function got. It adds operators to the graph
 and returns the name of the result, or the names where torch returns several tensors.
 
-They are the operators that `torch.onnx.export` writes for the same functions, without those that depend on constants alone:
-torch has computed these.
+They are the operators that `torch.onnx.export` writes for the functions of prepared networks, without those that depend on
+constants alone: torch has computed these.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,13 +93,10 @@ def softmax(graph: OnnxGraph, result: Tensor, x: Tensor, dim: int) -> str:
 
 
 def scaled_dot_product_attention(graph: OnnxGraph, result: Tensor, q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The form that torch.onnx.export gives networks which are not prepared; see `models.deploy.fused.fused_attend`."""
-    root = graph.scalar(math.sqrt(q.shape[-1] ** -0.5), q.dtype)
-    keys, dim = k.shape[-2:]
-    flat = graph.add("Reshape", k, graph.ints(-1, keys, dim))
-    transposed = graph.add("Reshape", graph.add("Transpose", flat, perm=[0, 2, 1]), graph.ints(*k.shape[:-2], dim, keys))
-    product = graph.add("MatMul", graph.add("Mul", q, root), graph.add("Mul", transposed, root))
-    return graph.add("MatMul", graph.add("Softmax", product, axis=-1), v)
+    """Of networks that are not prepared; `models.deploy.fused.fused_attend` has no such function in an ONNX file."""
+    transposed = transpose(graph, result, k, -2, -1)
+    scaled = graph.add("Mul", q, graph.scalar(q.shape[-1] ** -0.5, q.dtype))
+    return graph.add("MatMul", graph.add("Softmax", graph.add("MatMul", scaled, transposed), axis=-1), v)
 
 
 # Shapes.
@@ -110,14 +106,8 @@ def reshape(graph: OnnxGraph, result: Tensor, x: Tensor, *shape: Any) -> str:
     source = graph.input_of("Reshape", name) or name
     if graph.shape(source) == result.shape:
         return source
-    if source != name:
-        return graph.add("Reshape", source, graph.ints(*result.shape))
-    sizes = result.shape if not shape else shape if isinstance(shape[0], int) else shape[0]
-    return graph.add("Reshape", name, graph.ints(*sizes), allowzero=1)
-
-
-def flatten(graph: OnnxGraph, result: Tensor, x: Tensor, *dims: int) -> str:
-    return reshape(graph, result, x)
+    sizes = graph.ints(-1, *result.shape[1:])
+    return graph.add("Reshape", source, sizes, **({"allowzero": 1} if source == name else {}))
 
 
 def squeeze(graph: OnnxGraph, result: Tensor, x: Tensor, dim: int) -> str:
@@ -128,8 +118,8 @@ def unsqueeze(graph: OnnxGraph, result: Tensor, x: Tensor, dim: int) -> str:
     return graph.add("Unsqueeze", x, graph.ints(dim % result.ndim))
 
 
-def expand(graph: OnnxGraph, result: Tensor, x: Tensor, *shape: Any) -> str:
-    return graph.name(x) if x.shape == result.shape else graph.add("Expand", x, graph.ints(*result.shape))
+def expand(graph: OnnxGraph, result: Tensor, x: Tensor, *sizes: int) -> str:
+    return graph.add("Expand", x, graph.ints(*(1 if size == -1 else size for size in sizes)))  # ONNX keeps a size by 1
 
 
 def permute(graph: OnnxGraph, result: Tensor, x: Tensor, *dims: Any) -> str:
@@ -246,11 +236,11 @@ OPERATORS: dict[str, Operator] = {
     **{
         operator.__name__: operator
         for operator in (
-            linear, layer_norm, batch_norm, gelu, conv2d, dropout, softmax, scaled_dot_product_attention, reshape, flatten,
-            squeeze, unsqueeze, expand, permute, transpose, pad, cat, split, index_select, mean, clamp, floor, matmul,
+            linear, layer_norm, batch_norm, gelu, conv2d, dropout, softmax, scaled_dot_product_attention, reshape, squeeze,
+            unsqueeze, expand, permute, transpose, pad, cat, split, index_select, mean, clamp, floor, matmul,
         )
     },
-    "view": reshape, "chunk": split, "__getitem__": getitem, "to": cast,
+    "view": reshape, "flatten": reshape, "chunk": split, "__getitem__": getitem, "to": cast,
     "long": cast, "float": cast, "add": arithmetic("Add"), "sub": arithmetic("Sub"), "mul": arithmetic("Mul"),
     "div": arithmetic("Div"), "__rsub__": arithmetic("Sub", is_reversed=True), "ge": comparison("GreaterOrEqual"),
     "lt": comparison("Less"),

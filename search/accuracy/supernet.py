@@ -30,6 +30,7 @@ from search import UserError
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.proxy_training import ProxyTraining
 from search.accuracy.trained_supernet import TrainedSupernet
+from search.files import write_bytes
 from search.space.space import Size, Space
 from search.training.data import Batches, Images
 from search.training.task import Batch, ImageClassification, TrainSettings, check_logits, fit
@@ -158,7 +159,7 @@ class SupernetEvaluator(ProxyTraining):
         weights.parent.mkdir(parents=True, exist_ok=True)
         with cache_lock(weights.parent):
             partial = weights.with_suffix(".partial")
-            partial.write_bytes(packed)
+            write_bytes(partial, packed)
             self._trained[seed] = TrainedSupernet.open(partial)
             if open_if_whole(weights) is None:
                 partial.replace(weights)

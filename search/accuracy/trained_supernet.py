@@ -12,17 +12,18 @@ from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.architecture import Architecture
 from models.elastic import Bounds, ElasticLITv2, recalibrate
 from models.litv2 import LITv2
 from search import UserError, one_line
+from search.accuracy.base import SUPERNET_KEY
+from search.files import write_bytes
 from search.training.normalisation import Normalisation
 
 IMAGES = "calibration_images"
-SUPERNET_KEY = "supernet"
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,7 @@ class TrainedSupernet:
     def save_share(self, architecture: Architecture, path: Path, digest: str) -> None:
         """Write the weights of one network, with their normalisation and the digest of this supernet's file."""
         metadata = self.normalisation.metadata() | {SUPERNET_KEY: digest}
-        partial = path.with_suffix(".partial")
-        save_file(self.extract(architecture).state_dict(), partial, metadata)
-        partial.replace(path)
+        write_bytes(path, save(self.extract(architecture).state_dict(), metadata))
 
     def save(self, path: Path) -> None:
         """Write a file, completely or not at all. Equal supernets give equal files."""
@@ -66,9 +65,7 @@ class TrainedSupernet:
             "normalisation": asdict(self.normalisation),
         }
         tensors = {**self.elastic.state_dict(), IMAGES: self.images.contiguous()}
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, {SUPERNET_KEY: json.dumps(description)})  # one key: several come in no fixed order
-        partial.replace(path)
+        write_bytes(path, save(tensors, {SUPERNET_KEY: json.dumps(description)}))  # one key: several come in no fixed order
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -89,12 +86,3 @@ class TrainedSupernet:
                 f"the supernet {path} cannot be read ({one_line(error)}); the next search trains it again"
             ) from error
         return cls(elastic.eval(), images, normalisation)
-
-
-def supernet_of_share(path: Path) -> str | None:
-    """Read the digest of the supernet that a network's weights were taken from; None if the file is missing or cut short."""
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get(SUPERNET_KEY)
-    except (OSError, SafetensorError):
-        return None

@@ -28,6 +28,7 @@ from search.accuracy.verdict import Answer, verdict
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.settings import check_study
 from search.commands.standalone import standalone_trainings
+from search.files import write_text
 from search.results.view import make_console, progress_of
 from search.space.dimensions import describe
 from search.space.space import Space
@@ -192,7 +193,7 @@ def save(file: Path, cfg: DictConfig, result: CheckResult) -> None:
         "minutes": round(result.minutes, 1),
         "settings": {section: plain(cfg)[section] for section in SECTIONS},
     }
-    file.write_text(json.dumps(body, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(body, indent=2, allow_nan=False) + "\n")
 
 
 def network_facts(network: EvaluatedNetwork) -> dict[str, Any]:

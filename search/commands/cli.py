@@ -2,10 +2,15 @@
 
 `python -m search.NAME` and `hilo-nas NAME` both end here. A command's own module is imported after its configuration was
 composed: torch and what builds on it take ten seconds, which `--help` need not wait for.
+
+Errors of three kinds end a command. A user's mistake (`UserError`) and what stops a correct command (`SearchStopped`, a disk
+that is full or cannot be written, a database that is away or broken) are one line, and their traceback is in the log.
+Anything else is a bug, and printed with its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -23,12 +28,24 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 
-from search import SearchStopped, UserError, one_line
+from search import SearchStopped, UserError, causes, one_line
+from search.commands.overrides import as_typed
 
+log = logging.getLogger(__name__)
+STOPPED = 1
 USER_MISTAKE = 2
 INTERRUPTED = 130
 TERMINATED = 143
-STORAGE_MODULES = ("sqlalchemy.", "sqlite3", "optuna.exceptions")
+RESOURCE_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ENOSPC", "ENOTDIR", "EPERM", "EPIPE", "EROFS", "ESTALE",
+    )
+)  # fmt: skip
+"""Errors of the system that are about a disk, a file's permissions or a closed output. Others, such as a missing file, are a
+user's mistake only where a command says so."""
+PROGRESS_BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+"""Variables that switch the progress bars of libraries off; the processes of workers inherit them."""
 
 CONTINUE = "stopped; run the same command again to continue"
 COMMANDS = {
@@ -72,14 +89,18 @@ def hilo_nas() -> NoReturn:
 
 def main(command: str) -> NoReturn:
     """Compose a command's configuration from the command line, run it, and exit with its code."""
-    sys.argv = [quoted(argument) for argument in sys.argv]
+    sys.argv = [sys.argv[0], *as_typed(sys.argv[1:])]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed
+    if not sys.stderr.isatty():
+        os.environ.update(dict.fromkeys(PROGRESS_BARS, "1"))
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)  # asyncio would replace Python's own handler, and delay Ctrl-C
     errors: list[BaseException] = []
 
     def guarded(cfg: DictConfig) -> None:
+        if errors:  # of a sweep (-m), which ends with its first error
+            return
         try:
             _start(command, cfg)
         except BaseException as error:
@@ -103,22 +124,21 @@ def _start(command: str, cfg: DictConfig) -> None:
     import_module(f"search.commands.{command}").main(cfg)
 
 
-def quoted(argument: str) -> str:
-    """An override such as pick=latency<=5ms: Hydra's grammar accepts its signs only in quotes."""
-    key, _, value = argument.partition("=")
-    return f"{key}='{value}'" if set(value) & set("<>") and value[0] not in "'\"" else argument
-
-
 def build(node: Any, **kwargs: Any) -> Any:
-    """Instantiate a configuration node. Raises: UserError with the message of its constructor."""
+    """Instantiate a configuration node.
+
+    Raises:
+        UserError: if its constructor refuses its arguments; with the message of that.
+        Exception: whatever else its constructor raises.
+    """
     try:
         return hydra.utils.instantiate(node, **kwargs)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        if error.__cause__ is None or isinstance(error.__cause__, TypeError | ValueError):
-            raise UserError(one_line(error.__cause__ or error).removeprefix("ValueError: ")) from error
-        raise error.__cause__ from error
+        failure = error
+    cause = failure.__cause__
+    if cause is None or isinstance(cause, TypeError | ValueError):
+        raise UserError(one_line(cause or failure).removeprefix("ValueError: ")) from failure
+    raise cause  # out here: raised above, it would be an effect of its own effect
 
 
 def construct(factory: Callable[..., Any], **kwargs: Any) -> Any:
@@ -178,34 +198,35 @@ def _interrupt(*args: object) -> NoReturn:
 def _exit_code(command: Callable[[], object], after_stop: str) -> int:
     try:
         command()
-    except UserError as error:
-        return _print_error(error, USER_MISTAKE)
-    except (HydraException, OmegaConfBaseException) as error:
-        return _print_error(error, USER_MISTAKE)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return _print_error(error, str(error), USER_MISTAKE)
     except SearchStopped as error:
-        return _print_error(error, 1)
+        return _print_error(error, str(error), STOPPED)
     except KeyboardInterrupt as error:
         print(after_stop, file=sys.stderr)
-        return TERMINATED if _was_terminated(error) else INTERRUPTED
+        return TERMINATED if any(isinstance(cause, Terminated) for cause in causes(error)) else INTERRUPTED
     except Exception as error:
-        if not (isinstance(error, OSError) or type(error).__module__.startswith(STORAGE_MODULES)):
-            raise  # a bug: its traceback is needed
-        from search.study.storage import driver_error
-
-        reason = one_line(driver_error(error))
-        return _print_error(SearchStopped(f"{reason}; finished trials are kept: fix this and run the command again"), 1)
+        if (reason := _reason(error)) is None:
+            log.debug("a bug", exc_info=True)
+            raise
+        comfort = "what is finished is kept: " if after_stop == CONTINUE else ""
+        return _print_error(error, f"{reason}; {comfort}fix this and run the command again", STOPPED)
     return 0
 
 
-def _was_terminated(error: BaseException | None) -> bool:
-    """Lightning and asyncio raise a new interrupt: look through to the first cause."""
-    while error is not None:
-        if isinstance(error, Terminated):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _reason(error: Exception) -> str | None:
+    """Why a disk or a database could not be used; None if an error is about neither."""
+    if isinstance(error, OSError):
+        return one_line(error) if error.errno in RESOURCE_ERRORS else None
+    if not any(type(cause).__module__.startswith(("sqlalchemy.", "sqlite3")) for cause in causes(error)):
+        return None
+    from search.study.storage import driver_error, is_fault_of_database
+
+    return one_line(driver_error(error)) if is_fault_of_database(error) else None
 
 
-def _print_error(error: Exception, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+def _print_error(error: Exception, message: str, code: int) -> int:
+    """Print one line; the traceback goes to the log."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    log.debug("the command ends with exit code %d", code, exc_info=error)
     return code

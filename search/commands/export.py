@@ -20,7 +20,8 @@ from search.results.picking import compare, compared_text, pick
 from search.results.tables import front_table
 from search.results.view import make_console
 from search.study.drift import drift_notes
-from search.study.storage import existing_folder, open_study
+from search.study.locks import export_lock
+from search.study.storage import existing_folder, reading
 from search.study.targets import Target, targets_of
 from search.study.trial import finished_trials
 
@@ -35,8 +36,14 @@ def main(cfg: DictConfig) -> None:
         UserError: if the study has no front yet, or what is asked for cannot be exported.
     """
     folder = existing_folder(cfg.study.name)
+    set_up_logging(Console(), folder / "run.log")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
+    with export_lock(folder), reading(folder.name, cfg.storage.url) as study:
+        export(cfg, study, folder)
+
+
+def export(cfg: DictConfig, study: optuna.Study, folder: Path) -> None:
+    """Write the front, pick networks of it, and write their files to deploy. Raises: as `main`."""
     formats = listed_formats(cfg.format)
     members = export_front(study, folder)
     if not members:
@@ -92,7 +99,6 @@ def deploy_all(
     from search.latency.target import PairedTarget  # torch takes seconds, and the front alone is exported without it
     from search.results.deployment import check_runs_files, deploy
 
-    set_up_logging(console, None)
     any_target = next(iter(targets.values()))  # all have the same network and anchor
     in_chans, side, _ = (int(part) for part in any_target.device["input_size"].split("x"))
     target: PairedTarget = construct(

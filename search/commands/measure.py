@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,8 +24,9 @@ import models.litv2  # noqa: F401  registers its variants with timm
 from models.architecture import Architecture, StageSpec, check_int
 from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
-from search import SearchStopped, UserError, one_line
+from search import BUGS, SearchStopped, UserError, one_line
 from search.commands.cli import construct, set_up_logging, target_of
+from search.files import write_text
 from search.latency.base import Calibration, Latency
 from search.latency.target import Network, PairedTarget
 from search.results import architecture_file
@@ -88,7 +90,8 @@ def main(cfg: DictConfig) -> None:
     console = make_console()
     set_up_logging(console, None)
     if cfg.deployed is not None:
-        measure_deployed(Path(str(cfg.deployed)), cfg.latency, console)
+        construct(check_trusted, value=cfg.trusted)
+        measure_deployed(Path(str(cfg.deployed)), cfg.latency, cfg.trusted, console)
         return
     img_size = cfg.latency.input_size
     if img_size is not None:
@@ -112,12 +115,15 @@ def main(cfg: DictConfig) -> None:
         if model.latency.warning:
             log.warning("%s: %s", model.candidate.name, model.latency.warning)
     if output is not None:
-        output.write_text(json.dumps(results(target, calibration, measured)), encoding="utf-8")
+        write_text(output, json.dumps(results(target, calibration, measured)))
         console.print(f"saved in {output}", soft_wrap=True)
 
 
-def measure_deployed(folder: Path, latency: DictConfig, console: Console) -> None:
+def measure_deployed(folder: Path, latency: DictConfig, trusted: bool, console: Console) -> None:
     """Measure the files of an export again, and compare them with their card.
+
+    Args:
+        trusted: whether files may be loaded that can run code.
 
     Raises:
         UserError: if the folder has no card, or one of another device.
@@ -130,7 +136,7 @@ def measure_deployed(folder: Path, latency: DictConfig, console: Console) -> Non
         table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
     target: PairedTarget = construct(make_target)
     check_runs_files(target)
-    for name, (of_card, now) in measure_again(folder, target).items():
+    for name, (of_card, now) in measure_again(folder, target, trusted).items():
         texts = (escape(latency_text(latency)) for latency in (of_card, now))
         table.add_row(FORMATS[name].file, *texts, escape(str(now.estimate.over(of_card.estimate))))
     console.print(table)
@@ -149,7 +155,7 @@ def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibra
         ready = [target.make_ready(candidate.network()) for candidate in candidates]
         log.info("timing %d model(s) in turn, %g s each at most", len(candidates), target.settings.max_seconds)
         return calibration, target.time(ready, calibration)
-    except UserError:
+    except BUGS:
         raise
     except Exception as error:  # whatever a runtime raises
         raise SearchStopped(f"{one_line(error)}; omit that model, or choose another latency=") from error
@@ -191,6 +197,12 @@ def from_file(path: Path, img_size: int | None) -> Candidate:
     return Candidate(path.stem, build, (in_chans, size, size))
 
 
+def check_trusted(value: object) -> None:
+    """Raises: ValueError unless the value is true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"trusted={value} must be true or false")
+
+
 def output_path(value: Any) -> Path | None:
     """The file for the results, if any. Raises: UserError if it cannot be written."""
     if value is None:
@@ -198,11 +210,9 @@ def output_path(value: Any) -> Path | None:
     path = Path(str(value))
     if not path.parent.is_dir():
         raise UserError(f"output={path}: there is no folder {path.parent}; create it first")
-    try:
-        with path.open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise UserError(f"output={path} cannot be written ({error.strerror}); choose another file") from error
+    is_replaced = path.is_file() or not path.exists()
+    if path.is_dir() or not os.access(path.parent if is_replaced else path, os.W_OK):
+        raise UserError(f"output={path} cannot be written; choose another file")
     return path
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import optuna
 from omegaconf import DictConfig
+from rich.console import Console
 
 from models.architecture import check_number
 from search import UserError
-from search.commands.cli import construct
+from search.commands.cli import construct, set_up_logging
+from search.files import write_text
 from search.results.report import sections
 from search.results.report.page import html, markdown
 from search.results.report.study_data import StudyData
-from search.study.storage import existing_folder, open_study
+from search.study.storage import existing_folder, reading
 from search.study.trial import finished_trials
 
 REFRESH_SECONDS = 10
@@ -25,19 +27,20 @@ def main(cfg: DictConfig) -> None:
     folder = existing_folder(cfg.study.name)
     if cfg.watch is not None:
         construct(check_number, name="watch", value=cfg.watch, low=1)
+    set_up_logging(Console(), folder / "run.log")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    write(cfg, folder, refresh=cfg.watch is not None)
-    print(f"saved {folder / 'report.html'} and {folder / 'report.md'}")
-    while cfg.watch is not None:
-        time.sleep(cfg.watch)
-        write(cfg, folder, refresh=True)
+    with reading(folder.name, cfg.storage.url) as study:
+        write(study, folder, refresh=cfg.watch is not None)
+        print(f"saved {folder / 'report.html'} and {folder / 'report.md'}")
+        while cfg.watch is not None:
+            time.sleep(cfg.watch)
+            write(study, folder, refresh=True)
 
 
-def write(cfg: DictConfig, folder: Path, refresh: bool) -> None:
-    """Write both files, each whole or not at all. Raises: UserError if there is nothing to report yet."""
-    study = open_study(str(cfg.study.name), cfg.storage.url, create=False)
+def write(study: optuna.Study, folder: Path, refresh: bool) -> None:
+    """Write both files. Raises: UserError if there is nothing to report yet."""
     if not finished_trials(study):
-        raise UserError(f"study {cfg.study.name} has no finished trial yet; continue the search first")
+        raise UserError(f"study {study.study_name} has no finished trial yet; continue the search first")
     parts = sections(StudyData(study, folder))
     title = f"Study {study.study_name}"
     texts = {
@@ -45,6 +48,4 @@ def write(cfg: DictConfig, folder: Path, refresh: bool) -> None:
         "report.md": markdown(title, parts),
     }
     for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+        write_text(folder / name, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -33,6 +34,7 @@ from search.commands.targets import (
     prepare_targets,
 )
 from search.engine.base import TRAINING, Engine
+from search.files import write_text
 from search.latency.base import Latency
 from search.latency.block_model import BlockModel
 from search.results.dashboard import DashboardPublisher
@@ -44,7 +46,7 @@ from search.space import Space
 from search.study.coordinator import Coordinator
 from search.study.drift import drift_notes
 from search.study.evaluate import Rules
-from search.study.locks import RetryPolicy, folder_lock, study_lock
+from search.study.locks import RetryPolicy, export_lock, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import (
     SHARED_SECONDS,
@@ -79,10 +81,12 @@ def main(cfg: DictConfig) -> None:
     space: Space = build(cfg.space)
     with quiet_experimental():
         build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
-    with folder_lock(folder), study_lock(folder.name, cfg.storage.url) as lock:
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(folder_lock(folder))
         console = make_console()
         set_up_logging(console, folder / "run.log")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        lock = locks.enter_context(study_lock(folder.name, cfg.storage.url))
         study = open_study(folder.name, cfg.storage.url, create=True, num_latencies=num_objectives(cfg))
         remember(study, "settings", study_settings(cfg), REMEDY)
         save_config(folder, cfg)
@@ -130,7 +134,7 @@ async def search(
         dashboard = DashboardPublisher(study, folder)
         if not has_trials(study):
             study.set_user_attr("versions", versions())
-            dashboard.write_note(public_url(cfg.storage.url), space)
+            dashboard.write_note(public_url(cfg.storage.url), space, evaluator.scores_before_measuring)
         network = deployed_network(cfg, data)
         finished = finished_trials(study)
         monitor = Monitor(references_ms(targets), list(finished))
@@ -235,7 +239,8 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     if not trials:
         return
     DashboardPublisher(study, folder).publish(trials)
-    members = export_front(study, folder)
+    with export_lock(folder):
+        members = export_front(study, folder)
     pareto = folder / "pareto"
     lines = [
         f"saved in {pareto}, with all trials in {pareto}.csv and {pareto}.png",
@@ -261,7 +266,7 @@ def save_samples(folder: Path, targets: Mapping[str, Target], number: int, resul
     """Store every time of a trial's own measurements, and the devices that they were made on."""
     folder.mkdir(exist_ok=True)
     body = {name: samples(latency, targets[name].device) for name, latency in result.latencies.items()}
-    (folder / f"trial-{number:05d}.json").write_text(json.dumps(body), encoding="utf-8")
+    write_text(folder / f"trial-{number:05d}.json", json.dumps(body))
 
 
 def samples(latency: Latency, device: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,4 +278,4 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
     """Save the resolved configuration, without passwords."""
     config = plain(cfg)
     config["storage"]["url"] = public_url(config["storage"]["url"])
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.architecture import check_number
-from search import SearchStopped, UserError, one_line
+from search import BUGS, SearchStopped, UserError, one_line
 from search.accuracy.base import AccuracyEvaluator
 from search.commands.cli import build, construct, target_of
 from search.engine.base import HERE, Engine, Fingerprint, TargetSource
+from search.latency.repeatability import unreachable
 from search.space import Space
 from search.study.storage import has_trials, refuse_changes
 from search.study.targets import FIRST, BudgetOn, Role, Target, save_targets, targets_of
@@ -106,9 +107,9 @@ async def prepare_targets(cfg: DictConfig, study: optuna.Study, engine: Engine, 
             engine.expect(name, device)
         if not has_trials(study):
             save_targets(study, {name: await calibrate(cfg, name, devices[name], engine, space) for name in devices})
-    except (UserError, SearchStopped, SQLAlchemyError, optuna.exceptions.OptunaError):
+    except (UserError, SearchStopped, SQLAlchemyError, optuna.exceptions.OptunaError, *BUGS):
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a runtime raises
         raise SearchStopped(f"latency cannot be measured: {one_line(error)}; repair it and start again") from error
     targets = targets_of(study)
     before = {name: target.device for name, target in targets.items()}
@@ -125,5 +126,7 @@ async def calibrate(cfg: DictConfig, name: str, device: Fingerprint, engine: Eng
     calibration = await engine.calibrate(name, space.anchor(), (space.anchor(), space.smallest(), space.largest()))
     repeatability = calibration.repeatability
     log.info("standard deviation of separate measurements of a network%s: %s", where, repeatability)
+    if problem := unreachable(latency.tolerance, repeatability):
+        log.warning("%s", problem)
     reference_ms = limit_ms or (await engine.measure(name, space.largest(), calibration)).latency_ms
     return Target(calibration, role_of(cfg, name), limit_ms, device, reference_ms, budget_on(latency.budget_on, name))

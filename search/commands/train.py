@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Any, cast
 import lightning
 import timm
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -22,10 +23,12 @@ from models.litv2 import LITv2
 from models.litv2 import build as build_network
 from search import UserError
 from search.commands.cli import build, construct, plain, set_up_logging
+from search.files import sha256
 from search.results import architecture_file
 from search.results.export import shared_weights_file
 from search.results.view import progress_of
 from search.space.dimensions import describe
+from search.study.locks import training_lock
 from search.training.data import ImageData
 from search.training.files import TrainingResult, checkpoint_file, load_weights, save_weights
 from search.training.normalisation import Normalisation
@@ -71,9 +74,21 @@ def main(cfg: DictConfig) -> None:
         UserError: If a setting or a file cannot be used.
         KeyboardInterrupt: If the user stops the training; the same command resumes it.
     """
-    network = read_network(cfg.arch)
+    file = variant_file(cfg.arch) if cfg.arch in VARIANTS else Path(str(cfg.arch))
+    architecture_file.read(file)  # a mistake shows before anything is written beside it
     console = Console()
-    set_up_logging(console, None)
+    with training_lock(file) if is_first_process() else contextlib.nullcontext():
+        set_up_logging(console, file.with_suffix(".log"))
+        train_and_report(cfg, read_network(file), console)
+
+
+def is_first_process() -> bool:
+    """Whether no other process of the same training, if there are several, has the network's lock."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def train_and_report(cfg: DictConfig, network: Network, console: Console) -> None:
+    """Train a network that nobody else trains meanwhile. Raises: as `main`."""
     warn_of_other_data(network, cfg.data.name)
     setup = make_setup(cfg, network)
     test_batches = setup.data.test_dataloader()  # before the training: a missing test set shows now
@@ -89,12 +104,9 @@ def main(cfg: DictConfig) -> None:
     log_result(result, network.file)
 
 
-def read_network(arch: str) -> Network:
-    """Read an exported architecture, or write the file of one of LITv2's own. Raises: UserError if it cannot be used."""
-    file = variant_file(arch) if arch in VARIANTS else Path(arch)
+def read_network(file: Path) -> Network:
+    """Read an exported architecture. Raises: UserError if it cannot be used."""
     architecture, facts = architecture_file.read(file)
-    if not os.access(file.parent, os.W_OK):
-        raise UserError(f"the folder of arch={file} is not writable, and the weights go there; copy the file elsewhere")
     accuracy: Mapping[str, Any] = facts["accuracy"] if isinstance(facts.get("accuracy"), dict) else {}
     return Network(file, architecture, accuracy.get("data"), accuracy.get("validation"))
 
@@ -224,6 +236,7 @@ def evaluate(
         recipe=setup.recipe,
         normalisation=data.normalisation,
         seconds=seconds,
+        weights_sha256=sha256(weights_file(network.file)),
         search_accuracy=network.search_accuracy if is_same_task else None,
     )
 

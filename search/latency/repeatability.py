@@ -89,3 +89,20 @@ def estimate_repeatability(measurements: Sequence[Sequence[Estimate]]) -> Repeat
     # A difference is less sure than what it is taken from.
     remaining = max(2.0, freedom * min(1.0, variance / max(total, LEAST_DEVIATION**2)))
     return Repeatability(math.sqrt(variance), remaining, sum(map(len, measurements)))
+
+
+def unreachable(tolerance: float, repeatability: Repeatability) -> str:
+    """Say why surely no measurement on a target that repeats like this could reach the tolerance; empty if one may.
+
+    What was measured may be due to other work on the device, so it is no reason to refuse a search.
+    """
+    least = repeatability.least_half_width
+    if tolerance >= least:
+        return ""
+    remedy = f"set latency.tolerance={math.ceil(repeatability.half_width * 1e3 + 1) / 1e3:g} or more"
+    if repeatability.num_measurements:
+        remedy += ", or stop other work on the device"
+    return (
+        f"latency.tolerance={tolerance:g}: separate measurements of a network differ by a standard deviation of "
+        f"{repeatability}, so the half-width of the 95 % confidence interval stays above {least:.2%}; {remedy}"
+    )

@@ -7,7 +7,6 @@ target combines. The timing itself is in protocol.py.
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from search.latency.base import Calibration, Latency
 from search.latency.estimate import Estimate
 from search.latency.host import Host, Timing
 from search.latency.protocol import LEAST_ROUNDS, ROUND_SECONDS, Run, median_of_rounds
-from search.latency.repeatability import ASSUMED, Repeatability, estimate_repeatability
+from search.latency.repeatability import ASSUMED, Repeatability, estimate_repeatability, unreachable
 from search.latency.runtime import Converted, Runtime, eager_copy, require
 
 MIN_SETTING = 1e-4
@@ -158,7 +157,8 @@ class PairedTarget:
         """Measure the anchor's latency and how well the target repeats, as in `LatencyTarget`."""
         loaded = self._load_anchor(anchor)
         repeatability = self._repeatability(loaded, repeated)
-        check_tolerance(self.settings.tolerance, repeatability)
+        if (problem := unreachable(self.settings.tolerance, repeatability)) and not repeatability.num_measurements:
+            raise UserError(problem)
         rounds = self.host.time_alone(loaded, partial(self._eager, anchor), self.settings.calibration_seconds)
         seconds = median_of_rounds(rounds).widened(repeatability.deviation, repeatability.degrees_of_freedom)
         return Calibration(anchor, seconds.scaled(1e3), sum(map(len, rounds)), repeatability)
@@ -277,20 +277,6 @@ class PairedTarget:
             peak_bytes=timing.peak_bytes if self.runtime.loads_copies else None,
             rounds=tuple(series.rounds),
         )
-
-
-def check_tolerance(tolerance: float, repeatability: Repeatability) -> None:
-    """Raises: UserError if surely no measurement on a target that repeats like this could reach the tolerance."""
-    least = repeatability.least_half_width
-    if tolerance >= least:
-        return
-    remedy = f"set latency.tolerance={math.ceil(repeatability.half_width * 1e3 + 1) / 1e3:g} or more"
-    if repeatability.num_measurements:
-        remedy += ", or stop other work on the device"
-    raise UserError(
-        f"latency.tolerance={tolerance:g}: separate measurements of a network differ by a standard deviation of "
-        f"{repeatability}, so the half-width of the 95 % confidence interval stays above {least:.2%}; {remedy}"
-    )
 
 
 def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:

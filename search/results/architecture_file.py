@@ -14,6 +14,7 @@ import yaml
 
 from models.architecture import Architecture
 from search import UserError
+from search.files import write_text
 from search.study.targets import FIRST, Role
 
 FORMAT = 2  # raise the number with every change of what is stored
@@ -52,7 +53,12 @@ IMAGENET = NetworkInput(3, 224, 1000)
 
 
 def write(path: Path, comment: str, architecture: Architecture, facts: Mapping[str, Any]) -> None:
-    """Write an architecture.
+    """Write an architecture; the other arguments are those of `text`."""
+    write_text(path, text(comment, architecture, facts))
+
+
+def text(comment: str, architecture: Architecture, facts: Mapping[str, Any]) -> str:
+    """An architecture as YAML.
 
     Args:
         comment: lines at the top of the file.
@@ -60,7 +66,7 @@ def write(path: Path, comment: str, architecture: Architecture, facts: Mapping[s
     """
     body = {"format": FORMAT, "architecture": architecture.to_dict(), **facts}
     head = "".join(f"# {line}\n" for line in comment.splitlines())
-    path.write_text(head + yaml.dump(body, Dumper=PlainDumper, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return head + yaml.dump(body, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
 
 
 def read(path: Path) -> tuple[Architecture, Facts]:

@@ -55,8 +55,12 @@ class DashboardPublisher:
         """Side of the deployed network's input, in pixels."""
         return img_size_of(self.targets)
 
-    def write_note(self, storage_url: str, space: Space) -> None:
-        """Name the study's values, and explain the study to whoever opens it."""
+    def write_note(self, storage_url: str, space: Space, scores_before_measuring: bool = False) -> None:
+        """Name the study's values, and explain the study to whoever opens it.
+
+        Args:
+            scores_before_measuring: whether networks over a budget have an accuracy, too.
+        """
         from optuna_dashboard import save_note  # imports scikit-learn, which takes three seconds
 
         columns = {
@@ -69,6 +73,7 @@ class DashboardPublisher:
             study=self.study.study_name,
             num_architectures=space.num_architectures(),
             columns=columns,
+            scores_before_measuring=scores_before_measuring,
             storage_url=storage_url,
         )
         save_note(self.study, note)
@@ -82,13 +87,13 @@ class DashboardPublisher:
             facts["accuracy"] = accuracy.summary()
         with tempfile.TemporaryDirectory() as folder:
             yaml_file, svg_file = (Path(folder) / f"trial-{trial.number:05d}{suffix}" for suffix in (".yaml", ".svg"))
-            architecture_file.write(yaml_file, comment, record.architecture, facts)
+            yaml = architecture_file.text(comment, record.architecture, facts)
+            yaml_file.write_text(yaml, encoding="utf-8")
             svg_file.write_text(picture(record.architecture, self.img_size), encoding="utf-8")
             picture_id, _ = (
                 upload_artifact(artifact_store=self.store, file_path=str(path), study_or_trial=trial)
                 for path in (svg_file, yaml_file)
             )
-            yaml = yaml_file.read_text(encoding="utf-8")
         note = render(
             "trial_note.md.jinja",
             title=f"{accuracy_text(record)}, {latencies_text(record.result, self.targets)}",

@@ -3,6 +3,10 @@
 A folder contains the architecture, the files that were asked for, a model card for people and the same facts for programs.
 Its latencies are those of the files themselves, timed in turn with the study's anchor network, so that they compare with the
 study's latencies and with another measurement beside the same anchor.
+
+A folder may come from somebody else, so nothing is loaded from it that can run code unless the user trusts it. That is every
+file of torch.export, whether or not it contains pickles: PyTorch runs the expressions of its shapes and guards as Python
+(`sympify` in torch/_export/serde/serialize.py, `exec` in torch/export/_unlift.py of PyTorch 2.15).
 """
 
 from __future__ import annotations
@@ -17,14 +21,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from models.architecture import Architecture
 from models.deploy import prepare
 from models.deploy.onnx import export_onnx
 from models.litv2 import LITv2, build
-from search import UserError, one_line
+from search import SearchStopped, UserError, one_line
+from search.files import replacing, sha256, write_bytes, write_text
 from search.latency.base import Calibration, Latency
 from search.latency.onnx_session import open_session
 from search.latency.protocol import Run
@@ -51,12 +56,14 @@ class Format:
         write: takes a network, an example input and the path.
         load: takes the path and a number of threads.
         use: how to run it, for people.
+        runs_code: whether loading a file may run code that is in it.
     """
 
     file: str
     write: Callable[[LITv2, Tensor, Path], None]
     load: Callable[[Path, int], Compute]
     use: str
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,9 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
         "input_shape": list(shape),
         "files": {name: write_and_measure(trained.network, name, folder, shape, target, calibration) for name in formats},
     }
-    (folder / FACTS).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / FACTS, json.dumps(body, indent=2) + "\n")
     uses = {name: FORMATS[name].use for name in formats}
-    (folder / CARD).write_text(card(file, architecture, facts, body, uses), encoding="utf-8")
+    write_text(folder / CARD, card(file, architecture, facts, body, uses))
     return folder
 
 
@@ -136,12 +143,31 @@ def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, 
         in_chans, _, num_classes = network_input(facts)
         return Trained(build(architecture, in_chans=in_chans, num_classes=num_classes).eval(), "random, untrained", {})
     try:
-        result = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
-        return Trained(network_with(architecture, load_file(weights)), f"trained by search.train, {weights.name}", result)
+        network = network_with(architecture, load_file(weights))
+        return Trained(network, f"trained by search.train, {weights.name}", result_of(weights, report))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{weights} cannot be read ({one_line(error)}); train again with search.train arch={file}"
         ) from error
+
+
+def result_of(weights: Path, report: Path) -> Mapping[str, Any]:
+    """What search.train reported about weights; nothing, with a warning, if its report is of other ones.
+
+    Raises:
+        ValueError, OSError: if the report cannot be read.
+    """
+    result = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    if not isinstance(result, dict):
+        raise ValueError(f"{report} is not a result of search.train")
+    if result.get("weights_sha256") == sha256(weights):
+        return result
+    log.warning(
+        "%s: the card gets no accuracy of %s; run search.train to its end",
+        f"{report} is of other weights" if result else f"there is no {report}",
+        weights,
+    )
+    return {}
 
 
 def network_with(architecture: Architecture, state: Mapping[str, Tensor]) -> LITv2:
@@ -186,6 +212,8 @@ def write_checked(network: LITv2, name: str, path: Path, shape: tuple[int, int, 
         kind.write(network, torch.rand(TRACED_BATCH, *shape), path)
         compute = kind.load(path, 1)
         differences = [difference(network, compute, torch.rand(batch, *shape)) for batch in BATCHES]
+    except SearchStopped:  # the file cannot be written
+        raise
     except Exception as error:  # whatever an exporter or a runtime raises
         raise UserError(f"format={name}: {path} cannot be written and run ({one_line(error)}); omit that format") from error
     if not max(differences) <= PARITY:
@@ -214,14 +242,18 @@ def measure(name: str, path: Path, target: PairedTarget, calibration: Calibratio
     return target.time([target.ready(load)], calibration)[0]
 
 
-def measure_again(folder: Path, target: PairedTarget) -> dict[str, tuple[Latency, Latency]]:
+def measure_again(folder: Path, target: PairedTarget, trusted: bool = False) -> dict[str, tuple[Latency, Latency]]:
     """Measure the files of a folder again, with the calibration of its card.
 
+    Args:
+        trusted: whether files may be loaded that can run code.
+
     Returns:
-        The latency that the card has and the new one, by format.
+        The latency that the card has and the new one, by format. Files that can run code are left out, with a warning,
+        unless they are trusted.
 
     Raises:
-        UserError: if the folder has no card, or one of another device.
+        UserError: if the folder has no card, one of another device, or only files that can run code and are not trusted.
     """
     body = read_facts(folder)
     if changed := {key for key, value in target.fingerprint().items() if body["device"].get(key) != value}:
@@ -230,9 +262,17 @@ def measure_again(folder: Path, target: PairedTarget) -> dict[str, tuple[Latency
             "export it here again"
         )
     calibration = Calibration.from_dict(body["calibration"])
+    safe = {name: file for name, file in body["files"].items() if trusted or not FORMATS[name].runs_code}
+    refused = ", ".join(str(folder / FORMATS[name].file) for name in body["files"] if name not in safe)
+    if refused:
+        reason = f"{refused} is not loaded: PyTorch runs code that such a file contains"
+        remedy = "set trusted=true if you exported it yourself, or ask for format=[onnx]"
+        if not safe:
+            raise UserError(f"{reason}; {remedy}")
+        log.warning("%s; %s", reason, remedy)
     return {
         name: (Latency.from_summary(file["latency"]), measure(name, folder / FORMATS[name].file, target, calibration))
-        for name, file in body["files"].items()
+        for name, file in safe.items()
     }
 
 
@@ -251,7 +291,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def write_weights(network: LITv2, x: Tensor, path: Path) -> None:
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    write_bytes(path, save({key: value.contiguous() for key, value in network.state_dict().items()}))
 
 
 def load_weights(path: Path, num_threads: int) -> Compute:
@@ -263,15 +303,19 @@ def load_weights(path: Path, num_threads: int) -> Compute:
 def write_exported(network: LITv2, x: Tensor, path: Path) -> None:
     with torch.no_grad():
         program = torch.export.export(prepare(network), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, path)
+    with replacing(path) as new:
+        torch.export.save(program, new)
 
 
 def load_exported(path: Path, num_threads: int) -> Compute:
+    """Load a program of torch.export, which can run code."""
     return without_gradient(torch.export.load(path).module())
 
 
 def write_onnx(network: LITv2, x: Tensor, path: Path) -> None:
-    export_onnx(prepare(network), x, path, any_batch=True)
+    """Write the file that searches measure with ONNX Runtime: `models.deploy.onnx` says why the recorded one is the same."""
+    with replacing(path) as new:
+        export_onnx(prepare(network), x, new, any_batch=True)
 
 
 def load_onnx(path: Path, num_threads: int) -> Compute:
@@ -291,6 +335,8 @@ def without_gradient(module: nn.Module) -> Compute:
 
 FORMATS = {
     "safetensors": Format("model.safetensors", write_weights, load_weights, "search.results.deployment.load_weights"),
-    "torch_export": Format("model.pt2", write_exported, load_exported, "torch.export.load(FILE).module()(images)"),
+    "torch_export": Format(
+        "model.pt2", write_exported, load_exported, "torch.export.load(FILE).module()(images)", runs_code=True
+    ),
     "onnx": Format("model.onnx", write_onnx, load_onnx, 'onnxruntime.InferenceSession(FILE).run(None, {"x": images})'),
 }

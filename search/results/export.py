@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from safetensors import SafetensorError, safe_open
 
 from search import UserError
-from search.accuracy.base import digest_of
+from search.accuracy.base import SUPERNET_KEY, digest_of
 from search.accuracy.checked import CHECK_FILE, Checked, read_checked
+from search.files import write_text
 from search.latency.base import Latency
 from search.results import architecture_file
 from search.study.drift import Drift, drifts
 from search.study.front import front, front_probability
+from search.study.locks import training_lock
 from search.study.storage import SUPERNET, WEIGHTS
 from search.study.targets import Target, targets_of
 from search.study.trial import TrialRecord, finished_trials
@@ -51,7 +54,7 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
         architecture_file.write(path, comment, member.architecture, facts)
     write_shared_weights(study, members, pareto)
     table = _csv(trials, members, probability, checked, list(targets), slowdowns)
-    (folder / "pareto.csv").write_text(table, encoding="utf-8")
+    write_text(folder / "pareto.csv", table)
     _save_plot(study, trials, targets, folder / "pareto.png")
     return members
 
@@ -121,16 +124,22 @@ def target_facts(
 
 
 def remove_stale(folder: Path, members: Sequence[TrialRecord]) -> None:
-    """Remove files of networks that have left a front, except those that were trained, and files that users put there."""
+    """Remove files of networks that have left a front, except those that were or are trained, and files of users."""
     wanted = {member_name(member) for member in members}
     for old in folder.glob("trial-*.yaml"):
-        if re.fullmatch(r"trial-\d+\.yaml", old.name) and old.name not in wanted and not _is_trained(old):
-            old.unlink()
+        if re.fullmatch(r"trial-\d+\.yaml", old.name) and old.name not in wanted:
+            _remove_unless_trained(old)
 
 
-def _is_trained(file: Path) -> bool:
-    """True if weights of this architecture, or the state of a training by search.train, are beside its file."""
-    return file.with_suffix(".safetensors").exists() or any(file.parent.glob(f"{file.stem}.*.ckpt"))
+def _remove_unless_trained(file: Path) -> None:
+    """Remove an architecture's file, unless search.train uses it now or has left weights or its state beside it."""
+    try:
+        with training_lock(file) as lock:
+            if not file.with_suffix(".safetensors").exists() and not any(file.parent.glob(f"{file.stem}.*.ckpt")):
+                file.unlink()
+                lock.unlink()
+    except UserError as error:
+        log.info("%s stays: %s", file, error)
 
 
 def write_shared_weights(study: optuna.Study, members: Sequence[TrialRecord], folder: Path) -> None:
@@ -140,13 +149,13 @@ def write_shared_weights(study: optuna.Study, members: Sequence[TrialRecord], fo
     for old in folder.glob(f"trial-*{SHARED_WEIGHTS}"):
         if not old.with_name(old.name.replace(SHARED_WEIGHTS, ".yaml")).exists():
             old.unlink()
-    from search.accuracy.trained_supernet import TrainedSupernet, supernet_of_share  # torch takes seconds
-
     path, digest = Path(study.user_attrs[SUPERNET]), study.user_attrs[WEIGHTS]["supernet"]
     files = {shared_weights_file(folder / member_name(member)): member.architecture for member in members}
     missing = [file for file in files if supernet_of_share(file) != digest]
     if not missing:
         return
+    from search.accuracy.trained_supernet import TrainedSupernet  # torch takes four fifths of an export's time
+
     try:
         supernet = TrainedSupernet.open(path)
     except UserError as error:
@@ -171,6 +180,15 @@ def num_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def supernet_of_share(file: Path) -> str | None:
+    """The digest of the supernet that a network's weights were taken from; None if the file is missing or cut short."""
+    try:
+        with safe_open(file, "np") as weights:
+            return (weights.metadata() or {}).get(SUPERNET_KEY)
+    except (OSError, SafetensorError):
+        return None
 
 
 def shared_weights_file(architecture_file: Path) -> Path:

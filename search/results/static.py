@@ -15,7 +15,10 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from search.files import replacing
 
 INK = "#010203"  # replaced by the colour of the page's text
 PIXELS = 100  # of a Plotly figure per inch
@@ -45,11 +48,12 @@ def svg(figure: go.Figure, name: str) -> str:
         name: starts the ids of its parts, which differ from those of other figures so.
     """
     out = io.StringIO()
-    with rc_context({**STYLE, "svg.hashsalt": name}):
+    with rc_context({**STYLE, "svg.hashsalt": name, "figure.facecolor": "none", "axes.facecolor": "none"}):
         drawn = Figure(figsize=(WIDTH, figure.layout.height / PIXELS), layout="constrained")
         _draw(figure, drawn.add_subplot())
         _add_legend(drawn, "outside upper left")
-        drawn.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        canvas = FigureCanvasSVG(drawn)
+        canvas.print_svg(out, metadata={"Date": None})  # type: ignore[no-untyped-call]  # savefig draws twice, once for the layout
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -65,7 +69,8 @@ def save_png(figures: Sequence[go.Figure], title: str, path: Path) -> None:
             _draw(figure, axes)
         drawn.suptitle(title)
         _add_legend(drawn, "outside lower center")  # the title is above
-        drawn.savefig(path, dpi=DPI)
+        with replacing(path) as new:
+            drawn.savefig(new, dpi=DPI)
 
 
 def _draw(figure: go.Figure, axes: Axes) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.checked import Checked
 from search.engine.base import Engine
+from search.files import write_text
 from search.latency.base import Latency
 from search.space.dimensions import describe
 from search.study.cases import Case, case_probabilities, confirmed_probabilities, seed_noise, standard_error
@@ -155,9 +156,7 @@ def save(file: Path, cases: Sequence[Case], checked: Checked | None) -> None:
         if case.is_confirmed
     ]
     body = {"seed_noise": noise, "by_score": checked is None, "networks": networks}
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_text(file, json.dumps(body, indent=2) + "\n")
 
 
 def read_latencies(file: Path) -> dict[str, dict[str, Latency]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,54 @@ def folder_lock(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} cannot be written ({error.strerror}); make room or change study.name") from error
     try:
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def export_lock(folder: Path) -> Iterator[None]:
+    """Let one command at a time write a study's exported files; others wait. A study may be exported while it is searched.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    lock = FileLock(folder / ".export.lock")
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for another command that exports %s", folder)
+            lock.acquire()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); make room or give it other permissions") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def training_lock(architecture: Path) -> Iterator[Path]:
+    """Mark a network as being trained: nobody else trains it meanwhile, and no export removes its file.
+
+    Yields:
+        The file of the lock, beside that of the architecture; it stays.
+
+    Raises:
+        UserError: if another process trains the network, or the folder cannot be written.
+    """
+    lock = FileLock(architecture.with_name(f".{architecture.stem}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{architecture} is being trained by another process; wait for it, or train a copy") from error
+    except OSError as error:
+        raise UserError(
+            f"the folder of arch={architecture} cannot be written ({error.strerror}), and the weights go there; copy the "
+            "file elsewhere"
+        ) from error
+    try:
+        yield Path(lock.lock_file)
     finally:
         lock.release()
 
@@ -92,18 +141,19 @@ class PostgresqlLock:
         digest = hashlib.sha256(f"hilo-nas {name}".encode()).digest()
         self.key = int.from_bytes(digest[:8], signed=True)
         self.name = name
+        self.label = f"hilo-nas {secrets.token_hex(8)}"  # tells connections of this lock from those of other searches
         self.engine = sqlalchemy.create_engine(
-            url, poolclass=sqlalchemy.NullPool, connect_args=dict(POSTGRESQL), isolation_level="AUTOCOMMIT"
+            url,
+            poolclass=sqlalchemy.NullPool,
+            connect_args={**POSTGRESQL, "application_name": self.label},
+            isolation_level="AUTOCOMMIT",
         )
         self.connection: sqlalchemy.Connection | None = None
-        self.backend = 0  # process of the server that has the lock
 
     def take(self) -> bool:
         self.connection = self.engine.connect()
         is_taken = bool(self._query("SELECT pg_try_advisory_lock(:key)", key=self.key))
-        if is_taken:
-            self.backend = int(self._query("SELECT pg_backend_pid()"))
-        else:
+        if not is_taken:
             self._end_dead_connection()
             self.release()
         return is_taken
@@ -130,17 +180,21 @@ class PostgresqlLock:
             connection.invalidate()
             connection.close()
 
-    def _query(self, query: str, **values: int) -> Any:
+    def _query(self, query: str, **values: int | str) -> Any:
         assert self.connection is not None
         return self.connection.execute(sqlalchemy.text(query), values).scalar()
 
     def _end_dead_connection(self) -> None:
-        """End our own earlier connection: the server may take one that was cut for alive for hours."""
+        """End our own earlier connection: the server may take one that was cut for alive for hours.
+
+        It is known by its label: after a restart the server gives the number of its process to somebody else's.
+        """
         high, low = (self.key >> 32) & 0xFFFFFFFF, self.key & 0xFFFFFFFF
         self._query(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid = :backend "
-            "AND classid = :high AND objid = :low AND objsubid = 1",
-            backend=self.backend, high=high, low=low,
+            "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+            "WHERE locktype = 'advisory' AND classid = :high AND objid = :low AND objsubid = 1 "
+            "AND application_name = :label AND pid <> pg_backend_pid()",
+            label=self.label, high=high, low=low,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sqlite3
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,17 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 
-from search import UserError, differences, one_line
+from search import UserError, causes, differences, one_line
 
 # A connection that is cut silently is noticed within half a minute rather than after the system's quarter of an hour.
 POSTGRESQL = {
@@ -34,6 +43,8 @@ POSTGRESQL = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,  # ms
 }
+ASKED_WRONGLY = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_MISUSE}
+PRIMARY_CODE = 0xFF  # of SQLite's extended codes, https://www.sqlite.org/rescode.html
 UNUSABLE = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, RuntimeError)
 FORMAT_KEY, FORMAT = "format", 2  # attribute of a study: raise the number with every change of what is stored
 VERSION_KEY = "hilo_nas"  # attribute of a study: the version that created it
@@ -53,6 +64,8 @@ def quiet_experimental() -> Iterator[None]:
 
 def study_folder(name: object) -> Path:
     """The folder of a study on this machine. Raises: UserError if its name cannot be a folder's."""
+    if name is not None and not isinstance(name, str):
+        raise UserError(f"study.name={name} is not text; write it in quotes in the YAML file that sets it")
     if name is None or not re.fullmatch(r"[\w-][\w.-]*", str(name)):
         raise UserError(f"study.name={name} may hold only letters, digits, '_', '.' and '-', and not start with '.'")
     return Path("outputs") / str(name)
@@ -104,6 +117,17 @@ def open_study(name: str, storage: str, create: bool, num_latencies: int = 1) ->
         raise UserError(f"study {name} optimises {stored}; this search needs {needed}; use another study.name")
     _check_format(study, attributes, create)
     return study
+
+
+@contextmanager
+def reading(name: str, storage: str) -> Iterator[optuna.Study]:
+    """Open a study to read it, as often as wanted, and close its connections at the end. Raises: as `open_study`."""
+    study = open_study(name, storage, create=False)
+    try:
+        yield study
+    finally:
+        study._storage.remove_session()
+        study._storage._backend.engine.dispose()  # type: ignore[attr-defined]  # below Optuna's cache
 
 
 def _check_format(study: optuna.Study, attributes: Mapping[str, Any], create: bool) -> None:
@@ -197,23 +221,29 @@ def is_away(error: BaseException | None) -> bool:
 
     PendingRollbackError: Optuna retries once by itself, on the connection that was lost.
     """
-    while error is not None:
-        if isinstance(error, OperationalError | InterfaceError | PendingRollbackError) or (
-            isinstance(error, DBAPIError) and error.connection_invalidated
-        ):
-            return True
-        error = error.__cause__
-    return False
+    return error is not None and any(_is_away(cause) for cause in causes(error, with_contexts=False))
+
+
+def _is_away(error: BaseException) -> bool:
+    if isinstance(error, OperationalError | InterfaceError | PendingRollbackError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def is_fault_of_database(error: BaseException) -> bool:
+    """Whether a database cannot do what it is asked for (away, full, broken, not writable), rather than is asked wrongly."""
+    chain = list(causes(error, with_contexts=False))
+    for original in (getattr(cause, "orig", cause) for cause in chain):
+        if isinstance(original, sqlite3.Error):  # SQLAlchemy calls wrong statements operational errors, too
+            return getattr(original, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & PRIMARY_CODE not in ASKED_WRONGLY
+    return is_away(error) or any(type(cause) in (InternalError, DatabaseError) for cause in chain)
 
 
 def driver_error(error: BaseException) -> BaseException:
     """The error of a database's driver, below those that SQLAlchemy (which keeps it as `orig`) and Optuna raise."""
-    below: BaseException | None = error
-    while below is not None:
-        original = getattr(below, "orig", None)
-        if isinstance(original, BaseException):
+    for cause in causes(error):
+        if isinstance(original := getattr(cause, "orig", None), BaseException):
             return original
-        below = below.__cause__ or below.__context__
     return error
 
 

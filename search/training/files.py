@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from search import UserError, one_line
+from search.files import write_bytes, write_text
 from search.training.data import ImageData
 from search.training.normalisation import Normalisation
 from search.training.recipe import Recipe
@@ -35,6 +36,7 @@ class TrainingResult:
         recipe: Augmentation, regularisation and hardware.
         normalisation: Mean and standard deviation of each channel.
         seconds: Duration of the training.
+        weights_sha256: Digest of the file of the weights that these accuracies are of.
         search_accuracy: Accuracy that the search gave the network on the same validation split; None if there is none.
     """
 
@@ -48,6 +50,7 @@ class TrainingResult:
     recipe: Recipe
     normalisation: Normalisation
     seconds: float
+    weights_sha256: str
     search_accuracy: float | None = None
 
     @property
@@ -65,7 +68,7 @@ class TrainingResult:
 
     def save(self, file: Path) -> None:
         """Write the result as JSON."""
-        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -83,7 +86,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
 def save_weights(model: nn.Module, normalisation: Normalisation, file: Path) -> None:
     """Write the weights of a model as safetensors, with the normalisation of the images that they expect."""
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, file, normalisation.metadata())
+    write_bytes(file, save(weights, normalisation.metadata()))
 
 
 def checkpoint_file(

@@ -9,16 +9,19 @@ from __future__ import annotations
 import glob
 import gzip
 import io
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, Value, config, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi, constants
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from search import UserError
+from search import UserError, one_line
 from search.training import glyphs as glyph_images
 
 LOCAL_CHOICES = "data=glyphs, data=digits, data=imagefolder, data=parquet or data=idx"
@@ -87,7 +90,7 @@ def imagefolder(split: str, num_images: int | None, path: str) -> Dataset:
             if not any(file.is_file() for file in (folder / name).rglob("*")):
                 raise UserError(f"data.source.path={path}: {name} has no images; put them into one folder per class")
             files = f"{glob.escape(str(folder.resolve() / name))}/**"  # all files, whatever splits their names suggest
-            dataset = load_dataset("imagefolder", data_files={"train": files}, split="train", drop_labels=False)
+            dataset = _load_files("imagefolder", path, data_files={"train": files}, drop_labels=False)
             return _with_columns(dataset, "image", "label")
     raise UserError(f"data.source.path={path} has no folder {' or '.join(names)}; put the images of that split into one")
 
@@ -98,7 +101,7 @@ def parquet(split: str, num_images: int | None, path: str, image: str, label: st
     files = sorted(str(file) for file in folder.glob(f"{split}*.parquet"))
     if not files:
         raise UserError(f"data.source.path={path} has no file {split}*.parquet; add it or choose another folder")
-    return _with_columns(load_dataset("parquet", data_files=files, split="train"), image, label)
+    return _with_columns(_load_files("parquet", path, data_files=files), image, label)
 
 
 def idx(split: str, num_images: int | None, path: str) -> Dataset:
@@ -123,6 +126,22 @@ def from_arrays(images: NDArray[np.uint8], labels: Iterable[int], class_names: l
     features = Features({"image": Image(), "label": ClassLabel(names=class_names)})
     rows = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": [int(label) for label in labels]}
     return Dataset.from_dict(rows, features=features)
+
+
+def _load_files(kind: str, path: str, **options: Any) -> Dataset:
+    """Load files of this machine, which `datasets` converts into a cache of its own.
+
+    Raises:
+        UserError: if they cannot be read, or the cache cannot be written.
+    """
+    try:
+        return load_dataset(kind, split="train", **options)
+    except (OSError, DatasetGenerationError) as error:
+        reason = one_line(error.__cause__ or error)
+        raise UserError(
+            f"data.source.path={path} cannot be loaded ({reason}); check its files, and that the cache of Hugging Face, "
+            f"{config.HF_CACHE_HOME}, can be written: HF_HOME=FOLDER moves it"
+        ) from error
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -154,7 +173,10 @@ def _read_idx(folder: Path, name: str, num_dims: int) -> NDArray[np.uint8]:
     """Read an IDX file: a magic number, big-endian sizes, bytes (Y. LeCun et al., the MNIST database)."""
     for file in (folder / name, folder / f"{name}.gz"):
         if file.is_file():
-            raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            try:
+                raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            except (OSError, EOFError, zlib.error) as error:
+                raise UserError(f"{file} cannot be read ({one_line(error)}); replace it") from error
             break
     else:
         raise UserError(f"data.source.path={folder} has no file {name} or {name}.gz; add it or choose another folder")

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -142,8 +143,13 @@ class ImageClassification(lightning.LightningModule):
             peak: Largest learning rate of the group; one below the final rate of the others keeps it.
         """
         num_steps, last = int(self.trainer.estimated_stepping_batches), self.lr_floor * self.settings.lr
-        floor, warmup = last / peak if last < peak else 1.0, self.settings.warmup
-        return partial(warmup_cosine, num_steps=num_steps, warmup=warmup, floor=floor, warmup_prefix=self.warmup_prefix)
+        return partial(
+            warmup_cosine,
+            num_steps=num_steps,
+            warmup=self.settings.warmup,
+            floor=last / peak if last < peak else 1.0,
+            warmup_prefix=self.warmup_prefix,
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's groups: parameters with weight decay, and norms and biases without."""
@@ -208,7 +214,20 @@ def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = (), **
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return lightning.Trainer(**{**defaults, **options})
+    arguments = {**defaults, **options}
+    if arguments["devices"] == 1 or arguments.get("strategy") == "auto":  # one process
+        arguments["plugins"] = [single_process()]
+    return lightning.Trainer(**arguments)
+
+
+def single_process() -> LightningEnvironment:
+    """The environment of a training in this process alone.
+
+    Lightning would read that of SLURM, whose tasks are not necessarily for it to divide the training among: a search is one.
+    """
+    environment = LightningEnvironment()
+    environment.set_global_rank(0)  # or SLURM_PROCID would be this process's rank, and only rank 0 writes files
+    return environment
 
 
 def fit(

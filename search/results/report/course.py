@@ -14,6 +14,8 @@ from search.study.storage import SHARED_SECONDS
 from search.study.targets import Target
 from search.study.trial import INTERRUPTED, SKIPPED, STATUS
 
+OVER_BUDGET = "over the latency budget: scored, but infeasible"
+
 
 def setup(study: StudyData) -> Section:
     """The configuration of the study in short."""
@@ -59,11 +61,11 @@ def _goal(target: Target) -> str:
 
 
 def incomplete_trials(study: StudyData) -> Section:
-    """Trials that lack an accuracy or a measured latency, by their reason."""
+    """Trials that lack an accuracy or a measured latency or are over a budget, by their reason."""
     title = "Failed, infeasible and unmeasured trials"
     reasons = Counter(reason for trial in study.raw_trials if (reason := _reason(trial)))
     if not reasons:
-        return Section(title, ["None: every trial was measured and has an accuracy."])
+        return Section(title, ["None: every trial was measured, keeps the budget and has an accuracy."])
     rows = [(reason, str(count)) for reason, count in reasons.most_common()]
     return Section(title, tables=[Table(("reason", "trials"), rows)])
 
@@ -76,7 +78,9 @@ def _reason(trial: FrozenTrial) -> str:
     if SKIPPED in trial.user_attrs:
         return "over the budget by the block model: not measured"
     if trial.state == TrialState.PRUNED:
-        return "over the latency budget: not trained"
+        return "over the latency budget: not trained" if "accuracy" not in trial.user_attrs else OVER_BUDGET
+    if any(value > 0 for value in trial.system_attrs.get("constraints", ())):
+        return OVER_BUDGET
     if trial.state == TrialState.RUNNING:
         return "running"
     return "dominated by the block model: scored, not measured" if status.startswith("dominated") else ""

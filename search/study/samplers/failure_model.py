@@ -21,6 +21,7 @@ from search.latency import block_model
 from search.space.dimensions import accuracy_inputs
 
 PRIOR = 1.0  # precision of the weights of inputs of unit scale
+CERTAIN = 1 - 1e-9  # no network is: one that could succeed has to be drawn among others that could not
 
 Vector = NDArray[np.float64]
 
@@ -59,8 +60,8 @@ class FailureModel:
         return cls(means, scales, result.x)
 
     def predict(self, inputs: Vector) -> Vector:
-        """Probabilities that networks fail, by their inputs, (networks, inputs)."""
-        probabilities: Vector = expit(_design(inputs, self.means, self.scales) @ self.weights)
+        """Probabilities that networks fail, by their inputs, (networks, inputs); always below 1."""
+        probabilities: Vector = np.minimum(expit(_design(inputs, self.means, self.scales) @ self.weights), CERTAIN)
         return probabilities
 
 

@@ -24,7 +24,8 @@ from search.accuracy import supernet
 from search.accuracy.base import EXECUTION_KEYS
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.supernet import SupernetEvaluator, SupernetTraining
-from search.accuracy.trained_supernet import TrainedSupernet, supernet_of_share
+from search.accuracy.trained_supernet import TrainedSupernet
+from search.results.export import supernet_of_share
 from search.space.space import Space
 from search.training import sources
 from search.training.data import Batches, ImageData, Images

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.support.commands import TINY, call
+from tests.support.commands import TINY, Command, call
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,33 @@ def test_corrupt_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     error = capsys.readouterr().err
     assert "outputs/bad/study.db cannot be used" in error
     assert (tmp_path / "outputs/bad/study.db").read_bytes() == b"garbage" * 1000
+
+
+@pytest.mark.timeout(120)
+def test_damaged_images_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"damaged")
+    assert call("run", ["data=idx", f"data.source.path={tmp_path}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "train-images-idx3-ubyte.gz cannot be read (BadGzipFile" in error
+    assert len(error.splitlines()) == 1
+    assert "Traceback" in (tmp_path / "outputs/default/run.log").read_text(encoding="utf-8")
+
+
+def test_progress_bars_of_libraries_are_for_terminals(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for number in range(20):
+            folder = tmp_path / "images" / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    images = ["data=imagefolder", "data.source.path=images", "data.val_size=4"]
+    with Command(tmp_path, "search.run", *images, *[t for t in TINY if "data." not in t], "train.lr=-1") as command:
+        output = command.wait()
+    assert command.returncode == 2, output
+    assert output.splitlines()[-1].startswith("error: train.lr=-1"), output
+    assert [line for line in output.splitlines() if "%|" in line or "/s]" in line or "it/s" in line] == []
 
 
 def test_folder_that_cannot_be_made(

@@ -14,6 +14,7 @@ import torch
 from models.architecture import Architecture
 from models.litv2 import build
 from search.results.architecture_file import write
+from search.study.locks import training_lock
 from search.training import sources
 from search.training.data import ImageData
 from search.training.files import checkpoint_file
@@ -50,6 +51,15 @@ def test_killed_training_resumes_to_the_same_weights(
     results = [json.loads(file.with_suffix(".result.json").read_text(encoding="utf-8")) for file in (killed, whole)]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
     assert not list(killed.parent.glob("*.ckpt"))
+
+
+def test_network_is_trained_by_one_process_at_a_time(
+    tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = exported(tmp_path / "network", architecture)
+    with training_lock(file):
+        assert call("train", arguments(file)) == 2
+    assert f"{file} is being trained by another process; wait for it" in capsys.readouterr().err
 
 
 def test_every_training_has_its_own_checkpoint(tmp_path: Path, architecture: Architecture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from search import UserError
 from search.latency.base import Calibration
 from search.latency.host import Timing
 from search.latency.protocol import Run, Timer, time_ratios, timed_by
-from search.latency.repeatability import ASSUMED, LEAST_DEVIATION, Repeatability, estimate_repeatability
+from search.latency.repeatability import ASSUMED, LEAST_DEVIATION, Repeatability, estimate_repeatability, unreachable
 from search.latency.runtime import Runtime
 from search.latency.target import PairedTarget, TargetSettings
 from tests.contracts.latency_target import LARGE, SMALL
@@ -125,10 +126,12 @@ def test_tolerance_of_one_percent_is_accepted_where_the_target_repeats(monkeypat
     assert latency.half_width <= 0.01
 
 
-def test_tolerance_is_refused_where_the_target_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tolerance_is_called_unreachable_where_the_target_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     target = simulated(SimulatedHost(0.02, 0.01, 0.01), monkeypatch, tolerance=0.01)
-    with pytest.raises(UserError, match=r"latency\.tolerance=0\.01: .* standard deviation of \d\.\d+% \(\d+ measurements\)"):
-        target.calibrate(SMALL, REPEATED)
+    problem = unreachable(0.01, target.calibrate(SMALL, REPEATED).repeatability)
+    assert re.match(r"latency\.tolerance=0\.01: .* standard deviation of \d\.\d+% \(\d+ measurements\)", problem)
+    assert problem.endswith("or stop other work on the device")
+    assert unreachable(1.0, target.calibrate(SMALL, REPEATED).repeatability) == ""
 
 
 def test_repeatability_is_assumed_where_it_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

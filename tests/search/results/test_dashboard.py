@@ -8,12 +8,14 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.artifacts import get_all_artifact_meta
+from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
 from search.results import architecture_file
 from search.results.dashboard import DashboardPublisher
+from search.study.evaluate import Rules
 from search.study.trial import finished_trials
-from tests.support.known_engine import KnownEngine, constraint, known_targets, studied
+from tests.support.known_engine import SPACE, KnownEngine, constraint, known_targets, studied
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -67,6 +69,21 @@ def test_notes_are_what_the_dashboard_reads(study: optuna.Study) -> None:
     assert "- **latency_ms**: median of measurements" in note
     assert "Networks above **2 ms** are infeasible" in note
     assert "Hyperparameter Importance" in note
+
+
+@pytest.mark.parametrize("scores_first", [False, True])
+def test_note_says_what_becomes_of_networks_over_the_budget(tmp_path: Path, scores_first: bool) -> None:
+    rules = Rules(seed=0, scores_before_measuring=scores_first)
+    study = studied(f"sqlite:///{tmp_path / 'study.db'}", 20, limit_ms=2.0, rules=rules, folder=tmp_path)
+    DashboardPublisher(study, tmp_path).write_note("sqlite:///study.db", SPACE, scores_first)
+    measured = [trial for trial in finished_trials(study) if not trial.result.feasible and trial.result.measured]
+    assert measured
+    states = {study.trials[trial.number].state for trial in measured}
+    note = get_note(study)
+    assert states == {TrialState.COMPLETE if scores_first else TrialState.PRUNED}
+    assert all((trial.result.accuracy is not None) == scores_first for trial in measured)
+    assert ("have been scored before: they are *Complete*" in note) == scores_first
+    assert ("They are not trained: they are *Pruned* here" in note) != scores_first
 
 
 def test_all_plots_are_published(study: optuna.Study, folder: Path) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
-from collections.abc import Iterator
+import pickle
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from models.architecture import Architecture
 from models.litv2 import build
 from search.results import architecture_file
 from search.results.deployment import BATCHES, FORMATS, PARITY, network_with, trained_network
+from search.study.locks import export_lock, training_lock
+from search.training.files import TrainingResult
 from tests.support.commands import TINY, call
 
 EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
@@ -72,10 +81,55 @@ def test_card_has_what_was_measured(deployed: Path) -> None:
 
 
 def test_files_are_measured_again_against_their_card(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    short = ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
-    assert call("measure", [f"deployed={deployed}", *short]) == 0
+    assert call("measure", [f"deployed={deployed}", "trusted=true", *SHORT]) == 0
     printed = capsys.readouterr().out
     assert all(kind.file in printed for kind in FORMATS.values())
+
+
+SHORT = ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+def with_pickle(member: str, content: bytes) -> bytes:
+    """An input of the example that torch.load refuses with weights_only=True, which torch.export.load then does without."""
+    return pickle.dumps(Touch()) if "sample_inputs" in member else content
+
+
+def with_guard(member: str, content: bytes) -> bytes:
+    """No pickle at all: a condition on the inputs, which is Python."""
+    if "/models/" not in member:
+        return content
+    program = json.loads(content)
+    program["guards_code"] = ["__import__('pathlib').Path('executed').touch() or True"]
+    return json.dumps(program).encode()
+
+
+@pytest.mark.parametrize("tampered", [with_pickle, with_guard])
+def test_file_that_runs_code_is_not_loaded(
+    deployed: Path, tmp_path: Path, tampered: Callable[[str, bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "received"
+    shutil.copytree(deployed, folder)
+    with zipfile.ZipFile(deployed / "model.pt2") as before, zipfile.ZipFile(folder / "model.pt2", "w") as after:
+        for member in before.namelist():
+            after.writestr(member, tampered(member, before.read(member)))
+    assert call("measure", [f"deployed={folder}", *SHORT]) == 0
+    printed = capsys.readouterr()
+    assert not Path("executed").exists()
+    assert "model.pt2 is not loaded: PyTorch runs code that such a file contains; set trusted=true" in printed.out
+    assert "model.onnx" in printed.out
+    facts = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    facts["files"] = {"torch_export": facts["files"]["torch_export"]}
+    (folder / "card.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert call("measure", [f"deployed={folder}", *SHORT]) == 2
+    assert "or ask for format=[onnx]" in capsys.readouterr().err
+    assert not Path("executed").exists()
 
 
 def test_card_of_another_setting_is_refused(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +178,28 @@ def test_file_of_format_1_is_deployed_for_its_images_and_classes(tmp_path: Path,
     assert trained.origin == "random, untrained"
 
 
+def test_accuracy_of_other_weights_is_not_on_the_card(
+    tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a training that was killed between its weights and its result, where another one had left both."""
+    file = tmp_path / "network.yaml"
+    architecture_file.write(file, "", architecture, {})
+    for number, epochs in ((1, 1), (2, 2)):
+        with pytest.MonkeyPatch.context() as patch:
+            if number == 2:
+                patch.setattr(TrainingResult, "save", killed)
+            assert call("train", [f"arch={file}", *TINY[:2], f"train.max_epochs={epochs}"]) == (0 if number == 1 else 130)
+        trained = trained_network(file, *architecture_file.read(file))
+        assert trained.result.get("max_epochs") == (1 if number == 1 else None)
+    assert "network.result.json is of other weights: the card gets no accuracy of" in capsys.readouterr().out
+    assert call("train", [f"arch={file}", *TINY[:2], "train.max_epochs=2"]) == 0
+    assert trained_network(file, *architecture_file.read(file)).result["max_epochs"] == 2
+
+
+def killed(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_architecture_of_a_trained_network_stays(deployed: Path) -> None:
     pareto = Path("outputs/first/pareto")
     trained, stale, copied = pareto / "trial-00090.yaml", pareto / "trial-00091.yaml", pareto / "trial-00090-strong.yaml"
@@ -135,10 +211,48 @@ def test_architecture_of_a_trained_network_stays(deployed: Path) -> None:
     shared = [file.with_suffix(".supernet.safetensors") for file in (trained, stale)]
     for file in (*of_training, *shared):
         file.touch()
-    assert call("export", EXPORT) == 0
+    first_epoch = pareto / "trial-00093.yaml"
+    first_epoch.write_text("of an earlier front\n", encoding="utf-8")
+    with training_lock(first_epoch):
+        assert call("export", EXPORT) == 0
     assert [file.exists() for file in (trained, begun, stale, copied, *shared)] == [True, True, False, True, True, False]
+    assert first_epoch.exists()
+    assert call("export", EXPORT) == 0
+    assert not first_epoch.exists()
     for file in (trained, begun, copied, *of_training, shared[0]):
         file.unlink()
+
+
+def test_second_export_waits_for_the_first(deployed: Path) -> None:
+    first = threading.Event()
+
+    def hold() -> None:
+        with export_lock(Path("outputs/first")):
+            first.set()
+            time.sleep(1.0)
+            first.clear()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        holding = pool.submit(hold)
+        first.wait()
+        assert call("export", EXPORT) == 0
+        assert not first.is_set()
+        holding.result()
+
+
+def test_weights_of_an_unchanged_front_are_not_cut_again(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would need torch and what builds on it: four fifths of an export's time."""
+    share = next(Path("outputs/first/pareto").glob("*.supernet.safetensors"))
+    before = load(share.read_bytes())
+    share.write_bytes(share.read_bytes()[:1000])
+    assert call("export", EXPORT) == 0
+    written = share.read_bytes()
+    after = load(written)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    opened = "search.accuracy.trained_supernet.TrainedSupernet.open"
+    monkeypatch.setattr(opened, lambda path: pytest.fail("opened the supernet"))
+    assert call("export", EXPORT) == 0
+    assert share.read_bytes() == written
 
 
 def test_folder_without_a_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
 from search.results.report import sections
 from search.results.report.page import Section, Table, html, markdown
@@ -80,6 +82,16 @@ def test_budget_is_reported(tmp_path: Path) -> None:
     text = markdown("Study", sections(StudyData(study, tmp_path)))
     assert "| budget | 2 ms |" in text
     assert "over the latency budget: not trained" in text
+
+
+def test_scored_networks_over_the_budget_are_counted(tmp_path: Path) -> None:
+    rules = Rules(seed=0, scores_before_measuring=True)
+    study = studied(f"sqlite:///{tmp_path / 'study.db'}", 20, limit_ms=2.0, rules=rules)
+    over = sum(not trial.result.feasible for trial in finished_trials(study))
+    assert over
+    text = markdown("Study", sections(StudyData(study, tmp_path)))
+    assert f"| over the latency budget: scored, but infeasible | {over} |" in text
+    assert "not trained" not in text
 
 
 def test_one_target_needs_no_name(study: StudyData) -> None:
@@ -164,6 +176,39 @@ def test_report_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "saved outputs/shown/report.html" in capsys.readouterr().out
     assert "http-equiv" not in Path("outputs/shown/report.html").read_text(encoding="utf-8")
     assert Path("outputs/shown/report.md").read_text(encoding="utf-8").startswith("# Study shown")
+
+
+def test_watched_report_takes_one_connection_and_closes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("outputs/shown").mkdir(parents=True)
+    study = studied("sqlite:///outputs/shown/study.db", 12)
+    counts = {"connect": 0, "close": 0}
+    reported: list[bool] = []
+
+    def count(name: str) -> Callable[..., None]:
+        def listener(*args: object) -> None:
+            counts[name] += 1
+
+        return listener
+
+    def sleep(seconds: float) -> None:
+        text = Path("outputs/shown/report.md").read_text(encoding="utf-8")
+        reported.append(f"| {12 + len(reported)} finished, " in text)
+        if len(reported) == 4:
+            raise KeyboardInterrupt
+        study.add_trial(study.trials[0])  # which the next report has
+
+    monkeypatch.setattr("search.commands.report.time.sleep", sleep)
+    listeners = {name: count(name) for name in counts}
+    for name, listener in listeners.items():
+        sqlalchemy.event.listen(sqlalchemy.pool.Pool, name, listener)
+    try:
+        assert call("report", ["study.name=shown", "watch=1"]) == 130
+    finally:
+        for name, listener in listeners.items():
+            sqlalchemy.event.remove(sqlalchemy.pool.Pool, name, listener)
+    assert reported == [True] * 4
+    assert counts["connect"] == counts["close"] <= 2
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,21 @@ def test_own_connection_that_the_server_still_believes_in_is_ended(server: Postg
         lost.close()
 
 
+def test_connection_of_another_search_is_left_alone(server: PostgreSql) -> None:
+    """After a restart the server gives the numbers of its processes anew: a remembered one may be another search's."""
+    with study_lock("mine", server.url) as lock:
+        assert isinstance(lock, PostgresqlLock)
+        server.stop()
+        server.start()
+        with study_lock("mine", server.url) as other:
+            assert isinstance(other, PostgresqlLock)
+            lock.backend = other._query("SELECT pg_backend_pid()")  # type: ignore[attr-defined]  # what was remembered once
+            with pytest.raises(SearchStopped, match="another search has taken over study mine"):
+                lock.renew()
+            other.renew()
+            assert other._query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 1
+
+
 def test_study_that_another_search_took_meanwhile_is_left_to_it(server: PostgreSql) -> None:
     with study_lock("mine", server.url) as lock:
         server.cut_connections()

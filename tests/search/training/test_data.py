@@ -181,6 +181,27 @@ def write_image_folder(folder: Path, num_images: int) -> None:
             Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(folder / label / f"{i}.png")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"not a gzip file", gzip.compress(bytes(100))[:20], gzip.compress(bytes(1000))[:-9] + bytes(9)],
+    ids=["other", "cut short", "changed"],
+)
+def test_damaged_gzip_file_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz cannot be read \(.+\); replace it"):
+        sources.idx("train", None, str(tmp_path))
+
+
+def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without a home folder."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "train" / "a" / "1.png")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "/dev/null/cache")
+    with pytest.raises(UserError, match=r"cannot be loaded \(NotADirectoryError.*HF_HOME=FOLDER moves it"):
+        sources.imagefolder("train", None, str(tmp_path))
+
+
 def test_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_image_folder(tmp_path / "train", 12)

@@ -121,11 +121,11 @@ def test_networks_that_failed_count_as_evaluated(storage: str) -> None:
 
 def test_last_network_of_a_space_is_found(storage: str) -> None:
     """Five of 800 networks are left: ten draws would hardly find one."""
-    made = surrogate()(0)
-    assert isinstance(made, SurrogateSampler)
+    proposer = surrogate()(0)
+    assert isinstance(proposer, SurrogateSampler)
     keys = {SPACE.architecture(parameters).key for parameters in SPACE.every()}
     left = set(sorted(keys)[:5])
-    children = made.children(keys - left, [], 1)
+    children = proposer.children(keys - left, [], 1)
     assert {architecture.key for architecture in children} <= left
     assert children
 
