@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -158,13 +159,12 @@ class SupernetEvaluator(ProxyTraining):
         weights = self.weights_file(seed)
         weights.parent.mkdir(parents=True, exist_ok=True)
         with cache_lock(weights.parent):
-            partial = weights.with_suffix(".partial")
-            write_bytes(partial, packed)
-            self._trained[seed] = TrainedSupernet.open(partial)
+            with tempfile.TemporaryDirectory() as folder:
+                received = Path(folder) / WEIGHTS
+                write_bytes(received, packed)
+                self._trained[seed] = TrainedSupernet.open(received)
             if open_if_whole(weights) is None:
-                partial.replace(weights)
-            else:
-                partial.unlink()
+                write_bytes(weights, packed)
 
     def cache_folder(self, seed: int) -> Path:
         """Return the folder of a supernet, named by everything that its weights depend on."""

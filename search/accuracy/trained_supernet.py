@@ -19,7 +19,7 @@ from models.architecture import Architecture
 from models.elastic import Bounds, ElasticLITv2, recalibrate
 from models.litv2 import LITv2
 from search import UserError, one_line
-from search.accuracy.base import SUPERNET_KEY
+from search.accuracy.base import ARCHITECTURE_KEY, SUPERNET_KEY
 from search.files import write_bytes
 from search.training.normalisation import Normalisation
 
@@ -51,8 +51,8 @@ class TrainedSupernet:
         return network
 
     def save_share(self, architecture: Architecture, path: Path, digest: str) -> None:
-        """Write the weights of one network, with their normalisation and the digest of this supernet's file."""
-        metadata = self.normalisation.metadata() | {SUPERNET_KEY: digest}
+        """Write the weights of one network, with their normalisation, its key and the digest of this supernet's file."""
+        metadata = self.normalisation.metadata() | {SUPERNET_KEY: digest, ARCHITECTURE_KEY: architecture.key}
         write_bytes(path, save(self.extract(architecture).state_dict(), metadata))
 
     def save(self, path: Path) -> None:

@@ -18,7 +18,7 @@ import optuna
 from safetensors import SafetensorError, safe_open
 
 from search import UserError
-from search.accuracy.base import SUPERNET_KEY, digest_of
+from search.accuracy.base import ARCHITECTURE_KEY, SUPERNET_KEY, digest_of
 from search.accuracy.checked import CHECK_FILE, Checked, read_checked
 from search.files import write_text
 from search.latency.base import Latency
@@ -151,7 +151,7 @@ def write_shared_weights(study: optuna.Study, members: Sequence[TrialRecord], fo
             old.unlink()
     path, digest = Path(study.user_attrs[SUPERNET]), study.user_attrs[WEIGHTS]["supernet"]
     files = {shared_weights_file(folder / member_name(member)): member.architecture for member in members}
-    missing = [file for file in files if supernet_of_share(file) != digest]
+    missing = [file for file, architecture in files.items() if origin_of_share(file) != (digest, architecture.key)]
     if not missing:
         return
     from search.accuracy.trained_supernet import TrainedSupernet  # torch takes four fifths of an export's time
@@ -182,13 +182,14 @@ def num_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def supernet_of_share(file: Path) -> str | None:
-    """The digest of the supernet that a network's weights were taken from; None if the file is missing or cut short."""
+def origin_of_share(file: Path) -> tuple[str | None, str | None]:
+    """The digest of the supernet that weights were taken from, and the key of their network; None if a file is not whole."""
     try:
         with safe_open(file, "np") as weights:
-            return (weights.metadata() or {}).get(SUPERNET_KEY)
+            metadata = weights.metadata() or {}
     except (OSError, SafetensorError):
-        return None
+        metadata = {}
+    return metadata.get(SUPERNET_KEY), metadata.get(ARCHITECTURE_KEY)
 
 
 def shared_weights_file(architecture_file: Path) -> Path:

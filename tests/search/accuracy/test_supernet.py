@@ -25,7 +25,7 @@ from search.accuracy.base import EXECUTION_KEYS
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.supernet import SupernetEvaluator, SupernetTraining
 from search.accuracy.trained_supernet import TrainedSupernet
-from search.results.export import supernet_of_share
+from search.results.export import origin_of_share
 from search.space.space import Space
 from search.training import sources
 from search.training.data import Batches, ImageData, Images
@@ -125,7 +125,7 @@ def test_exported_share_predicts_what_the_search_scored(
     for number in range(3):
         architecture = SPACE.sample([number])
         TrainedSupernet.open(evaluator.weights_file(0)).save_share(architecture, file, "digest")
-        assert supernet_of_share(file) == "digest"
+        assert origin_of_share(file) == ("digest", architecture.key)
         normalisation = Normalisation.of_weights(file)
         assert normalisation == data.normalisation
         network = build(architecture, in_chans=1, num_classes=100)

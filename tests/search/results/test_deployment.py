@@ -18,12 +18,13 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from models.architecture import Architecture
 from models.litv2 import build
 from search.results import architecture_file
 from search.results.deployment import BATCHES, FORMATS, PARITY, network_with, trained_network
+from search.results.export import origin_of_share
 from search.study.locks import export_lock, training_lock
 from search.training.files import TrainingResult
 from tests.support.commands import TINY, call
@@ -244,11 +245,16 @@ def test_weights_of_an_unchanged_front_are_not_cut_again(deployed: Path, monkeyp
     """Which would need torch and what builds on it: four fifths of an export's time."""
     share = next(Path("outputs/first/pareto").glob("*.supernet.safetensors"))
     before = load(share.read_bytes())
-    share.write_bytes(share.read_bytes()[:1000])
-    assert call("export", EXPORT) == 0
-    written = share.read_bytes()
-    after = load(written)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    supernet, _ = origin_of_share(share)
+    assert supernet is not None
+    of_another = save(before, {"supernet": supernet, "architecture": "another trial of this number"})
+    for damaged in (share.read_bytes()[:1000], of_another):
+        share.write_bytes(damaged)
+        assert call("export", EXPORT) == 0
+        written = share.read_bytes()
+        after = load(written)
+        assert damaged != written
+        assert all(torch.equal(before[name], after[name]) for name in before)
     opened = "search.accuracy.trained_supernet.TrainedSupernet.open"
     monkeypatch.setattr(opened, lambda path: pytest.fail("opened the supernet"))
     assert call("export", EXPORT) == 0
