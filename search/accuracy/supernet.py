@@ -1,9 +1,10 @@
 """Accuracy from shared weights: one supernet is trained once, then every network of the space is scored with its share.
 
-A training step computes one largest, one smallest and some random networks. The largest learns from the labels, the others
-from its outputs: sandwich rule and in-place distillation of "Universally Slimmable Networks", arXiv 1903.05134. Largest and
-smallest refer to width and depth; attention is random in all of them. With the same attention in every step, scores were 5
-points lower and ranked worse. To score a network, a plain one gets a copy of its weights and new batch statistics.
+A training step computes one largest, one smallest and some random networks: the sandwich rule of "Universally Slimmable
+Networks", arXiv 1903.05134. All learn from the labels; all but the largest may learn from its outputs too (in-place
+distillation). Largest and smallest refer to width and depth; attention is random in all of them. With the same attention in
+every step, scores were 5 points lower and ranked worse. To score a network, a plain one gets a copy of its weights and new
+batch statistics.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models.deploy
-from models.architecture import Architecture, check_int
+from models.architecture import Architecture, check_int, check_number
 from models.elastic import Bounds, ElasticLITv2
 from search import UserError
 from search.accuracy.base import Accuracy, Progress
@@ -38,19 +39,20 @@ from search.training.task import Batch, ImageClassification, TrainSettings, chec
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
-TRAINING_VERSION = 2  # raise it with every change of the training that moves the weights: cached ones are then not used
+TRAINING_VERSION = 3  # raise it with every change of the training that moves the weights: cached ones are then not used
 NUM_CALIBRATION_IMAGES = 256  # with 1,024 images networks rank no better, and a score takes a quarter longer
 SCORING_BATCH_SIZE = 256
 
 
 class SupernetTraining(ImageClassification):
-    """Train a supernet by the sandwich rule with in-place distillation.
+    """Train a supernet by the sandwich rule.
 
     Args:
         elastic: The supernet.
         settings: Optimiser and schedule.
         num_classes: Labels lie in [0, num_classes).
-        sample_networks: Returns the networks of a step; the first one learns from the labels, the others from it.
+        sample_networks: Returns the networks of a step, the largest first.
+        distillation: Weight of the first network's outputs in the targets of the others; the labels have the rest.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class SupernetTraining(ImageClassification):
         settings: TrainSettings,
         num_classes: int,
         sample_networks: Callable[[int], Sequence[Architecture]],
+        distillation: float = 0.0,
     ) -> None:
         super().__init__(elastic, settings, num_classes)
         self.elastic = elastic
         self.sample_networks = sample_networks
+        self.distillation = distillation
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -70,10 +74,12 @@ class SupernetTraining(ImageClassification):
         self.elastic.activate(teacher)
         logits = self(images)
         losses = [F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)]
-        targets = logits.detach().softmax(1)
+        outputs = logits.detach().softmax(1)
         for student in students:
             self.elastic.activate(student)
-            losses.append(F.cross_entropy(self(images), targets))
+            logits = self(images)
+            hard = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+            losses.append(torch.lerp(hard, F.cross_entropy(logits, outputs), self.distillation))
         return self.check_loss(torch.stack(losses).mean())
 
 
@@ -86,6 +92,7 @@ class SupernetEvaluator(ProxyTraining):
     Args:
         space: The networks that share weights.
         num_random: Number of networks per step beside the largest and the smallest.
+        distillation: Weight of the largest network's outputs in the targets of the others, from 0 to 1.
         num_images: Largest number of validation images to score with; None for all.
         cache: Folder of trained supernets, for further studies.
 
@@ -97,6 +104,7 @@ class SupernetEvaluator(ProxyTraining):
 
     space: Space
     num_random: int
+    distillation: float
     num_images: int | None
     cache: str
     _trained: dict[int, TrainedSupernet] = field(default_factory=dict, init=False, repr=False)
@@ -104,6 +112,7 @@ class SupernetEvaluator(ProxyTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("accuracy.num_random", self.num_random, 0)
+        check_number("accuracy.distillation", self.distillation, 0, 1)
         if self.num_images is not None:
             check_int("accuracy.num_images", self.num_images, 1)
         count = min(self.num_images or self.data.num_val, self.data.num_val)
@@ -173,6 +182,7 @@ class SupernetEvaluator(ProxyTraining):
             "architectures": sorted({self.proxy_of(architecture).key for architecture in self.space.covering()}),
             "train": asdict(self.train),
             "num_random": self.num_random,
+            "distillation": self.distillation,
             "seed": seed,
             "data": self.data.fingerprint(),
             **self.fingerprint(),
@@ -196,7 +206,7 @@ class SupernetEvaluator(ProxyTraining):
         def sample_networks(step: int) -> list[Architecture]:
             return [sample(step, index) for index in range(2 + self.num_random)]
 
-        return SupernetTraining(elastic, self.train, self.data.num_classes, sample_networks)
+        return SupernetTraining(elastic, self.train, self.data.num_classes, sample_networks, self.distillation)
 
     def _train(self, weights: Path, seed: int, progress: Progress) -> TrainedSupernet:
         elastic = self.make_supernet(seed)

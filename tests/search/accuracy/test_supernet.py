@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import models.deploy
 from models.elastic import Bounds, ElasticLITv2
@@ -60,6 +62,7 @@ def make_evaluator(data: ImageData, cache: Path, **changes: Any) -> SupernetEval
         "train": SETTINGS,
         "space": SPACE,
         "num_random": 1,
+        "distillation": 0.0,
         "num_images": None,
         "width_multiplier": 1.0,
     }
@@ -210,7 +213,13 @@ def test_killed_training_resumes_to_the_same_weights(
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_random": 2}, {"train": dataclasses.replace(SETTINGS, lr=1e-3)}, {"num_threads": 2}, {"width_multiplier": 0.5}],
+    [
+        {"num_random": 2},
+        {"distillation": 0.5},
+        {"train": dataclasses.replace(SETTINGS, lr=1e-3)},
+        {"num_threads": 2},
+        {"width_multiplier": 0.5},
+    ],
 )
 def test_other_settings_give_another_supernet(
     evaluator: SupernetEvaluator, data: ImageData, change: dict[str, Any], tmp_path: Path
@@ -238,6 +247,26 @@ def test_execution_keys_do_not_change_the_supernet(evaluator: SupernetEvaluator,
 def test_other_images_give_another_supernet(evaluator: SupernetEvaluator) -> None:
     images = ImageData("glyphs", partial(sources.glyphs, seed=1), 32, 1, 192, 100, 0, 2, False)
     assert make_evaluator(images, Path(evaluator.cache)).cache_folder(0) != evaluator.cache_folder(0)
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.25, 1.0])
+def test_small_networks_learn_from_labels_and_the_largest(data: ImageData, distillation: float) -> None:
+    torch.manual_seed(0)
+    elastic = ElasticLITv2(Bounds.of(SPACE.covering()), in_chans=1, num_classes=100)
+    largest, smallest = (SPACE.sample([0], size) for size in ("largest", "smallest"))
+    images, labels = torch.rand(8, 1, 32, 32), torch.arange(8)
+    task = SupernetTraining(elastic, SETTINGS, 100, lambda step: [largest, smallest], distillation)
+    task.trainer = Trainer(logger=False, accelerator="cpu")
+    logits = []
+    for network in (largest, smallest):
+        elastic.activate(network)
+        logits.append(elastic(images).detach())
+    one_hot = F.one_hot(labels, 100).float()
+    smooth = SETTINGS.label_smoothing
+    from_labels = (1 - smooth) * one_hot + smooth / 100
+    targets = [from_labels, (1 - distillation) * from_labels + distillation * logits[0].softmax(1)]
+    expected = sum(-(target * each.log_softmax(1)).sum(1).mean() / 2 for target, each in zip(targets, logits, strict=True))
+    torch.testing.assert_close(task.training_step((images, labels), 0).detach(), expected)
 
 
 def test_divergence_names_the_remedy(data: ImageData, tmp_path: Path) -> None:
