@@ -30,13 +30,30 @@ NUM_TEST_DIGITS = 1000
 HUB_TIMEOUT_SECONDS = 10
 
 
-def glyphs(split: str, num_images: int | None, seed: int) -> Dataset:
-    """Render printed characters, as many as wanted; the two splits use different random streams."""
+def glyphs(
+    split: str,
+    num_images: int | None,
+    seed: int,
+    max_rotation: float = 20.0,
+    min_contrast: float = 0.5,
+    noise: float = 0.15,
+) -> Dataset:
+    """Render printed characters, as many as wanted; the two splits use different random streams.
+
+    Args:
+        split: "train" or "test".
+        num_images: Number of images to render; None for the default size of the test split.
+        seed: Of the random streams.
+        max_rotation: Largest angle of a character, in degrees.
+        min_contrast: Smallest contrast, as a share of full scale.
+        noise: Standard deviation of Gaussian noise, as a share of full scale.
+    """
     if num_images is None:
         if split == "train":
             raise UserError("data.train_size=null needs a dataset of fixed size; data=glyphs renders any number of images")
         num_images = NUM_TEST_GLYPHS
-    images, labels = glyph_images.render(num_images, seed=2 * seed + (split == "test"))
+    difficulty = glyph_images.Difficulty(max_rotation, min_contrast, noise)
+    images, labels = glyph_images.render(num_images, 2 * seed + (split == "test"), difficulty)
     return from_arrays(images, labels, list(glyph_images.CHARACTERS))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from search import UserError
 from search.training import glyphs, sources
 from search.training.data import EXECUTION_KEYS, ImageData, Source, augment, convert_image
-from search.training.glyphs import CHARACTERS, render
+from search.training.glyphs import CHARACTERS, Difficulty, render
 
 
 def make(source: Source, **kwargs: Any) -> ImageData:
@@ -130,6 +130,23 @@ def test_glyphs_repeat_for_a_seed_and_cover_every_character() -> None:
     assert not np.array_equal(first[:10], other)
     assert set(labels) == set(range(len(CHARACTERS)))
     assert len(CHARACTERS) == len(set(CHARACTERS)) == 100
+
+
+def test_noisy_glyphs_are_fainter_and_noisier() -> None:
+    easy, labels = render(200, 0)
+    hard, same_labels = render(200, 0, Difficulty(noise=0.3))
+    faint, _ = render(200, 0, Difficulty(min_contrast=0.0, noise=0.0))
+    clean, _ = render(200, 0, Difficulty(noise=0.0))
+    assert np.array_equal(labels, same_labels)
+    corners = np.s_[:, :2, :2]  # never ink: what varies there is noise, cut off below black
+    assert hard[corners].std() == pytest.approx(2 * easy[corners].std(), rel=0.1)
+    assert np.median(faint.max(axis=(1, 2))) < 0.8 * np.median(clean.max(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("key", ["max_rotation", "min_contrast", "noise"])
+def test_difficulty_out_of_range_is_named(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"data.source.{key}=-1 must be a number from 0"):
+        Difficulty(**{key: -1})
 
 
 def test_glyphs_source_separates_train_and_test() -> None:
