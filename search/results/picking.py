@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from search import UserError
 from search.latency.estimate import Estimate
+from search.results.significance import surely_more_accurate
 from search.space.space import PATTERN
 from search.study.front import latest_of_each
 from search.study.targets import FIRST, BudgetOn
@@ -18,7 +19,7 @@ from search.study.trial import TrialRecord, on
 NUMBER = r"(?P<limit>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)"
 LATENCY = re.compile(rf"latency(?:\.(?P<target>[\w-]+))?\s*<=\s*{NUMBER}\s*(?:ms)?")
 ACCURACY = re.compile(rf"accuracy\s*>=\s*{NUMBER}")
-RULES = 'front (all networks), knee, "latency<=5ms", "latency.NAME<=5ms" for a further target, or "accuracy>=0.93"'
+RULES = 'front (all networks), distinct, knee, "latency<=5ms", "latency.NAME<=5ms" for a further target, or "accuracy>=0.93"'
 
 
 def pick(members: Sequence[TrialRecord], rule: str, budget_on: Mapping[str, BudgetOn] | None = None) -> list[TrialRecord]:
@@ -26,9 +27,10 @@ def pick(members: Sequence[TrialRecord], rule: str, budget_on: Mapping[str, Budg
 
     Args:
         members: the front, by rising latency.
-        rule: "front" for all, "knee" for the network farthest above the line between the ends, a limit of the latency for
-            the most accurate network that keeps it, or of the accuracy for the fastest one that reaches it. `latency` is
-            that on the target that latency.* configures, `latency.NAME` that on another one.
+        rule: "front" for all, "distinct" for those whose accuracies differ by more than their errors, "knee" for the network
+            farthest above the line between the ends, a limit of the latency for the most accurate network that keeps it, or
+            of the accuracy for the fastest one that reaches it. `latency` is that on the target that latency.* configures,
+            `latency.NAME` that on another one.
         budget_on: what of a latency is compared with a limit, by target; by default the estimate.
 
     Raises:
@@ -36,6 +38,8 @@ def pick(members: Sequence[TrialRecord], rule: str, budget_on: Mapping[str, Budg
     """
     if rule == "front":
         return list(members)
+    if rule == "distinct":
+        return distinct(members)
     if rule == "knee":
         return [knee(members)]
     if (limit := LATENCY.fullmatch(rule.strip())) is not None:
@@ -44,6 +48,15 @@ def pick(members: Sequence[TrialRecord], rule: str, budget_on: Mapping[str, Budg
     if (limit := ACCURACY.fullmatch(rule.strip())) is not None:
         return [_fastest(members, rule, float(limit["limit"]))]
     raise UserError(f"pick={rule} is an invalid rule; choose {RULES}")
+
+
+def distinct(members: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The fastest network, then each that is surely more accurate, at 95 %, than the one taken before it."""
+    taken = [members[0]]
+    for member in members[1:]:
+        if surely_more_accurate(member, taken[-1]):
+            taken.append(member)
+    return taken
 
 
 def compared_on(target: str, budget_on: Mapping[str, BudgetOn] | None) -> BudgetOn:

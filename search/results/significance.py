@@ -71,20 +71,26 @@ def significance(trials: Sequence[TrialRecord], references_ms: Sequence[float]) 
     if not members:
         return None
     scored = evaluated(trials)
-    steps = [paired_difference(_accuracy(high), _accuracy(low)) for low, high in itertools.pairwise(members)]
+    steps = itertools.pairwise(members)
     difference, error = paired_difference(_accuracy(members[-1]), _accuracy(members[0]))
     known = np.array([trial.origin != SAMPLED and trial.result.measured for trial in scored])
     gain, noise, limit = _gain_and_noise(scored, known, references_ms)
     return Significance(
         num_scored=len(scored),
         num_members=len(members),
-        num_told_apart=sum(step > Z_95 * step_error for step, step_error in steps),
+        num_told_apart=sum(surely_more_accurate(high, low) for low, high in steps),
         num_known=int(known.sum()),
         surely_improves=difference > NormalDist().inv_cdf(1 - 0.05 / max(2, len(scored))) * error,
         gain=gain,
         noise=noise,
         noise_limit=limit,
     )
+
+
+def surely_more_accurate(first: TrialRecord, second: TrialRecord) -> bool:
+    """Whether a network's accuracy exceeds another one's by more than the paired error of the difference, at 95 %."""
+    difference, error = paired_difference(_accuracy(first), _accuracy(second))
+    return difference > Z_95 * error
 
 
 def _gain_and_noise(

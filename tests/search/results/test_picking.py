@@ -23,6 +23,7 @@ def front_of_four() -> list[TrialRecord]:
     [
         ("front", [0, 1, 2, 3]),
         ("knee", [1]),
+        ("distinct", [0, 1, 3]),
         ("latency<=3.5ms", [2]),
         ("latency <= 3", [2]),
         ("latency<=1e3ms", [3]),
