@@ -47,7 +47,7 @@ def test_installed_package_composes_its_configuration_from_any_folder(wheel: Pat
         text=True,
         check=True,
     )
-    asked = yaml.safe_load((ROOT / "conf/base.yaml").read_text(encoding="utf-8"))["study"]["n_trials"]
+    asked = yaml.safe_load((ROOT / "conf/search/cpu_latency.yaml").read_text(encoding="utf-8"))["study"]["n_trials"]
     assert f"n_trials: {asked}" in shown.stdout
     code = "from search.commands.cli import conf_dir; print(conf_dir())"
     where = subprocess.run(

@@ -34,7 +34,7 @@ def test_check_reports_figures_and_trains_nothing_twice(accuracy: str, capsys: p
     figures = json.loads(file.read_text(encoding="utf-8"))
     quality = figures["quality"]
     assert len(figures["networks"]) == quality["num_networks"] == 4
-    assert {network["architecture"]["embed_dim"] for network in figures["networks"]} <= {8, 16, 24, 32}
+    assert {network["architecture"]["embed_dim"] for network in figures["networks"]} <= {8, 12, 16, 20, 24}
     assert all(len(network["accuracies"]) == 2 for network in figures["networks"])
     assert code == {"meaningful": 0, "not meaningful": 3, "undecided": 4}[figures["verdict"]]
     assert f"{figures['verdict']}: " in printed

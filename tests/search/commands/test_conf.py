@@ -50,10 +50,16 @@ def test_space(name: str) -> None:
     assert space.baselines()
 
 
-def test_default_space_varies_the_width() -> None:
-    space: Space = build(compose("+search=cpu_latency").space)
+def test_default_space_varies_width_and_attention() -> None:
+    config = compose("+search=cpu_latency")
+    space: Space = build(config.space)
     assert min(space.network["embed_dim"]) == 8
-    assert max(space.network["embed_dim"]) == 32
+    assert max(space.network["embed_dim"]) == 24
+    side = config.data.img_size // config.space.patch_size
+    for stage in config.space.stages:
+        assert 0 in stage.window_size, "a stage may do without attention"
+        assert 1 < max(stage.window_size) <= side or side == 2, "and has windows that fit its map"
+        side //= 2
 
 
 @pytest.mark.parametrize(
