@@ -104,7 +104,7 @@ def report(members: list[Member]) -> None:
             gain = f"{difference:+.4f} ±{Z_95 * error:.4f}"
         trial = each.trial
         latency = trial.result.latencies[FIRST]
-        values = (str(trial.number), str(latency), f"{trial.accuracy:.4f}", f"{each.test.accuracy:.4f}", gain)
+        values = (str(trial.number), f"{latency.latency_ms:.3f}", f"{trial.accuracy:.4f}", f"{each.test.accuracy:.4f}", gain)
         table.add_row(*values, describe(trial.architecture))
     console = make_console()
     console.print(table)
