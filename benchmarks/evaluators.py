@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import hydra
@@ -30,6 +29,7 @@ from rich.progress import track
 from rich.table import Table
 
 from search.accuracy.cache import AccuracyCache
+from search.commands.accuracy import evaluator_factory, initial_weights, training_images
 from search.commands.cli import build, conf_dir
 from search.commands.standalone import standalone_trainings
 from search.commands.targets import make_engine
@@ -41,7 +41,6 @@ from search.study.pareto import hypervolume
 from search.study.storage import open_study
 from search.study.targets import FIRST
 from search.study.trial import TrialRecord, finished_trials
-from search.training.data import ImageData
 
 METHODS = ("supernet", "scratch")
 GRACE_SECONDS = 60  # for a search that was told to stop
@@ -151,9 +150,10 @@ async def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console
         for method in METHODS
         for repetition in range(options.repetitions)
     }
-    data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    trainings = standalone_trainings(cfg, cfg.confirm.train, data, options.folder / "standalone.jsonl")
-    engine = make_engine(cfg, data, partial(build(cfg.accuracy), data=data, train=build(cfg.train)))
+    weights = initial_weights(cfg)
+    data = training_images(cfg, weights)
+    trainings = standalone_trainings(cfg, cfg.confirm.train, data, options.folder / "standalone.jsonl", weights)
+    engine = make_engine(cfg, data, evaluator_factory(cfg, data, weights))
     space: Space = build(cfg.space)
     results: dict[str, list[Result]] = {method: [] for method in METHODS}
     try:

@@ -11,6 +11,7 @@ Source of the hyperparameters: "Fast Vision Transformers with HiLo Attention", S
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ MAX_PATCH_SIZE: Final = 64
 MAX_WINDOW_SIZE: Final = 256
 MAX_MLP_RATIO: Final = 16.0
 MAX_INT: Final = 2**63 - 1
+ARCHITECTURE_KEY: Final = "architecture"  # of the metadata of files of weights: the key of the network that they are of
 
 
 def count_hidden(dim: int, mlp_ratio: float) -> int:
@@ -171,10 +173,39 @@ class Architecture:
             specs.append(StageSpec(**stage))
         return cls(**{**data, "stages": tuple(specs)})
 
+    @classmethod
+    def from_key(cls, key: str) -> Architecture:
+        """Build an architecture from its key, which files of weights hold.
+
+        Raises:
+            ValueError: If it is not a key, or such a network cannot be built.
+        """
+        first, *stage_keys = key.split("-")
+        network = re.fullmatch(r"c(\d+)p(\d+)([a-z]+)", first)
+        stages = [re.fullmatch(r"d(\d+)w(\d+)(?:h(\d+)l(\d+))?m(\d+)", stage) for stage in stage_keys]
+        if network is None or not all(stages):
+            raise ValueError(f"{key!r} is not the key of an architecture of this version")
+        embed_dim, patch_size = int(network[1]), int(network[2])
+        specs = []
+        for index, stage in enumerate(filter(None, stages)):
+            depth, window_size, heads, lo_heads, hidden = (int(value or 0) for value in stage.groups())
+            alpha = min(1.0, (lo_heads + 0.5) / heads) if heads else 0.0
+            specs.append(StageSpec(depth, window_size, alpha, max(1, heads), _mlp_ratio(embed_dim * 2**index, hidden)))
+        architecture = cls(embed_dim, tuple(specs), patch_size, network[3]).canonical()
+        if architecture.key != key:
+            raise ValueError(f"{key!r} is not the key of an architecture")
+        return architecture
+
     def scaled(self, width_multiplier: float) -> Architecture:
         """Return the same pattern at another width, rounded so that every stage stays divisible by its heads."""
         step = math.lcm(*(_width_step(stage, i) for i, stage in enumerate(self.stages)))
         return replace(self, embed_dim=max(step, round(self.embed_dim * width_multiplier / step) * step))
+
+
+def _mlp_ratio(dim: int, hidden: int) -> float:
+    """A ratio of hidden channels that `count_hidden` gives back."""
+    ratio = hidden / max(dim, 1)
+    return ratio if count_hidden(dim, ratio) == hidden else (hidden + 0.5) / dim
 
 
 def _width_step(stage: StageSpec, index: int) -> int:

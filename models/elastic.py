@@ -1,21 +1,14 @@
 """One set of weights for every LITv2 of a search space: a supernet.
 
-A network takes leading parts of the shared weights, as in "Once-for-All" (Sec. 3, arXiv 1908.09791) and "AutoFormer"
-(Sec. 3.2, arXiv 2107.00651):
-
-- of each stage its first blocks,
-- of each layer its first input and output channels, of each feed-forward layer its first hidden channels,
-- of each attention layer the first Hi-Fi and the first Lo-Fi heads, and of each head the first channels. Hi-Fi heads write
-  the first channels of the feature map and Lo-Fi heads the last: row i of either output projection writes channel i.
-
-Window sizes have no weights. `share_plan` says for each parameter which part of which shared tensor it is. A `LITv2` on the
-meta device, without storage for its weights, is then called with these parts in place of its parameters.
+A network takes parts of the shared weights: `models/shares.py` says for each parameter which part of which shared tensor it
+is. Window sizes have no weights. A `LITv2` on the meta device, without storage for its weights, is then called with these
+parts in place of its parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from typing import Any, Self, cast
 
@@ -24,30 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from models.architecture import NUM_STAGES, Architecture, StageSpec
-from models.hilo import HiLo
 from models.litv2 import LAYER_NORM_EPS, LITv2, Stage, arguments_of, build, init_weights
+from models.shares import Order, SharePlan, StageBounds, share_plan
 
 CACHED_SKELETONS = 256
 CACHED_STAGES = 1024
-
-
-@dataclass(frozen=True)
-class StageBounds:
-    """Largest values that any network takes in a stage.
-
-    Attributes:
-        depth: Number of blocks.
-        hi_heads: Number of Hi-Fi heads, 0 if no network has attention in this stage.
-        lo_heads: Number of Lo-Fi heads, 0 if no network has attention in this stage.
-        head_dim: Number of channels of a head, 0 if no network has attention in this stage.
-        mlp_ratio: Hidden width of the feed-forward layers over the width of the stage.
-    """
-
-    depth: int
-    hi_heads: int
-    lo_heads: int
-    head_dim: int
-    mlp_ratio: float
 
 
 @dataclass(frozen=True)
@@ -85,6 +59,28 @@ class Bounds:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Build bounds from plain data, the inverse of `dataclasses.asdict`."""
         return cls(**{**data, "stages": tuple(StageBounds(**stage) for stage in data["stages"])})
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Largest width of each stage, in channels."""
+        return tuple(self.embed_dim * 2**i for i in range(NUM_STAGES))
+
+    def union(self, other: Bounds) -> Bounds:
+        """Return the bounds of weights that hold all networks of both.
+
+        Raises:
+            ValueError: If they differ in patch size or kind of downsampling.
+        """
+        if (self.patch_size, self.downsample) != (other.patch_size, other.downsample):
+            raise ValueError(
+                f"weights of patch_size={self.patch_size}, downsample={self.downsample} do not fit networks of "
+                f"patch_size={other.patch_size}, downsample={other.downsample}"
+            )
+        stages = []
+        for stages_of_both in zip(self.stages, other.stages, strict=True):
+            values = zip(*(astuple(stage) for stage in stages_of_both), strict=True)
+            stages.append(StageBounds(*map(max, values)))
+        return replace(self, embed_dim=max(self.embed_dim, other.embed_dim), stages=tuple(stages))
 
     def check(self, architecture: Architecture) -> None:
         """Check that the weights hold a network.
@@ -126,6 +122,7 @@ class ElasticLITv2(nn.Module):
         in_chans: Number of channels of the images.
         num_classes: Number of classes.
         drop_path_rate: Stochastic depth of each network in training, as in LITv2.
+        order: What is important in each stage, of weights that started from those of a network; None for what comes first.
 
     Attributes:
         weights: The shared weights, under the names of a plain LITv2; a module that is not run.
@@ -138,10 +135,12 @@ class ElasticLITv2(nn.Module):
         in_chans: int = 3,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
+        order: Order | None = None,
     ) -> None:
         super().__init__()
         self.bounds = bounds
-        self.weights = _shared_weights(bounds, in_chans, num_classes)
+        self.order = order
+        self.weights = _shared_weights(bounds, in_chans, num_classes, has_all_heads=order is not None)
         self.drop_path_rate = drop_path_rate
         self.active: Architecture | None = None
 
@@ -158,7 +157,7 @@ class ElasticLITv2(nn.Module):
         """Classify images, (B, in_chans, H, W), by the active network. Returns logits, (B, num_classes)."""
         if self.active is None:
             raise RuntimeError("no network is active; call activate first")
-        skeleton, plan = _skeleton(self.active, self.bounds, **self._arguments())
+        skeleton, plan = _skeleton(self.active, self.bounds, self.order, **self._arguments())
         return cast(Tensor, functional_call(skeleton.train(self.training), self._share(plan), (x,), strict=True))
 
     def extract(self, architecture: Architecture) -> LITv2:
@@ -170,7 +169,7 @@ class ElasticLITv2(nn.Module):
         self.bounds.check(architecture)
         with torch.device("meta"):
             network = build(architecture, **self._arguments())
-        share = self._share(share_plan(network, self.bounds))
+        share = self._share(share_plan(network, self.bounds.stages, self.order))
         network.load_state_dict({name: part.detach().clone() for name, part in share.items()}, assign=True)
         return network.train(self.training)
 
@@ -181,91 +180,7 @@ class ElasticLITv2(nn.Module):
     def _share(self, plan: SharePlan) -> dict[str, Tensor]:
         """Parameters and buffers of a network, as parts of the shared tensors."""
         shared = self.weights.state_dict(keep_vars=True)
-        share = {}
-        for name, parts in plan.items():
-            share[name] = shared[name]
-            for axis, part in enumerate(parts):
-                share[name] = part.of(share[name], axis)
-        return share
-
-
-# Which part of which shared tensor a parameter is.
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Consecutive channels along one axis of a shared tensor, from `start` up to `stop`."""
-
-    stop: int
-    start: int = 0
-
-    def of(self, shared: Tensor, axis: int) -> Tensor:
-        """Return a view of these channels."""
-        return shared.narrow(axis, self.start, self.stop - self.start)
-
-
-@dataclass(frozen=True)
-class HeadChannels:
-    """First channels of the first heads along one axis of a shared tensor, ordered (query/key/value, head, channel).
-
-    Attributes:
-        heads: Number of heads of the network.
-        head_dim: Number of channels of each head of the network.
-        shared_heads: Number of heads of the shared tensor.
-        shared_head_dim: Number of channels of each head of the shared tensor.
-    """
-
-    heads: int
-    head_dim: int
-    shared_heads: int
-    shared_head_dim: int
-
-    def of(self, shared: Tensor, axis: int) -> Tensor:
-        """Return these channels in the order of the axis, a copy unless they are consecutive."""
-        split = shared.unflatten(axis, (-1, self.shared_heads, self.shared_head_dim))  # type: ignore[no-untyped-call]
-        heads = split.narrow(axis + 1, 0, self.heads).narrow(axis + 2, 0, self.head_dim)
-        return cast(Tensor, heads.flatten(axis, axis + 2))
-
-
-# For the name of each parameter and buffer, which is also that of the shared tensor: the part to take along each axis.
-SharePlan = dict[str, tuple[Channels | HeadChannels, ...]]
-
-
-def share_plan(network: LITv2, bounds: Bounds) -> SharePlan:
-    """For each parameter and buffer of a network, return which part of the shared tensor of the same name it is.
-
-    Args:
-        network: The network; its weights are not read.
-        bounds: Size of the shared weights, which must hold the network.
-    """
-    plan: SharePlan = {name: tuple(map(Channels, tensor.shape)) for name, tensor in network.state_dict().items()}
-    for i, stage_bounds in enumerate(bounds.stages):
-        for prefix, module in network.layers[i].named_modules(prefix=f"layers.{i}"):
-            if isinstance(module, HiLo):
-                parts = _attention_plan(module, network.architecture.dims[i], stage_bounds)
-                plan |= {f"{prefix}.{name}": part for name, part in parts.items()}
-    return plan
-
-
-def _attention_plan(attn: HiLo, dim: int, bounds: StageBounds) -> SharePlan:
-    """Parts that are the parameters of an attention layer on a map of `dim` channels."""
-    inputs = Channels(dim)
-    hi = HeadChannels(attn.hi_heads, attn.head_dim, bounds.hi_heads, bounds.head_dim)
-    lo = HeadChannels(attn.lo_heads, attn.head_dim, bounds.lo_heads, bounds.head_dim)
-    hi_outputs = Channels(attn.hi_heads * attn.head_dim)
-    lo_outputs = Channels(dim, start=dim - attn.lo_heads * attn.head_dim)
-    weights: SharePlan = {  # parts along (out_features, in_features)
-        "h_qkv": (hi, inputs),
-        "h_proj": (hi_outputs, hi),
-        "l_q": (lo, inputs),
-        "l_kv": (lo, inputs),
-        "l_proj": (lo_outputs, lo),
-    }
-    return {
-        f"{layer}.{name}": weights[layer][: parameter.ndim]  # biases have the first axis alone
-        for layer, module in attn.named_children()
-        for name, parameter in module.named_parameters()
-    }
+        return {name: share.of(shared[share.name]) for name, share in plan.items()}
 
 
 class _Skeleton(LITv2):
@@ -275,14 +190,14 @@ class _Skeleton(LITv2):
 
 
 @lru_cache(CACHED_SKELETONS)
-def _skeleton(architecture: Architecture, bounds: Bounds, **arguments: Any) -> tuple[LITv2, SharePlan]:
+def _skeleton(architecture: Architecture, bounds: Bounds, order: Order | None, **arguments: Any) -> tuple[LITv2, SharePlan]:
     """A network without storage for its weights, and its plan."""
     with torch.device("meta"):
         skeleton = _Skeleton(**arguments_of(architecture), **arguments)
-    return skeleton, share_plan(skeleton, bounds)
+    return skeleton, share_plan(skeleton, bounds.stages, order)
 
 
-def _shared_weights(bounds: Bounds, in_chans: int, num_classes: int) -> LITv2:
+def _shared_weights(bounds: Bounds, in_chans: int, num_classes: int, has_all_heads: bool) -> LITv2:
     """The largest network, built without attention; then norm1 and the weights of all heads are added to each block."""
     stages = tuple(StageSpec(stage.depth, mlp_ratio=stage.mlp_ratio) for stage in bounds.stages)
     architecture = Architecture(bounds.embed_dim, stages, bounds.patch_size, bounds.downsample)
@@ -291,17 +206,20 @@ def _shared_weights(bounds: Bounds, in_chans: int, num_classes: int) -> LITv2:
         if stage_bounds.head_dim:
             for block in cast(Stage, stage).blocks:
                 block.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-                block.attn = _shared_attention(dim, stage_bounds)
+                block.attn = _shared_attention(dim, stage_bounds, has_all_heads)
     return weights
 
 
-def _shared_attention(dim: int, bounds: StageBounds) -> nn.ModuleDict:
-    """Weights of the largest Hi-Fi and Lo-Fi branches, which together may have more heads than any network."""
+def _shared_attention(dim: int, bounds: StageBounds, has_all_heads: bool) -> nn.ModuleDict:
+    """Weights of the largest Hi-Fi and Lo-Fi branches, which together may have more heads than any network.
+
+    has_all_heads: whether a branch holds every head, any of which may be in the other one, so that it writes every channel.
+    """
     hi_dim, lo_dim = bounds.hi_heads * bounds.head_dim, bounds.lo_heads * bounds.head_dim
     layers = {}
     if hi_dim:
         layers["h_qkv"] = nn.Linear(dim, 3 * hi_dim)
-        layers["h_proj"] = nn.Linear(hi_dim, hi_dim)
+        layers["h_proj"] = nn.Linear(hi_dim, dim if has_all_heads else min(dim, hi_dim))
     if lo_dim:
         layers["l_q"] = nn.Linear(dim, lo_dim)
         layers["l_kv"] = nn.Linear(dim, 2 * lo_dim)

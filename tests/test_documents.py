@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from examples.detection import main as detect
+from models.litv2 import LITv2
 from tests.support.commands import ROOT, TINY, call
 
 pytestmark = pytest.mark.slow
@@ -104,6 +106,9 @@ def test_commands_for_one_machine_run(empty: Path) -> None:
 def test_commands_of_a_page_run(empty: Path, page: str) -> None:
     run(["python", "-m", "search.run", "+search=cpu_latency"])
     member = sorted(Path("outputs/default/pareto").glob("trial-*.yaml"))[0].stem
+    (supernet,) = (folder.name for folder in Path("outputs/.supernets").iterdir())
+    torch.save(LITv2().state_dict(), "litv2_s.pth")
     for words in commands((ROOT / f"docs/{page}.md").read_text(encoding="utf-8")):
         here = [word.replace("=FOLDER", "=images").replace("data=cifar10", "data=digits") for word in words]
+        here = [word.replace("0123456789abcdef", supernet) for word in here]
         run([re.sub(r"trial-\d+", member, word) for word in here])

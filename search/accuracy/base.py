@@ -17,7 +17,6 @@ from models.architecture import Architecture
 from search.training.progress import Progress as Progress
 
 SUPERNET_KEY = "supernet"  # of the metadata of files of weights: the supernet that they were taken from
-ARCHITECTURE_KEY = "architecture"  # of the same: the key of the network that they are of
 
 EXECUTION_KEYS: frozenset[str] = frozenset({"cache"})
 """Keys below the configuration group `accuracy` that only say how the work is done; accuracies depend on all others."""

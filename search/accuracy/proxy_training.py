@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import lightning
 import torch
+from torch import Tensor
 
 from models.architecture import Architecture, check_int, check_number
+from search.accuracy.initial_weights import InitialWeights
 from search.training.data import ImageData
 from search.training.task import TrainSettings, make_trainer
+
+NUM_MEASURING_IMAGES, MEASURING_BATCH_SIZE = 64, 8  # of LITv2-S at 224 pixels they take about 1 GiB at a time
 
 
 @dataclass
@@ -22,6 +26,7 @@ class ProxyTraining:
         train: Optimiser and schedule.
         width_multiplier: Width of the proxy over the width of the architecture, in [0.001, 1000].
         num_threads: Number of threads of a training, which its result depends on; None takes torch's default.
+        init: Weights to start from; None for random ones.
 
     Raises:
         ValueError: If a setting is out of range or the accelerator is missing; the message names it.
@@ -31,6 +36,7 @@ class ProxyTraining:
     train: TrainSettings
     width_multiplier: float
     num_threads: int | None
+    init: InitialWeights | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.num_threads = torch.get_num_threads() if self.num_threads is None else self.num_threads
@@ -46,11 +52,19 @@ class ProxyTraining:
     def fingerprint(self) -> dict[str, str | int]:
         """Return what accuracies depend on beyond the configuration."""
         threads = cast(int, self.num_threads)
-        return {"num_threads": threads, "accelerator": self.accelerator, "torch": torch.__version__}
+        setup: dict[str, str | int] = {
+            "num_threads": threads, "accelerator": self.accelerator, "torch": torch.__version__
+        }  # fmt: skip
+        return setup if self.init is None else {**setup, "init": self.init.digest}
 
     def proxy_of(self, architecture: Architecture) -> Architecture:
         """Return the architecture that is trained in place of another one."""
         return architecture if self.width_multiplier == 1 else architecture.scaled(self.width_multiplier)
+
+    def measuring_batches(self) -> list[Tensor]:
+        """Return training images, normalised, by which it is measured what is important in the initial weights."""
+        images = self.data.normalisation.apply(self.data.train.images[:NUM_MEASURING_IMAGES])
+        return [images[i : i + MEASURING_BATCH_SIZE] for i in range(0, len(images), MEASURING_BATCH_SIZE)]
 
     def set_threads_and_seed(self, seed: int) -> None:
         """Bring this process into the state that a training starts from."""

@@ -1,4 +1,4 @@
-"""Accuracy by training the architecture's proxy from scratch."""
+"""Accuracy by training the architecture's proxy by itself, from random weights or from its share of weights that exist."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.architecture import Architecture
-from models.litv2 import build
+from models.litv2 import LITv2, build
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.proxy_training import ProxyTraining
 from search.training.task import ImageClassification, correct_images, fit
@@ -28,13 +28,15 @@ class ScratchEvaluator(ProxyTraining):
         """
         start = time.perf_counter()
         self.set_threads_and_seed(seed)
-        model = build(
-            self.proxy_of(architecture),
-            in_chans=self.data.in_chans,
-            num_classes=self.data.num_classes,
-            drop_path_rate=self.train.drop_path_rate,
-        )
+        model = self.make_network(self.proxy_of(architecture))
         task = ImageClassification(model, self.train, self.data.num_classes)
         fit(task, self.data, progress)
         correct = correct_images(task, self.data.val_dataloader(), self.train)
         return Accuracy.of(correct.numpy(), seed, time.perf_counter() - start)
+
+    def make_network(self, proxy: Architecture) -> LITv2:
+        """Initialise a network."""
+        data, drop_path_rate = self.data, self.train.drop_path_rate
+        if self.init is not None:
+            return self.init.network(proxy, data, self.measuring_batches(), drop_path_rate)
+        return build(proxy, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=drop_path_rate)

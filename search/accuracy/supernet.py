@@ -118,6 +118,8 @@ class SupernetEvaluator(ProxyTraining):
         count = min(self.num_images or self.data.num_val, self.data.num_val)
         self.images = Images(self.data.val.images[:count], self.data.val.labels[:count])
         self.bounds = Bounds.of(map(self.proxy_of, self.space.covering()))
+        if self.init is not None:
+            self.init.check(self.bounds)
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         """Score an architecture of the space with its share of the supernet's weights.
@@ -191,10 +193,13 @@ class SupernetEvaluator(ProxyTraining):
         return Path(self.cache) / digest[:16]
 
     def make_supernet(self, seed: int) -> ElasticLITv2:
-        """Initialise a supernet."""
+        """Initialise a supernet: with random weights, or so that it contains those to start from."""
         self.set_threads_and_seed(seed)
-        data = self.data
-        return ElasticLITv2(self.bounds, data.in_chans, data.num_classes, self.train.drop_path_rate)
+        data, drop_path_rate = self.data, self.train.drop_path_rate
+        if self.init is None:
+            return ElasticLITv2(self.bounds, data.in_chans, data.num_classes, drop_path_rate)
+        proxies = list(map(self.proxy_of, self.space.covering()))
+        return self.init.supernet(proxies, data, self.measuring_batches(), drop_path_rate)
 
     def make_task(self, elastic: ElasticLITv2, seed: int) -> SupernetTraining:
         """Make the training of a supernet; its networks depend on the seed and the step."""

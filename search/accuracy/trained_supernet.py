@@ -15,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from models.architecture import Architecture
+from models.architecture import ARCHITECTURE_KEY, Architecture
 from models.elastic import Bounds, ElasticLITv2, recalibrate
 from models.litv2 import LITv2
+from models.shares import StageOrder
 from search import UserError, one_line
-from search.accuracy.base import ARCHITECTURE_KEY, SUPERNET_KEY
+from search.accuracy.base import SUPERNET_KEY
 from search.files import write_bytes
+from search.training.files import serialised
 from search.training.normalisation import Normalisation
 
 IMAGES = "calibration_images"
@@ -53,13 +55,14 @@ class TrainedSupernet:
     def save_share(self, architecture: Architecture, path: Path, digest: str) -> None:
         """Write the weights of one network, with their normalisation, its key and the digest of this supernet's file."""
         metadata = self.normalisation.metadata() | {SUPERNET_KEY: digest, ARCHITECTURE_KEY: architecture.key}
-        write_bytes(path, save(self.extract(architecture).state_dict(), metadata))
+        write_bytes(path, serialised(self.extract(architecture).state_dict(), metadata))
 
     def save(self, path: Path) -> None:
         """Write a file, completely or not at all. Equal supernets give equal files."""
         weights = self.elastic.weights
         description = {
             "bounds": asdict(self.elastic.bounds),
+            "order": None if self.elastic.order is None else [asdict(stage) for stage in self.elastic.order],
             "in_chans": weights.in_chans,
             "num_classes": weights.num_classes,
             "normalisation": asdict(self.normalisation),
@@ -78,7 +81,10 @@ class TrainedSupernet:
             with safe_open(path, "pt") as file:
                 shape = json.loads(file.metadata()[SUPERNET_KEY])
             normalisation = Normalisation.from_dict(shape.pop("normalisation"))
-            elastic, tensors = ElasticLITv2(Bounds.from_dict(shape.pop("bounds")), **shape), load_file(path)
+            bounds, order = Bounds.from_dict(shape.pop("bounds")), shape.pop("order", None)
+            if order is not None:
+                order = tuple(map(StageOrder.from_dict, order))
+            elastic, tensors = ElasticLITv2(bounds, **shape, order=order), load_file(path)
             images = tensors.pop(IMAGES)
             elastic.load_state_dict(tensors)
         except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -20,11 +20,14 @@ from rich.table import Table
 
 from models.architecture import Architecture, check_int, check_number
 from models.complexity import cost
+from models.elastic import Bounds
 from search import UserError
-from search.accuracy.base import SharedWeights
+from search.accuracy.base import AccuracyEvaluator, SharedWeights
 from search.accuracy.cache import AccuracyCache
+from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.ranking import Effect, EvaluatedNetwork, SignalQuality, assess, summarise_effects
 from search.accuracy.verdict import Answer, verdict
+from search.commands.accuracy import accuracy_settings, evaluator_factory, initial_weights, training_images
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.settings import check_study
 from search.commands.standalone import standalone_trainings
@@ -93,8 +96,11 @@ def main(cfg: DictConfig) -> None:
 def check(cfg: DictConfig, space: Space, folder: Path, console: Console) -> CheckResult:
     """Evaluate random networks, and pairs of networks that differ in one dimension."""
     start = time.monotonic()
-    data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
-    evaluators = make_evaluators(cfg, data, folder / "check.jsonl")
+    weights = initial_weights(cfg)
+    data = training_images(cfg, weights)
+    if weights is not None:
+        log.info("%s", weights.summary(data, Bounds.of(space.covering())))
+    evaluators = make_evaluators(cfg, data, folder / "check.jsonl", weights)
     architectures = distinct(space, cfg.check.num_architectures, cfg.check.seed)
     train_shared_weights(evaluators.search, cfg.study.seed, console)
     networks = evaluate_networks(architectures, evaluators, cfg, data, console)
@@ -102,14 +108,14 @@ def check(cfg: DictConfig, space: Space, folder: Path, console: Console) -> Chec
     return CheckResult(networks, assess(networks), effects, minutes=(time.monotonic() - start) / 60)
 
 
-def make_evaluators(cfg: DictConfig, data: ImageData, file: Path) -> Evaluators:
-    """Make both evaluators; their results are kept in one file."""
-    evaluator = construct(build(cfg.accuracy), data=data, train=build(cfg.train))
+def make_evaluators(cfg: DictConfig, data: ImageData, file: Path, weights: InitialWeights | None = None) -> Evaluators:
+    """Make both evaluators, which start from the same weights; their results are kept in one file."""
+    evaluator: AccuracyEvaluator = construct(evaluator_factory(cfg, data, weights))
     images = {"data": data.fingerprint(), "images": data.contents()}
-    settings = {"train": plain(cfg.train), "accuracy": plain(cfg.accuracy), **images}
+    settings = {"train": plain(cfg.train), "accuracy": accuracy_settings(cfg), **images}
     return Evaluators(
         search=AccuracyCache(evaluator, settings, file),
-        standalone=standalone_trainings(cfg, cfg.check.long, data, file),
+        standalone=standalone_trainings(cfg, cfg.check.long, data, file, weights),
     )
 
 
@@ -191,7 +197,7 @@ def save(file: Path, cfg: DictConfig, result: CheckResult) -> None:
         "effects": [asdict(effect) for effect in result.effects],
         "networks": [network_facts(network) for network in result.networks],
         "minutes": round(result.minutes, 1),
-        "settings": {section: plain(cfg)[section] for section in SECTIONS},
+        "settings": {section: plain(cfg)[section] for section in SECTIONS} | {"accuracy": accuracy_settings(cfg)},
     }
     write_text(file, json.dumps(body, indent=2, allow_nan=False) + "\n")
 

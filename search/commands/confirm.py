@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import optuna
@@ -17,6 +16,7 @@ from rich.table import Table
 from models.architecture import check_int, check_number
 from search import UserError
 from search.accuracy.checked import CHECK_FILE, Checked, read_checked
+from search.commands.accuracy import evaluator_factory, initial_weights, training_images
 from search.commands.cli import build, construct, set_up_logging
 from search.commands.settings import IMAGES_REMEDY, REMEDY, check_study, study_settings
 from search.commands.standalone import standalone_trainings
@@ -100,12 +100,13 @@ async def confirm(
 ) -> list[Case]:
     """Measure and train the cases with the study's engine, on its targets."""
     space: Space = build(cfg.space)
-    data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
+    weights = initial_weights(cfg)
+    data = training_images(cfg, weights)
     refuse_changes(study, study.user_attrs["data"], data.contents(), IMAGES_REMEDY)
     trainings = standalone_trainings(
-        cfg, cfg.confirm.train, data_of_trainings(data, cfg.confirm.val_size), folder / "confirm.jsonl"
+        cfg, cfg.confirm.train, data_of_trainings(data, cfg.confirm.val_size), folder / "confirm.jsonl", weights
     )
-    engine = make_engine(cfg, data, partial(build(cfg.accuracy), data=data, train=build(cfg.train)))
+    engine = make_engine(cfg, data, evaluator_factory(cfg, data, weights))
     try:
         targets = await prepare_targets(cfg, study, engine, space)
         confirmation = Confirmation(

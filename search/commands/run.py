@@ -21,9 +21,11 @@ from optuna.samplers import BaseSampler
 from rich.console import Console
 
 from models.complexity import cost
+from models.elastic import Bounds
 from search import UserError, differences
 from search.accuracy.base import AccuracyEvaluator, SharedWeights, digest_of, with_shared_weights
 from search.accuracy.checked import CHECK_FILE, read_checked
+from search.commands.accuracy import evaluator_factory, initial_weights, training_images
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.settings import IMAGES_REMEDY, REMEDY, WEIGHTS_REMEDY, check_study, study_settings
 from search.commands.targets import (
@@ -49,6 +51,7 @@ from search.study.evaluate import Rules
 from search.study.locks import RetryPolicy, export_lock, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import (
+    NORMALISATION,
     SHARED_SECONDS,
     SUPERNET,
     WEIGHTS,
@@ -62,7 +65,6 @@ from search.study.storage import (
 from search.study.targets import Target, references_ms, targets_of
 from search.study.trial import TrialResult, evaluated_trials, finished_trials, is_finished, is_skipped, network_of
 from search.study.writer import StudyWriter
-from search.training.data import ImageData
 
 log = logging.getLogger(__name__)
 TIME_IS_UP = "time is up after %g minutes%s; run the same command again to continue"
@@ -120,9 +122,13 @@ async def search(
         return None if limit is None else limit - (time.monotonic() - start) / 60
 
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
-    data: ImageData = build(cfg.data, img_size=cfg.proxy.img_size)
+    weights = initial_weights(cfg)
+    data = training_images(cfg, weights)
     remember(study, "data", data.contents(), IMAGES_REMEDY)
-    make_evaluator = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
+    study.set_user_attr(NORMALISATION, asdict(data.normalisation))
+    if weights is not None:
+        log.info("%s", weights.summary(data, Bounds.of(space.covering())))
+    make_evaluator = evaluator_factory(cfg, data, weights)
     evaluator: AccuracyEvaluator = construct(make_evaluator)  # a mistake in its settings shows here
     engine = make_engine(cfg, data, make_evaluator)
     torch.set_num_threads(1)  # what trains or measures has processes of its own

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from models.architecture import NUM_STAGES, check_int, check_number
 from search.accuracy.base import EXECUTION_KEYS as ACCURACY_EXECUTION_KEYS
+from search.commands.accuracy import accuracy_settings
 from search.commands.cli import plain
 from search.commands.targets import SMALLEST, check_targets
 from search.latency.target import EXECUTION_KEYS as LATENCY_EXECUTION_KEYS
@@ -25,7 +26,8 @@ EXECUTION_KEYS = {"data": DATA_EXECUTION_KEYS, "accuracy": ACCURACY_EXECUTION_KE
 
 def study_settings(cfg: DictConfig) -> dict[str, Any]:
     """What a study's results depend on; keys that only say how work is done, such as paths and hosts, are left out."""
-    settings = {name: without(plain(cfg[name]), EXECUTION_KEYS.get(name, frozenset())) for name in SECTIONS}
+    plain_settings = {name: plain(cfg[name]) for name in SECTIONS} | {"accuracy": accuracy_settings(cfg)}
+    settings = {name: without(plain_settings[name], EXECUTION_KEYS.get(name, frozenset())) for name in SECTIONS}
     latency, devices = settings["latency"], settings["latency"].pop("devices")
     if devices:
         latency["devices"] = {name: without(device, EXECUTION_KEYS["latency"]) for name, device in devices.items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,12 +17,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import Tensor
 
 from models.architecture import Architecture, check_int
 from models.complexity import count_params
+from models.elastic import Bounds
 from models.litv2 import LITv2
 from models.litv2 import build as build_network
 from search import UserError
+from search.accuracy.initial_weights import InitialWeights
+from search.accuracy.proxy_training import MEASURING_BATCH_SIZE, NUM_MEASURING_IMAGES
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.files import sha256
 from search.results import architecture_file
@@ -30,7 +35,7 @@ from search.results.view import progress_of
 from search.space.dimensions import describe
 from search.study.locks import training_lock
 from search.training.data import ImageData
-from search.training.files import TrainingResult, checkpoint_file, load_weights, save_weights
+from search.training.files import TrainingResult, checkpoint_file, save_weights
 from search.training.normalisation import Normalisation
 from search.training.recipe import FullTraining, Recipe
 from search.training.streamed import StreamedData
@@ -59,12 +64,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Setup:
-    """Configuration of a training: optimiser and schedule, recipe, images, file of the weights to start from."""
+    """Configuration of a training: optimiser and schedule, recipe, images, weights to start from."""
 
     settings: TrainSettings
     recipe: Recipe
     data: ImageData | StreamedData
-    weights: Path | None
+    weights: InitialWeights | None
 
 
 def main(cfg: DictConfig) -> None:
@@ -97,7 +102,7 @@ def train_and_report(cfg: DictConfig, network: Network, console: Console) -> Non
     seconds = train(task, setup, network.file, checkpoint, console)
     if leave_process_group() != 0:
         return
-    save_weights(task.model, setup.data.normalisation, weights_file(network.file))
+    save_weights(cast(LITv2, task.model), setup.data.normalisation, weights_file(network.file))
     result = evaluate(task, test_batches, cfg, network, setup, seconds)
     result.save(result_file(network.file))
     checkpoint.unlink(missing_ok=True)
@@ -140,8 +145,8 @@ def make_setup(cfg: DictConfig, network: Network) -> Setup:
     construct(check_int, name="seed", value=cfg.seed, low=0, high=2**32 - 1)
     settings: TrainSettings = build(cfg.train)
     recipe: Recipe = build(cfg.recipe)
-    weights = initial_weights(str(cfg.init), network.file)
-    data = make_data(cfg, recipe, None if weights is None else expected_normalisation(weights, cfg.data.in_chans))
+    weights = initial_weights(str(cfg.init), network)
+    data = make_data(cfg, recipe, None if weights is None else weights.normalisation_for(cfg.data.in_chans))
     if recipe.mixes_images and settings.batch_size % 2:
         raise UserError(
             f"train.batch_size={settings.batch_size} must be even: recipe.mixup and recipe.cutmix pair the images"
@@ -149,14 +154,6 @@ def make_setup(cfg: DictConfig, network: Network) -> Setup:
     if data.img_size < (smallest := network.architecture.stride):
         raise UserError(f"data.img_size={data.img_size} is below {smallest}, the smallest image for this network")
     return Setup(settings, recipe, data, weights)
-
-
-def expected_normalisation(weights: Path, in_chans: int) -> Normalisation | None:
-    """Read how weights expect images; None if their file does not contain it. Raises: UserError if it cannot be so."""
-    normalisation = Normalisation.of_weights(weights)
-    if normalisation is not None and (num_channels := len(normalisation.mean)) != in_chans:
-        raise UserError(f"{weights} is for images of {num_channels} channel(s), not for data.in_chans={in_chans}")
-    return normalisation
 
 
 def make_data(cfg: DictConfig, recipe: Recipe, normalisation: Normalisation | None) -> ImageData | StreamedData:
@@ -174,26 +171,38 @@ def make_task(cfg: DictConfig, network: Network, setup: Setup) -> FullTraining:
     """Build the network with the weights to start from. Raises: UserError if these cannot be used."""
     data, drop_path_rate = setup.data, setup.settings.drop_path_rate
     lightning.seed_everything(cfg.seed, verbose=False)
-    model = build_network(
-        network.architecture, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=drop_path_rate
-    )
+    if setup.weights is None:
+        model = build_network(
+            network.architecture, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=drop_path_rate
+        )
+    else:
+        log.info("%s", setup.weights.summary(data, Bounds.of([network.architecture])))
+        model = setup.weights.network(network.architecture, data, measuring_batches(data), drop_path_rate)
     log.info("training %s (%s parameters)", describe(network.architecture), f"{count_params(model):,}")
-    if setup.weights is not None:
-        load_weights(model, setup.weights)
     return FullTraining(model, setup.settings, data.num_classes, setup.recipe)
 
 
-def initial_weights(init: str, architecture: Path) -> Path | None:
-    """Find the file of weights to start from; None for a random initialisation. Raises: UserError if it is missing."""
+def measuring_batches(data: ImageData | StreamedData) -> Iterator[Tensor]:
+    """Some training images, by which it is measured what is important in the weights to start from."""
+    for images, _ in itertools.islice(
+        data.train_dataloader(MEASURING_BATCH_SIZE), NUM_MEASURING_IMAGES // MEASURING_BATCH_SIZE
+    ):
+        yield images
+
+
+def initial_weights(init: str, network: Network) -> InitialWeights | None:
+    """Read the weights to start from; None for a random initialisation. Raises: UserError if they cannot be used."""
     if init == "scratch":
         return None
-    file = shared_weights_file(architecture) if init == "supernet" else Path(init)
+    file = shared_weights_file(network.file) if init == "supernet" else Path(init)
     if not file.is_file():
         remedy = (
             "init=supernet needs a study with accuracy=supernet, exported" if init == "supernet" else "choose init=scratch"
         )
         raise UserError(f"there is no {file} to start from; {remedy}")
-    return file
+    weights = InitialWeights.read(file, network.architecture)
+    construct(weights.check, bounds=Bounds.of([network.architecture]))
+    return weights
 
 
 def train(task: FullTraining, setup: Setup, architecture: Path, checkpoint: Path, console: Console) -> float:

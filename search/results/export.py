@@ -17,8 +17,9 @@ from typing import Any
 import optuna
 from safetensors import SafetensorError, safe_open
 
+from models.architecture import ARCHITECTURE_KEY
 from search import UserError
-from search.accuracy.base import ARCHITECTURE_KEY, SUPERNET_KEY, digest_of
+from search.accuracy.base import SUPERNET_KEY, digest_of
 from search.accuracy.checked import CHECK_FILE, Checked, read_checked
 from search.files import write_text
 from search.latency.base import Latency
@@ -26,7 +27,7 @@ from search.results import architecture_file
 from search.study.drift import Drift, drifts
 from search.study.front import front, front_probability
 from search.study.locks import training_lock
-from search.study.storage import SUPERNET, WEIGHTS
+from search.study.storage import NORMALISATION, SUPERNET, WEIGHTS
 from search.study.targets import Target, targets_of
 from search.study.trial import TrialRecord, finished_trials
 
@@ -89,7 +90,9 @@ def member_facts(
             "data": settings["data"]["name"],
             "train_size": settings["data"]["train_size"],
             "max_epochs": settings["train"]["max_epochs"],
+            **({} if settings["accuracy"].get("init") is None else {"init": settings["accuracy"]["init"]}),
         },
+        **({"normalisation": study.user_attrs[NORMALISATION]} if NORMALISATION in study.user_attrs else {}),
         "targets": target_facts(member, targets_of(study), slowdowns),
         probability_key(checked): front_probability,
         "parameters": member.num_params,

@@ -51,6 +51,7 @@ VERSION_KEY = "hilo_nas"  # attribute of a study: the version that created it
 FIRST_VERSION = "0.1"  # the one that stored neither
 SUPERNET = "supernet"  # attribute of a study: the file of the weights that its networks are scored with
 WEIGHTS = "weights"  # attribute of a study: their digest
+NORMALISATION = "normalisation"  # attribute of a study: of the images that its networks are trained on
 SHARED_SECONDS = "shared_weights_seconds"  # attribute of a study: what training them took, where it trained them itself
 
 

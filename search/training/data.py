@@ -200,6 +200,7 @@ class ImageData(SplitData):
         self.flip = flip
         self.val = self._decode(self.splits.val)
         self.train = self._decode(self.splits.train)
+        self.expected = normalisation
         self.normalisation = normalisation or Normalisation.of(self.train.images)
 
     def fingerprint(self) -> dict[str, Any]:

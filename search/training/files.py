@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from search import UserError, one_line
+from models.architecture import ARCHITECTURE_KEY
+from models.litv2 import LITv2
 from search.files import write_bytes, write_text
 from search.training.data import ImageData
 from search.training.normalisation import Normalisation
@@ -71,22 +72,21 @@ class TrainingResult:
         write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Load weights of the same network into a model.
-
-    Raises:
-        UserError: If the file cannot be read or holds weights of another network.
-    """
-    try:
-        model.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{file} does not hold weights of this network: {one_line(error)}") from error
-
-
-def save_weights(model: nn.Module, normalisation: Normalisation, file: Path) -> None:
-    """Write the weights of a model as safetensors, with the normalisation of the images that they expect."""
+def save_weights(model: LITv2, normalisation: Normalisation, file: Path) -> None:
+    """Write the weights of a model, with its architecture and the normalisation of the images that they expect."""
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_bytes(file, save(weights, normalisation.metadata()))
+    write_bytes(file, serialised(weights, normalisation.metadata() | {ARCHITECTURE_KEY: model.architecture.key}))
+
+
+def serialised(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file whose bytes depend on its contents alone: `save` gives metadata no fixed order."""
+    content = save(dict(weights), dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")  # https://github.com/huggingface/safetensors#format
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def checkpoint_file(

@@ -21,5 +21,5 @@ def hold_out(data: ImageData, count: int) -> ImageData:
     changed.splits = replace(data.splits, train=rows.select(range(end)), val=rows.select(range(end, len(rows))))
     changed.train = Images(images.images[:end], images.labels[:end])
     changed.val = Images(images.images[end:], images.labels[end:])
-    changed.normalisation = Normalisation.of(changed.train.images)
+    changed.normalisation = data.expected or Normalisation.of(changed.train.images)
     return changed

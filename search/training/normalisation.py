@@ -65,6 +65,13 @@ class Normalisation:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} does not hold weights: {one_line(error)}") from error
 
+    def for_channels(self, in_chans: int) -> Self:
+        """Return the normalisation of images with another number of channels, for weights that are adapted to it."""
+        if len(self.mean) == in_chans:
+            return self
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return type(self)((round(mean, DIGITS),) * in_chans, (round(std, DIGITS),) * in_chans)
+
     def metadata(self) -> dict[str, str]:
         """Return the metadata of a safetensors file of weights that expect this normalisation."""
         return {METADATA_KEY: json.dumps(asdict(self))}

@@ -19,6 +19,27 @@ def test_dict_round_trip(architecture: Architecture) -> None:
     assert Architecture.from_dict(architecture.to_dict()) == architecture
 
 
+def test_key_gives_back_the_network(architecture: Architecture) -> None:
+    stages = [
+        StageSpec(3, 7, 0.9, 12, 3.3),
+        StageSpec(1, 0, mlp_ratio=0.0213),
+        StageSpec(2, 1, 0.0, 3, 49 / 48),
+        StageSpec(1, 2, 1.0, 8, 1.7),
+    ]
+    for first in range(4):
+        network = Architecture(48, (*stages[first:], *stages[:first]), patch_size=2, downsample="dtm")
+        assert Architecture.from_key(network.key).key == network.key
+    assert Architecture.from_key(architecture.key) == architecture.canonical()
+
+
+@pytest.mark.parametrize(
+    "key", ["", "c8p4conv", "c8p4conv-" * 4, "c8p4conv" + "-d1w0m32" * 3, "c8p4conv" + "-d1w0h2l1m32" * 4]
+)
+def test_what_is_not_a_key_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Architecture.from_key(key)
+
+
 def test_canonical_form_is_stable_and_keeps_the_network(architecture: Architecture) -> None:
     canon = architecture.canonical()
     assert canon.canonical() == canon

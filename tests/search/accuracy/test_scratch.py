@@ -17,12 +17,15 @@ from torch import nn
 from models.architecture import Architecture
 from models.litv2 import build
 from search.accuracy.cache import AccuracyCache
+from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.scratch import ScratchEvaluator
 from search.training import sources
 from search.training.data import ImageData
+from search.training.files import save_weights
 from search.training.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, ignore_loader_warnings, make_trainer
 from search.training.task import test_accuracy as evaluate  # pytest would collect it under its own name
 from tests.contracts.accuracy_evaluator import *  # noqa: F403
+from tests.support.networks import enliven
 
 SETTINGS = TrainSettings(
     max_epochs=2, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=0.2, label_smoothing=0.1, clip_norm=1.0,
@@ -131,3 +134,21 @@ def test_missing_accelerator_is_named(data: ImageData, accelerator: str) -> None
 def test_impossible_settings_name_the_value(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"train\.{name}={value}"):
         dataclasses.replace(SETTINGS, **{name: value})
+
+
+def test_networks_are_trained_from_their_share_of_initial_weights(
+    data: ImageData, evaluator: ScratchEvaluator, architecture: Architecture, tmp_path: Path
+) -> None:
+    trained = enliven(build(architecture, in_chans=1, num_classes=100)).eval()
+    save_weights(trained, data.normalisation, tmp_path / "network.safetensors")
+    weights = InitialWeights.read(tmp_path / "network.safetensors")
+    started = ScratchEvaluator(data, SETTINGS, width_multiplier=1.0, num_threads=1, init=weights)
+    assert started.fingerprint() == {**evaluator.fingerprint(), "init": weights.digest}
+    first, *others = architecture.stages
+    deeper = dataclasses.replace(architecture, stages=(dataclasses.replace(first, depth=2), *others))
+    images = data.normalisation.apply(data.val.images[:8])
+    with torch.no_grad():
+        expected = trained(images)
+        for network in (architecture, deeper):
+            torch.testing.assert_close(started.make_network(network).eval()(images), expected, rtol=1e-4, atol=1e-5)
+    assert 0 <= started.evaluate(deeper, 0, lambda share: None).accuracy <= 1

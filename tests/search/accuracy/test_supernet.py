@@ -21,20 +21,24 @@ from torch.nn import functional as F
 
 import models.deploy
 from models.elastic import Bounds, ElasticLITv2
-from models.litv2 import build
+from models.litv2 import LITv2, build
+from search import UserError
 from search.accuracy import supernet
 from search.accuracy.base import EXECUTION_KEYS
 from search.accuracy.cache import AccuracyCache
+from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.supernet import SupernetEvaluator, SupernetTraining
 from search.accuracy.trained_supernet import TrainedSupernet
 from search.results.export import origin_of_share
 from search.space.space import Space
 from search.training import sources
 from search.training.data import Batches, ImageData, Images
+from search.training.files import save_weights
 from search.training.normalisation import Normalisation
 from search.training.task import NonFiniteLoss, TrainSettings, ignore_loader_warnings, make_trainer
 from tests.contracts.accuracy_evaluator import *  # noqa: F403
 from tests.contracts.shared_weights import *  # noqa: F403
+from tests.support.networks import enliven
 
 SETTINGS = TrainSettings(
     max_epochs=2, batch_size=32, lr=2e-3, weight_decay=0.05, warmup=0.2, label_smoothing=0.1, clip_norm=1.0,
@@ -299,3 +303,65 @@ def test_every_weight_gets_a_gradient_within_an_epoch(data: ImageData, tmp_path:
         make_trainer(settings, [probe]).fit(task, train_dataloaders=batches)
     assert set(probe.reached) == {name for name, _ in task.elastic.named_parameters()}
     assert [name for name, reached in probe.reached.items() if not reached.all()] == []
+
+
+@pytest.fixture(scope="module")
+def trained(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> InitialWeights:
+    """A network of the space, as search.train would leave it."""
+    file = tmp_path_factory.mktemp("trained") / "network.safetensors"
+    network = enliven(build(SPACE.sample([3]), in_chans=1, num_classes=100))
+    save_weights(network, Normalisation((0.25,), (0.5,)), file)
+    return InitialWeights.read(file)
+
+
+def test_supernet_starts_with_the_network_that_it_contains(
+    data: ImageData, trained: InitialWeights, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    evaluator = make_evaluator(data, tmp_path, init=trained)
+    elastic = evaluator.make_supernet(0).eval()
+    assert isinstance(trained.weights, LITv2)
+    elastic.activate(trained.weights.architecture)
+    images = data.normalisation.apply(data.val.images[:8])
+    with torch.no_grad():
+        torch.testing.assert_close(elastic(images), trained.weights.eval()(images), rtol=1e-5, atol=1e-5)
+    file = tmp_path / "supernet.safetensors"
+    TrainedSupernet(elastic, data.train.images[:64], data.normalisation).save(file)
+    opened = TrainedSupernet.open(file)
+    for number in range(5):  # what is important is written with the weights
+        architecture = SPACE.sample([number])
+        shares = (elastic.extract(architecture).state_dict(), opened.elastic.extract(architecture).state_dict())
+        assert all(torch.equal(shares[1][name], tensor) for name, tensor in shares[0].items())
+
+
+def test_supernet_of_one_dataset_starts_that_of_the_next(
+    evaluator: SupernetEvaluator, trained: InitialWeights, tmp_path: Path
+) -> None:
+    evaluator.prepare(0, lambda share: None)
+    earlier = InitialWeights.read(evaluator.weights_file(0))
+    digits = ImageData("digits", sources.digits, 32, 1, 192, 100, 0, 2, False, normalisation=earlier.normalisation_for(1))
+    following = make_evaluator(digits, tmp_path, init=earlier)
+    share = following.make_supernet(0).extract(SPACE.largest())
+    assert share.head.weight.shape[0] == 10
+    old = TrainedSupernet.open(evaluator.weights_file(0)).elastic.extract(SPACE.largest()).state_dict()
+    assert all(torch.equal(share.state_dict()[name], tensor) for name, tensor in old.items() if not name.startswith("head"))
+    assert 0 <= following.evaluate(SPACE.sample([0]), 0, lambda share: None).accuracy <= 1
+    assert TrainedSupernet.open(following.weights_file(0)).normalisation == evaluator.data.normalisation
+
+
+def test_initial_weights_give_another_supernet(
+    evaluator: SupernetEvaluator, data: ImageData, trained: InitialWeights, tmp_path: Path
+) -> None:
+    started = make_evaluator(data, Path(evaluator.cache), init=trained)
+    assert started.fingerprint() == {**evaluator.fingerprint(), "init": trained.digest}
+    assert started.cache_folder(0) != evaluator.cache_folder(0)
+    other = dataclasses.replace(trained, digest="0" * 16)
+    assert make_evaluator(data, Path(evaluator.cache), init=other).cache_folder(0) != started.cache_folder(0)
+    moved = dataclasses.replace(trained, file=tmp_path / "moved.safetensors")
+    assert make_evaluator(data, Path(evaluator.cache), init=moved).cache_folder(0) == started.cache_folder(0)
+
+
+def test_weights_that_the_space_cannot_use_are_refused_at_once(data: ImageData, tmp_path: Path) -> None:
+    file = tmp_path / "network.safetensors"
+    save_weights(build(dataclasses.replace(SPACE.largest(), patch_size=4)), data.normalisation, file)
+    with pytest.raises(UserError, match="set space.patch_size=4 space.downsample=conv"):
+        make_evaluator(data, tmp_path, init=InitialWeights.read(file))

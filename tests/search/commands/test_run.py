@@ -376,10 +376,38 @@ def test_images_are_normalised_as_the_initial_weights_expect(folder: Path) -> No
         path.with_suffix(".safetensors").rename(path.with_suffix(".first.safetensors"))
 
 
-def test_weights_for_images_of_other_channels_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_are_adapted_to_images_of_other_channels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = next((folder / "outputs/first/pareto").glob("*.yaml"))
-    assert call("train", [f"arch={path}", "init=supernet", "data.in_chans=3", "data.train_size=64", "data.val_size=9"]) == 2
-    assert "is for images of 1 channel(s), not for data.in_chans=3" in capsys.readouterr().err
+    sizes = ["data.in_chans=3", "data.train_size=64", "data.val_size=9", "train.max_epochs=1"]
+    assert call("train", [f"arch={path}", "init=supernet", *sizes]) == 0
+    assert "the first convolution is adapted from 1 to 3 channels" in capsys.readouterr().out
+    expected = Normalisation.of_weights(path.with_suffix(".supernet.safetensors"))
+    assert expected is not None
+    assert Normalisation.of_weights(path.with_suffix(".safetensors")) == expected.for_channels(3)
+
+
+def test_search_starts_from_the_supernet_of_another_study(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (supernet,) = (folder / "outputs/.supernets").glob("*/supernet.safetensors")
+    options = ["+search=cpu_latency", "study.name=next", "study.n_trials=3", *TINY, "data=digits"]
+    assert call("run", [*options, f"init={supernet}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"starting from {supernet}" in printed
+    assert "its head for 100 classes is left out, and one for 10 classes is new" in printed
+    expected = TrainedSupernet.open(supernet).normalisation
+    for file in (folder / "outputs/next/pareto").glob("*.yaml"):
+        _, facts = architecture_file.read(file)
+        assert Normalisation.from_dict(facts["normalisation"]) == expected
+        assert facts["accuracy"]["init"].startswith("sha256 ")
+        assert Normalisation.of_weights(file.with_suffix(".supernet.safetensors")) == expected
+    moved = folder / "moved.safetensors"
+    supernet.rename(moved)
+    assert call("run", [*options, f"init={moved}"]) == 0  # the same weights
+    moved.write_bytes((folder / "outputs/next/pareto.csv").read_bytes())
+    capsys.readouterr()
+    assert call("run", [*options, f"init={moved}"]) == 2
+    assert "accuracy.init was 'sha256 " in capsys.readouterr().err
+    assert call("run", [*options, "init=missing.pth"]) == 2
+    assert "init=missing.pth: there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

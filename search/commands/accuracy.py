@@ -1,0 +1,54 @@
+"""The accuracy evaluator of a search from its configuration, with its images and the weights that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from search import UserError
+from search.accuracy.base import AccuracyEvaluator
+from search.accuracy.initial_weights import InitialWeights
+from search.commands.cli import build, construct, plain
+from search.files import sha256
+from search.training.data import ImageData
+
+
+def initial_weights(cfg: DictConfig) -> InitialWeights | None:
+    """Read the weights that init names, if it names any. Raises: UserError if they cannot be used."""
+    file = cfg.accuracy.get("init")
+    return None if file is None else InitialWeights.read(Path(str(file)))
+
+
+def accuracy_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of the evaluator; those of weights to start from are their digest, wherever the file is.
+
+    Raises: UserError if there is no such file.
+    """
+    settings = plain(cfg.accuracy)
+    if settings.get("init") is not None:
+        file = Path(str(settings["init"]))
+        if not file.is_file():
+            raise UserError(f"init={file}: there is no such file; name a .pth or .safetensors file of weights")
+        settings["init"] = f"sha256 {sha256(file)[:16]}"
+    return settings
+
+
+def training_images(cfg: DictConfig, weights: InitialWeights | None) -> ImageData:
+    """Read the images of a search, normalised as the weights expect that it starts from."""
+    data: ImageData
+    if weights is None:
+        data = build(cfg.data, img_size=cfg.proxy.img_size)
+    else:
+        normalisation = weights.normalisation_for(cfg.data.in_chans)
+        data = construct(build(cfg.data, _partial_=True), img_size=cfg.proxy.img_size, normalisation=normalisation)
+    return data
+
+
+def evaluator_factory(cfg: DictConfig, data: ImageData, weights: InitialWeights | None) -> Callable[[], AccuracyEvaluator]:
+    """Return what makes the evaluator, here or in another process."""
+    make = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
+    return make if weights is None else partial(make, init=weights)
