@@ -34,7 +34,7 @@ from search.accuracy.proxy_training import ProxyTraining
 from search.accuracy.trained_supernet import TrainedSupernet
 from search.files import write_bytes
 from search.space.space import Size, Space
-from search.training.data import Batches, Images
+from search.training.data import Batches
 from search.training.task import Batch, ImageClassification, TrainSettings, check_logits, fit
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class SupernetEvaluator(ProxyTraining):
         if self.num_images is not None:
             check_int("accuracy.num_images", self.num_images, 1)
         count = min(self.num_images or self.data.num_val, self.data.num_val)
-        self.images = Images(self.data.val.images[:count], self.data.val.labels[:count])
+        self.images = self.data.val.part(0, count)
         self.bounds = Bounds.of(map(self.proxy_of, self.space.covering()))
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:

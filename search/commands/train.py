@@ -29,6 +29,7 @@ from search.results.export import shared_weights_file
 from search.results.view import progress_of
 from search.space.dimensions import describe
 from search.study.locks import training_lock
+from search.training.augmentation import BatchAugmentation, PhotoAugmentation, ShiftAndFlip
 from search.training.data import ImageData
 from search.training.files import TrainingResult, checkpoint_file, load_weights, save_weights
 from search.training.normalisation import Normalisation
@@ -160,12 +161,18 @@ def expected_normalisation(weights: Path, in_chans: int) -> Normalisation | None
 
 
 def make_data(cfg: DictConfig, recipe: Recipe, normalisation: Normalisation | None) -> ImageData | StreamedData:
-    """Read images into memory, or stream them if the recipe augments them. Raises: UserError if they cannot be read."""
+    """Decode images, or stream them if the recipe augments them. Raises: UserError if they cannot be read."""
+    augment: BatchAugmentation = build(cfg.augment)
+    if isinstance(augment, PhotoAugmentation) and recipe.mixes_images:
+        raise UserError("augment=photo and this recipe would both mix images; set recipe.mixup=0 and recipe.cutmix=0")
     if recipe.augmentation is None:
         in_memory: ImageData = construct(build(cfg.data, _partial_=True), normalisation=normalisation)
         return in_memory
+    if augment != ShiftAndFlip(cfg.data.shift, cfg.data.flip):
+        raise UserError("augment and recipe.augmentation would both change the images; choose recipe=light or augment=light")
     settings = plain(cfg.data) | {"source": build(cfg.data.source), "augmentation": recipe.augmentation}
-    del settings["_target_"], settings["shift"]
+    for key in ("_target_", "shift", "augment", "cache", "cache_folder"):
+        del settings[key]
     streamed: StreamedData = construct(StreamedData, **settings, normalisation=normalisation)
     return streamed
 
@@ -237,6 +244,7 @@ def evaluate(
         normalisation=data.normalisation,
         seconds=seconds,
         weights_sha256=sha256(weights_file(network.file)),
+        class_names=data.class_names,
         search_accuracy=network.search_accuracy if is_same_task else None,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class TrainingResult:
         seconds: Duration of the training.
         weights_sha256: Digest of the file of the weights that these accuracies are of.
         search_accuracy: Accuracy that the search gave the network on the same validation split; None if there is none.
+        class_names: Name of each class, in the order of the outputs.
     """
 
     test_accuracy: float
@@ -52,6 +53,7 @@ class TrainingResult:
     seconds: float
     weights_sha256: str
     search_accuracy: float | None = None
+    class_names: list[str] = field(default_factory=list)
 
     @property
     def gap(self) -> float | None:

@@ -32,10 +32,13 @@ class Normalisation:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, images: Tensor) -> Self:
-        """Return the statistics of images, (N, C, H, W) uint8. They are exact, whatever the number of threads."""
-        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])  # (C, 256)
-        values, total = torch.arange(256, dtype=torch.float64) / 255, images[:, 0].numel()
+    def of(cls, counts: Tensor) -> Self:
+        """Return the statistics of images. They are exact, whatever the number of threads.
+
+        Args:
+            counts: Number of pixels of each value, for each channel, (C, 256).
+        """
+        values, total = torch.arange(256, dtype=torch.float64) / 255, int(counts[0].sum())
         mean = (counts * values).sum(1) / total
         variance = (counts * (values - mean[:, None]) ** 2).sum(1) / max(1, total - 1)
         std = variance.sqrt().clamp_min(1e-3)
@@ -70,6 +73,6 @@ class Normalisation:
         return {METADATA_KEY: json.dumps(asdict(self))}
 
     def apply(self, images: Tensor) -> Tensor:
-        """Normalise images, (B, C, H, W) uint8. Returns float32 of the same shape."""
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        """Normalise images, (B, C, H, W) with values from 0 to 255. Returns float32 of the same shape."""
+        mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std

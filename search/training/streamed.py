@@ -6,19 +6,15 @@ weights, whatever the number of workers.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image
-from PIL import UnidentifiedImageError
+from datasets import Dataset
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -26,8 +22,20 @@ from torch.utils.data import Dataset as TorchDataset
 
 from models.architecture import check_int, check_number
 from search import UserError
-from search.training.data import EVAL_BATCH_SIZE, Source, SplitData, convert_image, epoch_seed
+from search.training.data import EVAL_BATCH_SIZE, SplitData, epoch_seed
+from search.training.decoding import (
+    Levels,
+    Undecodable,
+    convert_image,
+    decode,
+    encoded,
+    name_of,
+    num_available_cores,
+    undecodable,
+)
+from search.training.image_cache import rows_digest
 from search.training.normalisation import Normalisation
+from search.training.splits import Source
 
 Loader = DataLoader[tuple[Tensor, int]]
 
@@ -86,7 +94,7 @@ class StreamedData(SplitData):
         img_size: int,
         in_chans: int,
         train_size: int | None,
-        val_size: int,
+        val_size: int | None,
         seed: int,
         flip: bool,
         augmentation: Augmentation,
@@ -99,7 +107,7 @@ class StreamedData(SplitData):
         self.eval_transform = self._transform(False, flip)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what a training on these images depends on; see `rows_digest` for the images themselves."""
+        """Return what a training on these images depends on; see `image_cache.rows_digest`."""
         return {
             "train": rows_digest(self.splits.train),
             "img_size": self.img_size,
@@ -127,12 +135,11 @@ class StreamedData(SplitData):
     def _loader(self, images: TransformedImages, batch_size: int, **options: Any) -> Loader:
         """A generator of its own: workers draw their seeds from it, not from that of the training."""
         options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
-        num_workers = min(self.augmentation.num_workers, _num_available_cores())
+        num_workers = min(self.augmentation.num_workers, num_available_cores())
         return DataLoader(images, batch_size, num_workers=num_workers, **options)
 
     def _transformed(self, dataset: Dataset, transform: Any, seed: int | None) -> TransformedImages:
-        dataset = dataset.cast_column("image", Image())
-        return TransformedImages(dataset, transform, self.in_chans, seed, self.decoding_error)
+        return TransformedImages(encoded(dataset), transform, self.in_chans, seed, self.levels, str(self.name))
 
     def _transform(self, training: bool, flip: bool) -> Any:
         """Make timm's transform for three channels; grey images get three equal ones, and one is kept."""
@@ -160,25 +167,6 @@ class StreamedData(SplitData):
             ) from error
 
 
-def rows_digest(dataset: Dataset) -> str:
-    """Return a SHA-256 of labels and images, without decoding them.
-
-    Of an image inside the dataset's own files (parquet, hub) the bytes count; of one in a file, its folder, name and size.
-    To read millions of files takes as long as an epoch, and times of change would differ on every machine that gets a copy.
-    """
-    digest = hashlib.sha256(np.asarray(dataset["label"][:], dtype=np.int64).tobytes())
-    for image in dataset.cast_column("image", Image(decode=False))["image"]:
-        content = _file_facts(Path(image["path"])) if image["bytes"] is None else image["bytes"]
-        digest.update(len(content).to_bytes(8, "big") + content)
-    return digest.hexdigest()
-
-
-def _file_facts(file: Path) -> bytes:
-    """Folder, name and size of an image's file."""
-    size = file.stat().st_size if file.is_file() else 0  # a path inside an archive is not a file
-    return f"{file.parent.name}/{file.name} {size}".encode()
-
-
 class TransformedImages(TorchDataset[tuple[Tensor, int]]):
     """Decoded and transformed images (C, H, W) float32, with their labels.
 
@@ -187,7 +175,8 @@ class TransformedImages(TorchDataset[tuple[Tensor, int]]):
         transform: From a Pillow image to a tensor, (3, H, W).
         in_chans: Number of channels that are kept, 1 or 3.
         seed: Seed of a random transform; None for a deterministic one.
-        decoding_error: Makes the error to raise for an image that cannot be decoded.
+        levels: Of images of more than 8 bits.
+        data: Name of the dataset, for messages.
     """
 
     def __init__(
@@ -196,24 +185,26 @@ class TransformedImages(TorchDataset[tuple[Tensor, int]]):
         transform: Any,
         in_chans: int,
         seed: int | None,
-        decoding_error: Callable[[Exception], UserError],
+        levels: Levels,
+        data: str,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.in_chans = in_chans
         self.seed = seed
-        self.decoding_error = decoding_error
+        self.levels = levels
+        self.data = data
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self.dataset[index]
         try:
-            row = self.dataset[index]
-            image = convert_image(row["image"], self.in_chans).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise self.decoding_error(error) from error
+            image = convert_image(decode(row["image"]), self.in_chans, self.levels).convert("RGB")
+        except Undecodable as error:
+            raise undecodable([(name_of(row["image"], index), error)], len(self), self.data) from error
         if self.seed is None:
             return self.transform(image)[: self.in_chans], row["label"]
         with seeded_generators(epoch_seed(self.seed, self.epoch) + index):
@@ -253,11 +244,6 @@ class EpochSampler(Sampler[int]):
         world_size, rank = _world_size_and_rank()
         order = np.random.default_rng(epoch_seed(self.seed, self.images.epoch)).permutation(len(self.images))
         yield from order[rank : len(self) * world_size : world_size].tolist()
-
-
-def _num_available_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _world_size_and_rank() -> tuple[int, int]:
