@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 CARD, FACTS, ARCHITECTURE = "README.md", "card.json", "architecture.yaml"
 PARITY = 1e-4  # greatest difference of a file's outputs from eager PyTorch's, relative to the greatest output
 BATCHES = (1, 3)  # that every file must take, whatever it was traced with
+METADATA_KEYS = ("normalisation", "class_names")  # of what search.train reports
 TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant
 
 Compute = Callable[[Tensor], Tensor]
@@ -53,14 +55,15 @@ class Format:
 
     Attributes:
         file: its name.
-        write: takes a network, an example input and the path.
+        write: takes a network, an example input, the path, and text by key that belongs to the weights, for formats that
+            have room for it.
         load: takes the path and a number of threads.
         use: how to run it, for people.
         runs_code: whether loading a file may run code that is in it.
     """
 
     file: str
-    write: Callable[[LITv2, Tensor, Path], None]
+    write: Callable[[LITv2, Tensor, Path, Mapping[str, str]], None]
     load: Callable[[Path, int], Compute]
     use: str
     runs_code: bool = False
@@ -78,6 +81,10 @@ class Trained:
     network: LITv2
     origin: str
     result: Mapping[str, Any]
+
+    def metadata(self) -> dict[str, str]:
+        """How the weights expect images and the names of their classes, as JSON by key, for the files."""
+        return {key: json.dumps(self.result[key]) for key in METADATA_KEYS if self.result.get(key)}
 
 
 def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration: Calibration, folder: Path) -> Path:
@@ -110,7 +117,7 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
         "device": target.fingerprint(),
         "calibration": calibration.to_dict(),
         "input_shape": list(shape),
-        "files": {name: write_and_measure(trained.network, name, folder, shape, target, calibration) for name in formats},
+        "files": {name: write_and_measure(trained, name, folder, shape, target, calibration) for name in formats},
     }
     write_text(folder / FACTS, json.dumps(body, indent=2) + "\n")
     uses = {name: FORMATS[name].use for name in formats}
@@ -180,7 +187,7 @@ def network_with(architecture: Architecture, state: Mapping[str, Tensor]) -> LIT
 
 
 def write_and_measure(
-    network: LITv2,
+    trained: Trained,
     name: str,
     folder: Path,
     shape: tuple[int, int, int],
@@ -189,13 +196,13 @@ def write_and_measure(
 ) -> dict[str, Any]:
     """Write one format. Returns the facts about it for the card."""
     path = folder / FORMATS[name].file
-    parity = write_checked(network, name, path, shape)
+    parity = write_checked(trained, name, path, shape)
     latency = measure(name, path, target, calibration)
     log.info("%s: %.3f ms, outputs within %.0e of PyTorch's", path, latency.latency_ms, parity)
     return {"file": path.name, "parity": parity, "latency": latency.summary()}
 
 
-def write_checked(network: LITv2, name: str, path: Path, shape: tuple[int, int, int]) -> float:
+def write_checked(trained: Trained, name: str, path: Path, shape: tuple[int, int, int]) -> float:
     """Write a file and run it on batches of several sizes.
 
     Args:
@@ -207,9 +214,9 @@ def write_checked(network: LITv2, name: str, path: Path, shape: tuple[int, int, 
     Raises:
         UserError: if it cannot be written, or computes something else.
     """
-    kind = FORMATS[name]
+    kind, network = FORMATS[name], trained.network
     try:
-        kind.write(network, torch.rand(TRACED_BATCH, *shape), path)
+        kind.write(network, torch.rand(TRACED_BATCH, *shape), path, trained.metadata())
         compute = kind.load(path, 1)
         differences = [difference(network, compute, torch.rand(batch, *shape)) for batch in BATCHES]
     except SearchStopped:  # the file cannot be written
@@ -290,8 +297,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return body
 
 
-def write_weights(network: LITv2, x: Tensor, path: Path) -> None:
-    write_bytes(path, save({key: value.contiguous() for key, value in network.state_dict().items()}))
+def write_weights(network: LITv2, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    write_bytes(path, save({key: value.contiguous() for key, value in network.state_dict().items()}, dict(metadata)))
 
 
 def load_weights(path: Path, num_threads: int) -> Compute:
@@ -300,7 +307,7 @@ def load_weights(path: Path, num_threads: int) -> Compute:
     return without_gradient(prepare(network_with(architecture, load_file(path))))
 
 
-def write_exported(network: LITv2, x: Tensor, path: Path) -> None:
+def write_exported(network: LITv2, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
     with torch.no_grad():
         program = torch.export.export(prepare(network), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with replacing(path) as new:
@@ -312,10 +319,13 @@ def load_exported(path: Path, num_threads: int) -> Compute:
     return without_gradient(torch.export.load(path).module())
 
 
-def write_onnx(network: LITv2, x: Tensor, path: Path) -> None:
+def write_onnx(network: LITv2, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the file that searches measure with ONNX Runtime: `models.deploy.onnx` says why the recorded one is the same."""
     with replacing(path) as new:
         export_onnx(prepare(network), x, new, any_batch=True)
+        model = onnx.load(new)
+        onnx.helper.set_model_props(model, dict(metadata))  # InferenceSession.get_modelmeta().custom_metadata_map
+        onnx.save(model, new)
 
 
 def load_onnx(path: Path, num_threads: int) -> Compute:

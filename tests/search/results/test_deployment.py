@@ -27,6 +27,7 @@ from search.results.deployment import BATCHES, FORMATS, PARITY, network_with, tr
 from search.results.export import origin_of_share
 from search.study.locks import export_lock, training_lock
 from search.training.files import TrainingResult
+from search.training.glyphs import CHARACTERS
 from tests.support.commands import TINY, call
 
 EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
@@ -65,6 +66,9 @@ def test_onnx_file_runs_without_this_project(deployed: Path) -> None:
     session = onnxruntime.InferenceSession(deployed / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"x": torch.rand(4, 1, 32, 32).numpy()})
     assert logits.shape == (4, 100)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == list(CHARACTERS)
+    assert len(json.loads(metadata["normalisation"])["mean"]) == 1
 
 
 def test_card_has_what_was_measured(deployed: Path) -> None:
@@ -78,6 +82,8 @@ def test_card_has_what_was_measured(deployed: Path) -> None:
     assert "| stage | width | blocks | window | Lo-Fi heads | heads | MLP ratio |" in card
     assert "On " + facts["device"]["device"] in card
     assert f"{facts['trained']['test_accuracy']:.4f}" in card
+    assert facts["trained"]["class_names"] == list(CHARACTERS)
+    assert f"- Classes, in the order of the outputs: {', '.join(CHARACTERS[:20])}, and 80 more in `card.json`." in card
     assert "Apache-2.0" in card
 
 
