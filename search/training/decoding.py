@@ -252,13 +252,13 @@ def _integer_levels(extremes: Sequence[tuple[float, float]]) -> tuple[int, int] 
 
 
 def _real_levels(extremes: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """From 0 to 1 or to 255 if all values are there, else what occurs."""
+    """From 0 to 1 or from 0 to 255 if all values are there, else what occurs."""
     if not extremes:
         return None
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
     if low >= 0 and high <= 255:
         return (0.0, 1.0 if high <= 1 else 255.0)
-    return low, high
+    return low, max(high, low + 1)
 
 
 def _for_each(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -33,7 +32,7 @@ from search.training.decoding import (
     num_available_cores,
     undecodable,
 )
-from search.training.image_cache import rows_digest
+from search.training.image_cache import Rows, rows_digest
 from search.training.normalisation import Normalisation
 from search.training.splits import Source
 
@@ -117,11 +116,13 @@ class StreamedData(SplitData):
 
     def train_dataloader(self, batch_size: int = EVAL_BATCH_SIZE) -> Loader:
         """Return shuffled, augmented batches, seeded by torch's current seed; the last incomplete batch is dropped."""
-        images = self._transformed(self.splits.train, self.train_transform, torch.initial_seed())
+        rows = self.splits.train, self.splits.train_rows
+        images = self._transformed(rows, self.train_transform, torch.initial_seed())
         return self._loader(images, min(batch_size, len(images)), sampler=EpochSampler(images), drop_last=True)
 
     def val_dataloader(self) -> Loader:
-        return self._loader(self._transformed(self.splits.val, self.eval_transform, None), EVAL_BATCH_SIZE)
+        rows = self.splits.val, self.splits.val_rows
+        return self._loader(self._transformed(rows, self.eval_transform, None), EVAL_BATCH_SIZE)
 
     def test_dataloader(self) -> Loader:
         """Read the whole test set.
@@ -130,16 +131,17 @@ class StreamedData(SplitData):
             UserError: If its labels are not those of the training set.
         """
         test_set = self.splits.test_set(self.source)
-        return self._loader(self._transformed(test_set, self.eval_transform, None), EVAL_BATCH_SIZE)
+        rows = test_set, range(len(test_set))
+        return self._loader(self._transformed(rows, self.eval_transform, None), EVAL_BATCH_SIZE)
 
     def _loader(self, images: TransformedImages, batch_size: int, **options: Any) -> Loader:
         """A generator of its own: workers draw their seeds from it, not from that of the training."""
         options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
         num_workers = min(self.augmentation.num_workers, num_available_cores())
-        return DataLoader(images, batch_size, num_workers=num_workers, **options)
+        return StreamedLoader(images, batch_size, num_workers=num_workers, **options)
 
-    def _transformed(self, dataset: Dataset, transform: Any, seed: int | None) -> TransformedImages:
-        return TransformedImages(encoded(dataset), transform, self.in_chans, seed, self.levels, str(self.name))
+    def _transformed(self, rows: Rows, transform: Any, seed: int | None) -> TransformedImages:
+        return TransformedImages(rows, transform, self.in_chans, seed, self.levels, str(self.name))
 
     def _transform(self, training: bool, flip: bool) -> Any:
         """Make timm's transform for three channels; grey images get three equal ones, and one is kept."""
@@ -171,7 +173,7 @@ class TransformedImages(TorchDataset[tuple[Tensor, int]]):
     """Decoded and transformed images (C, H, W) float32, with their labels.
 
     Args:
-        dataset: Rows of encoded images and labels.
+        rows: Encoded images and labels, and their numbers for messages.
         transform: From a Pillow image to a tensor, (3, H, W).
         in_chans: Number of channels that are kept, 1 or 3.
         seed: Seed of a random transform; None for a deterministic one.
@@ -181,14 +183,14 @@ class TransformedImages(TorchDataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        dataset: Dataset,
+        rows: Rows,
         transform: Any,
         in_chans: int,
         seed: int | None,
         levels: Levels,
         data: str,
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.numbers = encoded(rows[0]), rows[1]
         self.transform = transform
         self.in_chans = in_chans
         self.seed = seed
@@ -204,11 +206,22 @@ class TransformedImages(TorchDataset[tuple[Tensor, int]]):
         try:
             image = convert_image(decode(row["image"]), self.in_chans, self.levels).convert("RGB")
         except Undecodable as error:
-            raise undecodable([(name_of(row["image"], index), error)], len(self), self.data) from error
+            name = name_of(row["image"], int(self.numbers[index]))
+            raise undecodable([(name, error)], len(self), self.data) from error
         if self.seed is None:
             return self.transform(image)[: self.in_chans], row["label"]
         with seeded_generators(epoch_seed(self.seed, self.epoch) + index):
             return self.transform(image)[: self.in_chans], row["label"]
+
+
+class StreamedLoader(DataLoader[tuple[Tensor, int]]):
+    """Raises a user's mistake as it is: torch puts the traceback of the process that decodes into its message."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
 @contextmanager

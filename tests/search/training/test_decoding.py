@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,13 @@ def test_null_and_broken_rows_are_named() -> None:
         caught.match(text)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("image", [None, {"bytes": b"text", "path": None}])
-def test_broken_row_of_streamed_images_is_named(image: Any) -> None:
+def test_broken_row_of_streamed_images_is_named(image: Any, num_workers: int) -> None:
     source = rows([image] * 8)
-    data = StreamedData("photos", source, 16, 3, None, 2, 0, False, PLAIN)
+    data = StreamedData("photos", source, 16, 3, None, 2, 0, False, replace(PLAIN, num_workers=num_workers))
     assert data.fingerprint()
-    with pytest.raises(UserError, match=r"images of data=photos cannot be decoded: row \d \("):
+    with pytest.raises(UserError, match=r"^1 of 6 images of data=photos cannot be decoded: row \d \("):
         next(iter(data.train_dataloader(4)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from datasets import Dataset
 
 from search import SearchStopped, UserError
 from search.training import decoding, image_cache, sources
@@ -74,13 +73,16 @@ def test_default_images_are_those_of_version_0_1() -> None:
 
 
 def test_second_search_decodes_nothing(tmp_path: Path, num_decoded: list[int]) -> None:
-    glyphs(tmp_path, "disk")
+    def source(split: str, num_images: int | None) -> Dataset:
+        return sources.glyphs(split, 400, seed=0)
+
+    glyphs(tmp_path, "disk", source=source)
     assert num_decoded == [400]
-    glyphs(tmp_path, "disk", shift=0)
+    glyphs(tmp_path, "disk", source=source, shift=0)
     assert num_decoded == [400]
-    glyphs(tmp_path, "disk", train_size=200)  # the same images to validate on
+    glyphs(tmp_path, "disk", source=source, train_size=200)  # the same images to validate on
     assert num_decoded == [600]
-    glyphs(tmp_path, "disk", img_size=16)
+    glyphs(tmp_path, "disk", source=source, img_size=16)
     assert num_decoded == [1000]
 
 
@@ -94,10 +96,11 @@ def test_size_chooses_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_changed_file_is_decoded_again(tmp_path: Path) -> None:
     write_classes(tmp_path / "photos/train")
+    write_images(tmp_path / "photos/train", ["cat/0.bmp"])
     before = folder_data(tmp_path / "photos", cache="disk", cache_folder=str(tmp_path / "cache"))
-    file = tmp_path / "photos/train/cat/0.png"
+    file = tmp_path / "photos/train/cat/0.bmp"
     size = file.stat().st_size
-    write_images(tmp_path / "photos/train", ["cat/0.png"], brightness=101)
+    write_images(tmp_path / "photos/train", ["cat/0.bmp"], brightness=101)
     assert file.stat().st_size == size  # only the time of change differs
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
     after = folder_data(tmp_path / "photos", cache="disk", cache_folder=str(tmp_path / "cache"))
@@ -182,8 +185,6 @@ def test_pictures_larger_than_a_piece_are_counted_once(tmp_path: Path, monkeypat
 
 def test_images_are_decoded_in_order_on_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "num_available_cores", lambda: 8)
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(buffer, "png")
     images = np.stack([np.full((16, 16), number % 256, np.uint8) for number in range(600)])
     source = sources.from_arrays(images, [number % 2 for number in range(600)], ["a", "b"])
     data = ImageData("many", lambda split, count: source, 16, 1, None, 100, 0, 0, False)
