@@ -26,7 +26,6 @@ MAX_PATCH_SIZE: Final = 64
 MAX_WINDOW_SIZE: Final = 256
 MAX_MLP_RATIO: Final = 16.0
 MAX_INT: Final = 2**63 - 1
-ARCHITECTURE_KEY: Final = "architecture"  # of the metadata of files of weights: the key of the network that they are of
 
 
 def count_hidden(dim: int, mlp_ratio: float) -> int:

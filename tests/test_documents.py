@@ -102,7 +102,7 @@ def test_commands_for_one_machine_run(empty: Path) -> None:
         run([word if word not in budgets else word.replace("=5", "=1000") for word in words])
 
 
-@pytest.mark.parametrize("page", ["accuracy", "extending", "latency", "training"])
+@pytest.mark.parametrize("page", ["accuracy", "extending", "images", "latency", "training"])
 def test_commands_of_a_page_run(empty: Path, page: str) -> None:
     run(["python", "-m", "search.run", "+search=cpu_latency"])
     member = sorted(Path("outputs/default/pareto").glob("trial-*.yaml"))[0].stem

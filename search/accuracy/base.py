@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from models.architecture import Architecture
 from search.training.progress import Progress as Progress
 
-SUPERNET_KEY = "supernet"  # of the metadata of files of weights: the supernet that they were taken from
-
 EXECUTION_KEYS: frozenset[str] = frozenset({"cache"})
 """Keys below the configuration group `accuracy` that only say how the work is done; accuracies depend on all others."""
 

@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from models.architecture import ARCHITECTURE_KEY, Architecture
+from models.architecture import Architecture
 from models.elastic import Bounds, ElasticLITv2
 from models.importance import Measure, importance
 from models.inheritance import continued, supernet_of
 from models.litv2 import LITv2, build, checkpoint_filter_fn
 from search import UserError, one_line
-from search.accuracy.base import SUPERNET_KEY
 from search.accuracy.trained_supernet import TrainedSupernet
 from search.files import sha256
 from search.space.dimensions import describe
-from search.training.normalisation import METADATA_KEY, Normalisation
+from search.training.data import ImageData
+from search.training.metadata import ARCHITECTURE_KEY, NORMALISATION_KEY, SUPERNET_KEY, read_metadata
+from search.training.normalisation import Normalisation
+from search.training.streamed import StreamedData
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "LITv2-S": {},
@@ -41,6 +43,7 @@ HEAD, FIRST_CONV, COUNTER = "head.weight", "patch_embed.proj.weight", "num_batch
 PREFIXES = ("module.", "model.")  # of parameters, by DistributedDataParallel and by LightningModules
 RGB = 3
 MEASURE: Measure = "fisher"  # not compared with the others by accuracy yet
+NUM_MEASURING_IMAGES, MEASURING_BATCH_SIZE = 64, 8  # of LITv2-S at 224 pixels they take about 1 GiB at a time
 State = dict[str, Tensor]
 
 
@@ -96,7 +99,7 @@ class InitialWeights:
                 "name a file that search.train wrote, or an official checkpoint"
             )
         network = _network(file, state, known)
-        normalisation = Normalisation.of_weights(file) if METADATA_KEY in metadata else None
+        normalisation = Normalisation.of_weights(file) if NORMALISATION_KEY in metadata else None
         if name in PUBLISHED and normalisation is None:
             normalisation = Normalisation.imagenet(network.in_chans)
         return cls(file, digest, network, normalisation, f"{name}, {describe(known)}")
@@ -199,6 +202,13 @@ class InitialWeights:
         return network
 
 
+def measuring_batches(data: ImageData | StreamedData) -> Iterator[Tensor]:
+    """Yield training images, normalised, by which it is measured what is important in weights."""
+    count = min(NUM_MEASURING_IMAGES, data.num_train)
+    for start in range(0, count, MEASURING_BATCH_SIZE):
+        yield data.training_images(start, min(count, start + MEASURING_BATCH_SIZE))
+
+
 def adapt_head(network: LITv2, num_classes: int) -> None:
     """Replace the head by a new one where the number of classes differs."""
     if network.num_classes != num_classes:
@@ -221,8 +231,7 @@ def _metadata(file: Path) -> Mapping[str, str]:
     if file.suffix != ".safetensors":
         return {}
     try:
-        with safe_open(file, "pt") as weights:
-            return weights.metadata() or {}
+        return read_metadata(file)
     except (OSError, SafetensorError) as error:
         raise _unreadable(file, error) from error
 

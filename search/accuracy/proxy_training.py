@@ -7,14 +7,11 @@ from typing import cast
 
 import lightning
 import torch
-from torch import Tensor
 
 from models.architecture import Architecture, check_int, check_number
 from search.accuracy.initial_weights import InitialWeights
 from search.training.data import ImageData
 from search.training.task import TrainSettings, make_trainer
-
-NUM_MEASURING_IMAGES, MEASURING_BATCH_SIZE = 64, 8  # of LITv2-S at 224 pixels they take about 1 GiB at a time
 
 
 @dataclass
@@ -60,11 +57,6 @@ class ProxyTraining:
     def proxy_of(self, architecture: Architecture) -> Architecture:
         """Return the architecture that is trained in place of another one."""
         return architecture if self.width_multiplier == 1 else architecture.scaled(self.width_multiplier)
-
-    def measuring_batches(self) -> list[Tensor]:
-        """Return training images, normalised, by which it is measured what is important in the initial weights."""
-        images = self.data.normalisation.apply(self.data.train.images[:NUM_MEASURING_IMAGES])
-        return [images[i : i + MEASURING_BATCH_SIZE] for i in range(0, len(images), MEASURING_BATCH_SIZE)]
 
     def set_threads_and_seed(self, seed: int) -> None:
         """Bring this process into the state that a training starts from."""

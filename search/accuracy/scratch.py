@@ -9,6 +9,7 @@ from typing import ClassVar
 from models.architecture import Architecture
 from models.litv2 import LITv2, build
 from search.accuracy.base import Accuracy, Progress
+from search.accuracy.initial_weights import measuring_batches
 from search.accuracy.proxy_training import ProxyTraining
 from search.training.task import ImageClassification, correct_images, fit
 
@@ -38,5 +39,5 @@ class ScratchEvaluator(ProxyTraining):
         """Initialise a network."""
         data, drop_path_rate = self.data, self.train.drop_path_rate
         if self.init is not None:
-            return self.init.network(proxy, data, self.measuring_batches(), drop_path_rate)
+            return self.init.network(proxy, data, measuring_batches(data), drop_path_rate)
         return build(proxy, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=drop_path_rate)

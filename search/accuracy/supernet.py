@@ -30,11 +30,12 @@ from models.architecture import Architecture, check_int, check_number
 from models.elastic import Bounds, ElasticLITv2
 from search import UserError
 from search.accuracy.base import Accuracy, Progress
+from search.accuracy.initial_weights import measuring_batches
 from search.accuracy.proxy_training import ProxyTraining
 from search.accuracy.trained_supernet import TrainedSupernet
 from search.files import write_bytes
 from search.space.space import Size, Space
-from search.training.data import Batches, Images
+from search.training.data import Batches
 from search.training.task import Batch, ImageClassification, TrainSettings, check_logits, fit
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class SupernetEvaluator(ProxyTraining):
         if self.num_images is not None:
             check_int("accuracy.num_images", self.num_images, 1)
         count = min(self.num_images or self.data.num_val, self.data.num_val)
-        self.images = Images(self.data.val.images[:count], self.data.val.labels[:count])
+        self.images = self.data.val.part(0, count)
         self.bounds = Bounds.of(map(self.proxy_of, self.space.covering()))
         if self.init is not None:
             self.init.check(self.bounds)
@@ -199,7 +200,7 @@ class SupernetEvaluator(ProxyTraining):
         if self.init is None:
             return ElasticLITv2(self.bounds, data.in_chans, data.num_classes, drop_path_rate)
         proxies = list(map(self.proxy_of, self.space.covering()))
-        return self.init.supernet(proxies, data, self.measuring_batches(), drop_path_rate)
+        return self.init.supernet(proxies, data, measuring_batches(data), drop_path_rate)
 
     def make_task(self, elastic: ElasticLITv2, seed: int) -> SupernetTraining:
         """Make the training of a supernet; its networks depend on the seed and the step."""

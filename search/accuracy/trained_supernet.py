@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from models.architecture import ARCHITECTURE_KEY, Architecture
+from models.architecture import Architecture
 from models.elastic import Bounds, ElasticLITv2, recalibrate
 from models.litv2 import LITv2
 from models.shares import StageOrder
 from search import UserError, one_line
-from search.accuracy.base import SUPERNET_KEY
 from search.files import write_bytes
-from search.training.files import serialised
+from search.training.files import serialised, write_weights
+from search.training.metadata import SUPERNET_KEY, metadata_of, read_metadata
 from search.training.normalisation import Normalisation
 
 IMAGES = "calibration_images"
@@ -54,8 +54,8 @@ class TrainedSupernet:
 
     def save_share(self, architecture: Architecture, path: Path, digest: str) -> None:
         """Write the weights of one network, with their normalisation, its key and the digest of this supernet's file."""
-        metadata = self.normalisation.metadata() | {SUPERNET_KEY: digest, ARCHITECTURE_KEY: architecture.key}
-        write_bytes(path, serialised(self.extract(architecture).state_dict(), metadata))
+        metadata = metadata_of(architecture.key, self.normalisation, supernet=digest)
+        write_weights(self.extract(architecture), metadata, path)
 
     def save(self, path: Path) -> None:
         """Write a file, completely or not at all. Equal supernets give equal files."""
@@ -68,7 +68,7 @@ class TrainedSupernet:
             "normalisation": asdict(self.normalisation),
         }
         tensors = {**self.elastic.state_dict(), IMAGES: self.images.contiguous()}
-        write_bytes(path, save(tensors, {SUPERNET_KEY: json.dumps(description)}))  # one key: several come in no fixed order
+        write_bytes(path, serialised(tensors, {SUPERNET_KEY: json.dumps(description)}))
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -78,8 +78,7 @@ class TrainedSupernet:
             UserError: If the file is missing or incomplete.
         """
         try:
-            with safe_open(path, "pt") as file:
-                shape = json.loads(file.metadata()[SUPERNET_KEY])
+            shape = json.loads(read_metadata(path)[SUPERNET_KEY])
             normalisation = Normalisation.from_dict(shape.pop("normalisation"))
             bounds, order = Bounds.from_dict(shape.pop("bounds")), shape.pop("order", None)
             if order is not None:

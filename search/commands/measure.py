@@ -31,7 +31,8 @@ from search.latency.base import Calibration, Latency
 from search.latency.target import Network, PairedTarget
 from search.results import architecture_file
 from search.results.architecture_file import IMAGENET, network_input
-from search.results.deployment import FORMATS, check_runs_files, measure_again, read_facts
+from search.results.deployment import check_runs_files, measure_again, read_facts
+from search.results.formats import FORMATS
 from search.results.tables import latency_text
 from search.results.view import make_console
 

@@ -19,7 +19,7 @@ NAMES = (
     "latency.devices.*.host", "latency.devices.*.python",
 )  # fmt: skip
 PATHS = (
-    "data.source.path", "accuracy.cache", "accuracy.init", "arch", "init", "deployed", "output",
+    "data.source.path", "data.cache_folder", "accuracy.cache", "accuracy.init", "arch", "init", "deployed", "output",
     "latency.identity_file", "latency.known_hosts",
     "latency.devices.*.identity_file", "latency.devices.*.known_hosts",
 )  # fmt: skip

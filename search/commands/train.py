@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +16,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import Tensor
 
 from models.architecture import Architecture, check_int
 from models.complexity import count_params
@@ -25,8 +23,7 @@ from models.elastic import Bounds
 from models.litv2 import LITv2
 from models.litv2 import build as build_network
 from search import UserError
-from search.accuracy.initial_weights import InitialWeights
-from search.accuracy.proxy_training import MEASURING_BATCH_SIZE, NUM_MEASURING_IMAGES
+from search.accuracy.initial_weights import InitialWeights, measuring_batches
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.files import sha256
 from search.results import architecture_file
@@ -34,6 +31,7 @@ from search.results.export import shared_weights_file
 from search.results.view import progress_of
 from search.space.dimensions import describe
 from search.study.locks import training_lock
+from search.training.augmentation import BatchAugmentation, PhotoAugmentation, ShiftAndFlip
 from search.training.data import ImageData
 from search.training.files import TrainingResult, checkpoint_file, save_weights
 from search.training.normalisation import Normalisation
@@ -102,7 +100,8 @@ def train_and_report(cfg: DictConfig, network: Network, console: Console) -> Non
     seconds = train(task, setup, network.file, checkpoint, console)
     if leave_process_group() != 0:
         return
-    save_weights(cast(LITv2, task.model), setup.data.normalisation, weights_file(network.file))
+    data = setup.data
+    save_weights(cast(LITv2, task.model), data.normalisation, weights_file(network.file), data.class_names)
     result = evaluate(task, test_batches, cfg, network, setup, seconds)
     result.save(result_file(network.file))
     checkpoint.unlink(missing_ok=True)
@@ -157,12 +156,18 @@ def make_setup(cfg: DictConfig, network: Network) -> Setup:
 
 
 def make_data(cfg: DictConfig, recipe: Recipe, normalisation: Normalisation | None) -> ImageData | StreamedData:
-    """Read images into memory, or stream them if the recipe augments them. Raises: UserError if they cannot be read."""
+    """Decode images, or stream them if the recipe augments them. Raises: UserError if they cannot be read."""
+    augment: BatchAugmentation = build(cfg.augment)
+    if isinstance(augment, PhotoAugmentation) and recipe.mixes_images:
+        raise UserError("augment=photo and this recipe would both mix images; set recipe.mixup=0 and recipe.cutmix=0")
     if recipe.augmentation is None:
         in_memory: ImageData = construct(build(cfg.data, _partial_=True), normalisation=normalisation)
         return in_memory
+    if augment != ShiftAndFlip(cfg.data.shift, cfg.data.flip):
+        raise UserError("augment and recipe.augmentation would both change the images; choose recipe=light or augment=light")
     settings = plain(cfg.data) | {"source": build(cfg.data.source), "augmentation": recipe.augmentation}
-    del settings["_target_"], settings["shift"]
+    for key in ("_target_", "shift", "augment", "cache", "cache_folder"):
+        del settings[key]
     streamed: StreamedData = construct(StreamedData, **settings, normalisation=normalisation)
     return streamed
 
@@ -180,14 +185,6 @@ def make_task(cfg: DictConfig, network: Network, setup: Setup) -> FullTraining:
         model = setup.weights.network(network.architecture, data, measuring_batches(data), drop_path_rate)
     log.info("training %s (%s parameters)", describe(network.architecture), f"{count_params(model):,}")
     return FullTraining(model, setup.settings, data.num_classes, setup.recipe)
-
-
-def measuring_batches(data: ImageData | StreamedData) -> Iterator[Tensor]:
-    """Some training images, by which it is measured what is important in the weights to start from."""
-    for images, _ in itertools.islice(
-        data.train_dataloader(MEASURING_BATCH_SIZE), NUM_MEASURING_IMAGES // MEASURING_BATCH_SIZE
-    ):
-        yield images
 
 
 def initial_weights(init: str, network: Network) -> InitialWeights | None:
@@ -246,6 +243,7 @@ def evaluate(
         normalisation=data.normalisation,
         seconds=seconds,
         weights_sha256=sha256(weights_file(network.file)),
+        class_names=data.class_names,
         search_accuracy=network.search_accuracy if is_same_task else None,
     )
 

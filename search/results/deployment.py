@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,49 +21,28 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.architecture import Architecture
-from models.deploy import prepare
-from models.deploy.onnx import export_onnx
 from models.litv2 import LITv2, build
 from search import SearchStopped, UserError, one_line
-from search.files import replacing, sha256, write_bytes, write_text
+from search.files import sha256, write_text
 from search.latency.base import Calibration, Latency
-from search.latency.onnx_session import open_session
 from search.latency.protocol import Run
 from search.latency.target import PairedTarget
 from search.results import architecture_file
 from search.results.architecture_file import network_input
 from search.results.card import card
+from search.results.formats import ARCHITECTURE, FORMATS, Compute, network_with
+from search.training.metadata import CLASS_NAMES_KEY, NORMALISATION_KEY, metadata_of, read_metadata
+from search.training.normalisation import Normalisation
 
 log = logging.getLogger(__name__)
-CARD, FACTS, ARCHITECTURE = "README.md", "card.json", "architecture.yaml"
+CARD, FACTS = "README.md", "card.json"
 PARITY = 1e-4  # greatest difference of a file's outputs from eager PyTorch's, relative to the greatest output
 BATCHES = (1, 3)  # that every file must take, whatever it was traced with
 TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant
-
-Compute = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Format:
-    """A kind of file.
-
-    Attributes:
-        file: its name.
-        write: takes a network, an example input and the path.
-        load: takes the path and a number of threads.
-        use: how to run it, for people.
-        runs_code: whether loading a file may run code that is in it.
-    """
-
-    file: str
-    write: Callable[[LITv2, Tensor, Path], None]
-    load: Callable[[Path, int], Compute]
-    use: str
-    runs_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +51,18 @@ class Trained:
 
     Attributes:
         origin: where the weights come from, for people.
+        metadata: of their file, as `search.training.metadata` describes it; the deployed files get it too.
         result: what search.train reported about them.
     """
 
     network: LITv2
     origin: str
+    metadata: Mapping[str, str]
     result: Mapping[str, Any]
+
+    def expects(self) -> dict[str, Any]:
+        """Normalisation of images and names of classes, as far as they are known."""
+        return {key: json.loads(self.metadata[key]) for key in (NORMALISATION_KEY, CLASS_NAMES_KEY) if key in self.metadata}
 
 
 def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration: Calibration, folder: Path) -> Path:
@@ -107,10 +92,11 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
     body = {
         "trained": trained.result,
         "weights": trained.origin,
+        "expects": trained.expects(),
         "device": target.fingerprint(),
         "calibration": calibration.to_dict(),
         "input_shape": list(shape),
-        "files": {name: write_and_measure(trained.network, name, folder, shape, target, calibration) for name in formats},
+        "files": {name: write_and_measure(trained, name, folder, shape, target, calibration) for name in formats},
     }
     write_text(folder / FACTS, json.dumps(body, indent=2) + "\n")
     uses = {name: FORMATS[name].use for name in formats}
@@ -141,10 +127,16 @@ def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, 
     if not weights.exists():
         log.warning("there is no %s: the files get random weights; train first with search.train arch=%s", weights, file)
         in_chans, _, num_classes = network_input(facts)
-        return Trained(build(architecture, in_chans=in_chans, num_classes=num_classes).eval(), "random, untrained", {})
+        network = build(architecture, in_chans=in_chans, num_classes=num_classes).eval()
+        of_search = facts.get(NORMALISATION_KEY)
+        normalisation = None if of_search is None else Normalisation.from_dict(of_search)
+        return Trained(network, "random, untrained", metadata_of(architecture.key, normalisation), {})
     try:
         network = network_with(architecture, load_file(weights))
-        return Trained(network, f"trained by search.train, {weights.name}", result_of(weights, report))
+        metadata, result = read_metadata(weights), result_of(weights, report)
+        if NORMALISATION_KEY not in metadata and NORMALISATION_KEY in result:  # weights of version 0.1
+            metadata |= metadata_of(architecture.key, Normalisation.from_dict(result[NORMALISATION_KEY]))
+        return Trained(network, f"trained by search.train, {weights.name}", metadata, result)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{weights} cannot be read ({one_line(error)}); train again with search.train arch={file}"
@@ -170,17 +162,8 @@ def result_of(weights: Path, report: Path) -> Mapping[str, Any]:
     return {}
 
 
-def network_with(architecture: Architecture, state: Mapping[str, Tensor]) -> LITv2:
-    """Build a network in evaluation mode; channels and classes are those of the weights."""
-    in_chans = state["patch_embed.proj.weight"].shape[1]
-    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
-    network = build(architecture, in_chans=in_chans, num_classes=num_classes)
-    network.load_state_dict(state)
-    return network.eval()
-
-
 def write_and_measure(
-    network: LITv2,
+    trained: Trained,
     name: str,
     folder: Path,
     shape: tuple[int, int, int],
@@ -189,13 +172,13 @@ def write_and_measure(
 ) -> dict[str, Any]:
     """Write one format. Returns the facts about it for the card."""
     path = folder / FORMATS[name].file
-    parity = write_checked(network, name, path, shape)
+    parity = write_checked(trained, name, path, shape)
     latency = measure(name, path, target, calibration)
     log.info("%s: %.3f ms, outputs within %.0e of PyTorch's", path, latency.latency_ms, parity)
     return {"file": path.name, "parity": parity, "latency": latency.summary()}
 
 
-def write_checked(network: LITv2, name: str, path: Path, shape: tuple[int, int, int]) -> float:
+def write_checked(trained: Trained, name: str, path: Path, shape: tuple[int, int, int]) -> float:
     """Write a file and run it on batches of several sizes.
 
     Args:
@@ -207,9 +190,9 @@ def write_checked(network: LITv2, name: str, path: Path, shape: tuple[int, int, 
     Raises:
         UserError: if it cannot be written, or computes something else.
     """
-    kind = FORMATS[name]
+    kind, network = FORMATS[name], trained.network
     try:
-        kind.write(network, torch.rand(TRACED_BATCH, *shape), path)
+        kind.write(network, torch.rand(TRACED_BATCH, *shape), path, trained.metadata)
         compute = kind.load(path, 1)
         differences = [difference(network, compute, torch.rand(batch, *shape)) for batch in BATCHES]
     except SearchStopped:  # the file cannot be written
@@ -288,55 +271,3 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"deployed={folder} has no {FACTS} of an export ({one_line(error)}); name a folder that search.export wrote"
         ) from error
     return body
-
-
-def write_weights(network: LITv2, x: Tensor, path: Path) -> None:
-    write_bytes(path, save({key: value.contiguous() for key, value in network.state_dict().items()}))
-
-
-def load_weights(path: Path, num_threads: int) -> Compute:
-    """Load weights into PyTorch, prepared for inference. The architecture is read from beside them."""
-    architecture, _ = architecture_file.read(path.parent / ARCHITECTURE)
-    return without_gradient(prepare(network_with(architecture, load_file(path))))
-
-
-def write_exported(network: LITv2, x: Tensor, path: Path) -> None:
-    with torch.no_grad():
-        program = torch.export.export(prepare(network), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    with replacing(path) as new:
-        torch.export.save(program, new)
-
-
-def load_exported(path: Path, num_threads: int) -> Compute:
-    """Load a program of torch.export, which can run code."""
-    return without_gradient(torch.export.load(path).module())
-
-
-def write_onnx(network: LITv2, x: Tensor, path: Path) -> None:
-    """Write the file that searches measure with ONNX Runtime: `models.deploy.onnx` says why the recorded one is the same."""
-    with replacing(path) as new:
-        export_onnx(prepare(network), x, new, any_batch=True)
-
-
-def load_onnx(path: Path, num_threads: int) -> Compute:
-    session = open_session(path.read_bytes(), num_threads)
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-
-
-def without_gradient(module: nn.Module) -> Compute:
-    def compute(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            output: Tensor = module(x)
-            return output
-
-    return compute
-
-
-FORMATS = {
-    "safetensors": Format("model.safetensors", write_weights, load_weights, "search.results.deployment.load_weights"),
-    "torch_export": Format(
-        "model.pt2", write_exported, load_exported, "torch.export.load(FILE).module()(images)", runs_code=True
-    ),
-    "onnx": Format("model.onnx", write_onnx, load_onnx, 'onnxruntime.InferenceSession(FILE).run(None, {"x": images})'),
-}

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from models.architecture import ARCHITECTURE_KEY
 from search import UserError
-from search.accuracy.base import SUPERNET_KEY, digest_of
+from search.accuracy.base import digest_of
 from search.accuracy.checked import CHECK_FILE, Checked, read_checked
 from search.files import write_text
 from search.latency.base import Latency
@@ -30,6 +29,7 @@ from search.study.locks import training_lock
 from search.study.storage import NORMALISATION, SUPERNET, WEIGHTS
 from search.study.targets import Target, targets_of
 from search.study.trial import TrialRecord, finished_trials
+from search.training.metadata import ARCHITECTURE_KEY, SUPERNET_KEY, read_metadata
 
 log = logging.getLogger(__name__)
 SHARED_WEIGHTS = ".supernet.safetensors"
@@ -188,8 +188,7 @@ def num_threads(count: int) -> Iterator[None]:
 def origin_of_share(file: Path) -> tuple[str | None, str | None]:
     """The digest of the supernet that weights were taken from, and the key of their network; None if a file is not whole."""
     try:
-        with safe_open(file, "np") as weights:
-            metadata = weights.metadata() or {}
+        metadata = read_metadata(file)
     except (OSError, SafetensorError):
         metadata = {}
     return metadata.get(SUPERNET_KEY), metadata.get(ARCHITECTURE_KEY)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from models.architecture import ARCHITECTURE_KEY
 from models.litv2 import LITv2
 from search.files import write_bytes, write_text
 from search.training.data import ImageData
+from search.training.metadata import metadata_of
 from search.training.normalisation import Normalisation
 from search.training.recipe import Recipe
 from search.training.streamed import StreamedData
@@ -39,6 +39,7 @@ class TrainingResult:
         seconds: Duration of the training.
         weights_sha256: Digest of the file of the weights that these accuracies are of.
         search_accuracy: Accuracy that the search gave the network on the same validation split; None if there is none.
+        class_names: Name of each class, in the order of the outputs.
     """
 
     test_accuracy: float
@@ -53,6 +54,7 @@ class TrainingResult:
     seconds: float
     weights_sha256: str
     search_accuracy: float | None = None
+    class_names: list[str] = field(default_factory=list)
 
     @property
     def gap(self) -> float | None:
@@ -72,10 +74,14 @@ class TrainingResult:
         write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
-def save_weights(model: LITv2, normalisation: Normalisation, file: Path) -> None:
-    """Write the weights of a model, with its architecture and the normalisation of the images that they expect."""
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_bytes(file, serialised(weights, normalisation.metadata() | {ARCHITECTURE_KEY: model.architecture.key}))
+def save_weights(model: LITv2, normalisation: Normalisation, file: Path, class_names: Sequence[str] = ()) -> None:
+    """Write the weights of a model, with its architecture, and the images and classes that they are for."""
+    write_weights(model, metadata_of(model.architecture.key, normalisation, class_names), file)
+
+
+def write_weights(model: nn.Module, metadata: Mapping[str, str], file: Path) -> None:
+    """Write weights with what `search.training.metadata` describes. Equal ones give equal files."""
+    write_bytes(file, serialised({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, metadata))
 
 
 def serialised(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from search.training.data import ImageData, Images
+from search.training.data import ImageData
 from search.training.normalisation import Normalisation
 
 
@@ -18,8 +18,14 @@ def hold_out(data: ImageData, count: int) -> ImageData:
     """
     end, rows, images = data.num_train - count, data.splits.train, data.train
     changed = copy.copy(data)
-    changed.splits = replace(data.splits, train=rows.select(range(end)), val=rows.select(range(end, len(rows))))
-    changed.train = Images(images.images[:end], images.labels[:end])
-    changed.val = Images(images.images[end:], images.labels[end:])
-    changed.normalisation = data.expected or Normalisation.of(changed.train.images)
+    numbers = data.splits.train_rows
+    changed.splits = replace(
+        data.splits,
+        train=rows.select(range(end)),
+        val=rows.select(range(end, len(rows))),
+        train_rows=numbers[:end],
+        val_rows=numbers[end:],
+    )
+    changed.train, changed.val = images.part(0, end), images.part(end, data.num_train)
+    changed.normalisation = data.expected or Normalisation.of(changed.train.counts())
     return changed

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from search import UserError, one_line
+from search.training.metadata import NORMALISATION_KEY, read_metadata
 
-METADATA_KEY = "normalisation"
 GREY_MEAN, GREY_STD = 0.449, 0.226  # mean of ImageNet's over its channels
 DIGITS = 6  # a number that cards and results show is the one that is used
 
@@ -32,10 +32,13 @@ class Normalisation:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, images: Tensor) -> Self:
-        """Return the statistics of images, (N, C, H, W) uint8. They are exact, whatever the number of threads."""
-        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])  # (C, 256)
-        values, total = torch.arange(256, dtype=torch.float64) / 255, images[:, 0].numel()
+    def of(cls, counts: Tensor) -> Self:
+        """Return the statistics of images. They are exact, whatever the number of threads.
+
+        Args:
+            counts: Number of pixels of each value, for each channel, (C, 256).
+        """
+        values, total = torch.arange(256, dtype=torch.float64) / 255, int(counts[0].sum())
         mean = (counts * values).sum(1) / total
         variance = (counts * (values - mean[:, None]) ** 2).sum(1) / max(1, total - 1)
         std = variance.sqrt().clamp_min(1e-3)
@@ -59,8 +62,7 @@ class Normalisation:
             UserError: If the file cannot be read.
         """
         try:
-            with safe_open(file, "pt") as weights:
-                text = (weights.metadata() or {}).get(METADATA_KEY)
+            text = read_metadata(file).get(NORMALISATION_KEY)
             return None if text is None else cls.from_dict(json.loads(text))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} does not hold weights: {one_line(error)}") from error
@@ -72,11 +74,7 @@ class Normalisation:
         mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
         return type(self)((round(mean, DIGITS),) * in_chans, (round(std, DIGITS),) * in_chans)
 
-    def metadata(self) -> dict[str, str]:
-        """Return the metadata of a safetensors file of weights that expect this normalisation."""
-        return {METADATA_KEY: json.dumps(asdict(self))}
-
     def apply(self, images: Tensor) -> Tensor:
-        """Normalise images, (B, C, H, W) uint8. Returns float32 of the same shape."""
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        """Normalise images, (B, C, H, W) with values from 0 to 255. Returns float32 of the same shape."""
+        mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std

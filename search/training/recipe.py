@@ -30,7 +30,7 @@ class Recipe:
     """Augmentation, regularisation and hardware of a full training.
 
     Args:
-        augmentation: None keeps the images in memory, shifted by `data.shift` and mirrored by `data.flip`.
+        augmentation: None decodes the images once and changes them by `augment`.
         mixup: Parameter of mixup's beta distribution; 0 for none.
         cutmix: Parameter of CutMix's beta distribution; 0 for none. With both, each batch gets one of them.
         ema_decay: Decay of an exponential moving average of the weights, which is then the result; 0 for none.
@@ -71,7 +71,7 @@ class Recipe:
             raise ValueError(f"recipe.logs: {', '.join(unknown)} is unknown; choose from {', '.join(LOGGERS)}")
         if self.augmentation is None and self.devices not in (1, "auto"):
             raise ValueError(
-                f"recipe.devices={self.devices}: images in memory feed one device; set recipe.devices=1, "
+                f"recipe.devices={self.devices}: images that are decoded once feed one device; set recipe.devices=1, "
                 "recipe=strong or recipe=imagenet"
             )
 

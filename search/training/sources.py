@@ -6,9 +6,9 @@ matters to a source that generates images. The others are the keys below `data.s
 
 from __future__ import annotations
 
-import glob
 import gzip
 import io
+import itertools
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from search import UserError, one_line
+from search.training import folders
 from search.training import glyphs as glyph_images
 
 LOCAL_CHOICES = "data=glyphs, data=digits, data=imagefolder, data=parquet or data=idx"
@@ -99,26 +100,26 @@ def hub(split: str, num_images: int | None, path: str, train: str, test: str, im
 
 
 def imagefolder(split: str, num_images: int | None, path: str) -> Dataset:
-    """Load a folder of images: `train/CLASS/*` and, for `search.train`, `test/CLASS/*` (or `val`, `validation`)."""
-    folder = _existing(path)
-    names = ("train",) if split == "train" else ("test", "val", "validation")
-    for name in names:
-        if (folder / name).is_dir():
-            if not any(file.is_file() for file in (folder / name).rglob("*")):
-                raise UserError(f"data.source.path={path}: {name} has no images; put them into one folder per class")
-            files = f"{glob.escape(str(folder.resolve() / name))}/**"  # all files, whatever splits their names suggest
-            dataset = _load_files("imagefolder", path, data_files={"train": files}, drop_labels=False)
-            return _with_columns(dataset, "image", "label")
-    raise UserError(f"data.source.path={path} has no folder {' or '.join(names)}; put the images of that split into one")
+    """List a folder of images: `train/CLASS/*` and, for `search.train`, `test/CLASS/*` (or `val`); or `CLASS/*` alone."""
+    return folders.read_folder(_existing(path), split)
 
 
 def parquet(split: str, num_images: int | None, path: str, image: str, label: str) -> Dataset:
-    """Load a folder of parquet files: `train*.parquet` and, for `search.train`, `test*.parquet`."""
+    """Load a folder of parquet files: `train*.parquet` and, for `search.train`, `test*.parquet` (or `val*.parquet`).
+
+    They may lie in a folder `data`, as on the hub. Images are encoded bytes, or paths that start at the files' folder.
+    """
     folder = _existing(path)
-    files = sorted(str(file) for file in folder.glob(f"{split}*.parquet"))
-    if not files:
-        raise UserError(f"data.source.path={path} has no file {split}*.parquet; add it or choose another folder")
-    return _with_columns(_load_files("parquet", path, data_files=files), image, label)
+    prefixes = ("train",) if split == "train" else ("test", "val")
+    for prefix, place in itertools.product(prefixes, (folder, folder / "data")):
+        if files := sorted(str(file) for file in place.glob(f"{prefix}*.parquet")):
+            dataset = _load_files("parquet", path, data_files=files)
+            return _with_columns(dataset, image, label, place)
+    wanted = " or ".join(f"{prefix}*.parquet" for prefix in prefixes)
+    raise UserError(
+        f"data.source.path={path} has no file {wanted}, nor has its folder data; name the files of that split so, or choose "
+        "another folder"
+    )
 
 
 def idx(split: str, num_images: int | None, path: str) -> Dataset:
@@ -174,16 +175,39 @@ def _existing(path: str) -> Path:
     return folder
 
 
-def _with_columns(dataset: Dataset, image: str, label: str) -> Dataset:
-    for name in (image, label):
+def _with_columns(dataset: Dataset, image: str, label: str, folder: Path | None = None) -> Dataset:
+    """Keep two columns, as `image` and `label`.
+
+    Args:
+        dataset: With these columns and others.
+        image: Name of the column of images: of that type, or encoded bytes, or paths.
+        label: Name of the column of labels.
+        folder: Where relative paths start.
+
+    Raises:
+        UserError: If a column is missing, or cannot hold images.
+    """
+    for key, name in (("image", image), ("label", label)):
         if name not in dataset.column_names:
-            raise UserError(f"the dataset has no column {name!r}; it has {', '.join(dataset.column_names)}")
+            raise UserError(
+                f"the dataset has no column {name!r}; it has {', '.join(dataset.column_names)}: choose one with "
+                f"data.source.{key}"
+            )
     dataset = dataset.select_columns([image, label]).rename_columns({image: "image", label: "label"})
-    if not isinstance(dataset.features["image"], Image):
-        raise UserError(f"column {image!r} holds {dataset.features['image']}; it must hold images")
-    if not isinstance(dataset.features["label"], ClassLabel | Value):
-        raise UserError(f"column {label!r} holds {dataset.features['label']}; it must hold class numbers")
-    return dataset
+    feature = dataset.features["image"]
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        paths = [None if name is None else str((folder or Path()) / name) for name in dataset["image"][:]]
+        dataset = dataset.remove_columns("image").add_column("image", paths, feature=Value("string"))
+    elif not _holds_images(feature):
+        raise UserError(f"column {image!r} holds {feature}; it must hold images, their encoded bytes, or paths of files")
+    return dataset.cast_column("image", Image(decode=False))
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column has images: as `datasets` marks them, or as encoded bytes, with a name or without."""
+    if isinstance(feature, dict):
+        return bool(feature) and feature.keys() <= {"bytes", "path"}
+    return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
 
 
 def _read_idx(folder: Path, name: str, num_dims: int) -> NDArray[np.uint8]:

@@ -6,19 +6,14 @@ weights, whatever the number of workers.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image
-from PIL import UnidentifiedImageError
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -26,8 +21,20 @@ from torch.utils.data import Dataset as TorchDataset
 
 from models.architecture import check_int, check_number
 from search import UserError
-from search.training.data import EVAL_BATCH_SIZE, Source, SplitData, convert_image, epoch_seed
+from search.training.data import EVAL_BATCH_SIZE, SplitData, epoch_seed
+from search.training.decoding import (
+    Levels,
+    Undecodable,
+    convert_image,
+    decode,
+    encoded,
+    name_of,
+    num_available_cores,
+    undecodable,
+)
+from search.training.image_cache import Rows, rows_digest
 from search.training.normalisation import Normalisation
+from search.training.splits import Source
 
 Loader = DataLoader[tuple[Tensor, int]]
 
@@ -65,7 +72,6 @@ class Augmentation:
 class StreamedData(SplitData):
     """The splits of `search.training.data.ImageData`, decoded when a batch needs them.
 
-
     Args:
         val_size: Number of images to validate on; may be 0.
         flip: Whether half of the training images are mirrored.
@@ -86,7 +92,7 @@ class StreamedData(SplitData):
         img_size: int,
         in_chans: int,
         train_size: int | None,
-        val_size: int,
+        val_size: int | None,
         seed: int,
         flip: bool,
         augmentation: Augmentation,
@@ -99,7 +105,7 @@ class StreamedData(SplitData):
         self.eval_transform = self._transform(False, flip)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what a training on these images depends on; see `rows_digest` for the images themselves."""
+        """Return what a training on these images depends on; see `image_cache.rows_digest`."""
         return {
             "train": rows_digest(self.splits.train),
             "img_size": self.img_size,
@@ -107,13 +113,20 @@ class StreamedData(SplitData):
             "normalisation": asdict(self.normalisation),
         }
 
+    def training_images(self, start: int, stop: int) -> Tensor:
+        """Return training images from `start` to before `stop`, normalised but not augmented, (B, C, H, W) float32."""
+        images = self._transformed((self.splits.train, self.splits.train_rows), self.eval_transform, None)
+        return torch.stack([images[index][0] for index in range(start, stop)])
+
     def train_dataloader(self, batch_size: int = EVAL_BATCH_SIZE) -> Loader:
         """Return shuffled, augmented batches, seeded by torch's current seed; the last incomplete batch is dropped."""
-        images = self._transformed(self.splits.train, self.train_transform, torch.initial_seed())
+        rows = self.splits.train, self.splits.train_rows
+        images = self._transformed(rows, self.train_transform, torch.initial_seed())
         return self._loader(images, min(batch_size, len(images)), sampler=EpochSampler(images), drop_last=True)
 
     def val_dataloader(self) -> Loader:
-        return self._loader(self._transformed(self.splits.val, self.eval_transform, None), EVAL_BATCH_SIZE)
+        rows = self.splits.val, self.splits.val_rows
+        return self._loader(self._transformed(rows, self.eval_transform, None), EVAL_BATCH_SIZE)
 
     def test_dataloader(self) -> Loader:
         """Read the whole test set.
@@ -122,17 +135,17 @@ class StreamedData(SplitData):
             UserError: If its labels are not those of the training set.
         """
         test_set = self.splits.test_set(self.source)
-        return self._loader(self._transformed(test_set, self.eval_transform, None), EVAL_BATCH_SIZE)
+        rows = test_set, range(len(test_set))
+        return self._loader(self._transformed(rows, self.eval_transform, None), EVAL_BATCH_SIZE)
 
     def _loader(self, images: TransformedImages, batch_size: int, **options: Any) -> Loader:
         """A generator of its own: workers draw their seeds from it, not from that of the training."""
         options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
-        num_workers = min(self.augmentation.num_workers, _num_available_cores())
-        return DataLoader(images, batch_size, num_workers=num_workers, **options)
+        num_workers = min(self.augmentation.num_workers, num_available_cores())
+        return StreamedLoader(images, batch_size, num_workers=num_workers, **options)
 
-    def _transformed(self, dataset: Dataset, transform: Any, seed: int | None) -> TransformedImages:
-        dataset = dataset.cast_column("image", Image())
-        return TransformedImages(dataset, transform, self.in_chans, seed, self.decoding_error)
+    def _transformed(self, rows: Rows, transform: Any, seed: int | None) -> TransformedImages:
+        return TransformedImages(rows, transform, self.in_chans, seed, self.levels, str(self.name))
 
     def _transform(self, training: bool, flip: bool) -> Any:
         """Make timm's transform for three channels; grey images get three equal ones, and one is kept."""
@@ -160,64 +173,59 @@ class StreamedData(SplitData):
             ) from error
 
 
-def rows_digest(dataset: Dataset) -> str:
-    """Return a SHA-256 of labels and images, without decoding them.
-
-    Of an image inside the dataset's own files (parquet, hub) the bytes count; of one in a file, its folder, name and size.
-    To read millions of files takes as long as an epoch, and times of change would differ on every machine that gets a copy.
-    """
-    digest = hashlib.sha256(np.asarray(dataset["label"][:], dtype=np.int64).tobytes())
-    for image in dataset.cast_column("image", Image(decode=False))["image"]:
-        content = _file_facts(Path(image["path"])) if image["bytes"] is None else image["bytes"]
-        digest.update(len(content).to_bytes(8, "big") + content)
-    return digest.hexdigest()
-
-
-def _file_facts(file: Path) -> bytes:
-    """Folder, name and size of an image's file."""
-    size = file.stat().st_size if file.is_file() else 0  # a path inside an archive is not a file
-    return f"{file.parent.name}/{file.name} {size}".encode()
-
-
 class TransformedImages(TorchDataset[tuple[Tensor, int]]):
     """Decoded and transformed images (C, H, W) float32, with their labels.
 
     Args:
-        dataset: Rows of encoded images and labels.
+        rows: Encoded images and labels, and their numbers for messages.
         transform: From a Pillow image to a tensor, (3, H, W).
         in_chans: Number of channels that are kept, 1 or 3.
         seed: Seed of a random transform; None for a deterministic one.
-        decoding_error: Makes the error to raise for an image that cannot be decoded.
+        levels: Of images of more than 8 bits.
+        data: Name of the dataset, for messages.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        rows: Rows,
         transform: Any,
         in_chans: int,
         seed: int | None,
-        decoding_error: Callable[[Exception], UserError],
+        levels: Levels,
+        data: str,
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.numbers = encoded(rows[0]), rows[1]
         self.transform = transform
         self.in_chans = in_chans
         self.seed = seed
-        self.decoding_error = decoding_error
+        self.levels = levels
+        self.data = data
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self.dataset[index]
         try:
-            row = self.dataset[index]
-            image = convert_image(row["image"], self.in_chans).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise self.decoding_error(error) from error
+            image = convert_image(decode(row["image"]), self.in_chans, self.levels).convert("RGB")
+        except Undecodable as error:
+            name = name_of(row["image"], int(self.numbers[index]))
+            raise undecodable([(name, error)], len(self), self.data) from error
         if self.seed is None:
             return self.transform(image)[: self.in_chans], row["label"]
         with seeded_generators(epoch_seed(self.seed, self.epoch) + index):
             return self.transform(image)[: self.in_chans], row["label"]
+
+
+class StreamedLoader(DataLoader[tuple[Tensor, int]]):
+    """Raises a user's mistake as it is: torch puts the traceback of the process that decodes into its message."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
 @contextmanager
@@ -253,11 +261,6 @@ class EpochSampler(Sampler[int]):
         world_size, rank = _world_size_and_rank()
         order = np.random.default_rng(epoch_seed(self.seed, self.images.epoch)).permutation(len(self.images))
         yield from order[rank : len(self) * world_size : world_size].tolist()
-
-
-def _num_available_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _world_size_and_rank() -> tuple[int, int]:

@@ -88,7 +88,8 @@ class TrainSettings:
 
 
 class ImageClassification(lightning.LightningModule):
-    """Train any classifier with cross-entropy. Batches: images (B, C, H, W) float32, labels (B,) int64.
+    """Train any classifier with cross-entropy. Batches: images (B, C, H, W) float32; labels (B,) int64, or
+    probabilities of classes, (B, num_classes).
 
     Args:
         model: From images to logits, (B, num_classes).
@@ -282,7 +283,7 @@ def seed_epochs(batches: Iterable[Any], seed: int) -> Callback:
 
     def start_epoch(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         if isinstance(batches, Batches):
-            batches.epoch = trainer.current_epoch
+            batches.epoch, batches.device = trainer.current_epoch, trainer.strategy.root_device
         seed_of_epoch = epoch_seed(seed, trainer.current_epoch)
         lightning.seed_everything((seed_of_epoch + trainer.global_rank) % 2**32, verbose=False)
 

@@ -21,9 +21,8 @@ def setup(study: StudyData) -> Section:
     """The configuration of the study in short."""
     settings = study.settings
     data = settings["data"]
-    images = (
-        f"{data['train_size'] or 'all other'} training and {data['val_size']} validation images of {data['img_size']} pixels"
-    )
+    num_train, num_val = data["train_size"] or "all other", data["val_size"] or "a fifth as"
+    images = f"{num_train} training and {num_val} validation images of {data['img_size']} pixels"
     evaluator = settings["accuracy"]["_target_"].rpartition(".")[2]
     rows = [
         ("trials", f"{len(study.trials)} finished, {len(study.evaluated)} different networks evaluated"),

@@ -19,6 +19,7 @@ from search.engine.workers import WorkerEngine
 from search.latency.base import LatencyTarget
 from search.space.space import Space
 from search.study.storage import quiet_experimental
+from search.training.augmentation import ShiftAndFlip
 from search.training.recipe import Recipe
 from search.training.task import TrainSettings
 from tests.support.commands import ROOT
@@ -90,7 +91,18 @@ def test_data(name: str) -> None:
     assert callable(build(config.source))
     assert set(config) == {
         "_target_", "name", "source", "img_size", "in_chans", "train_size", "val_size", "seed", "shift", "flip",
+        "augment", "cache", "cache_folder",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", files("augment"))
+@pytest.mark.parametrize("entry", ["config", "train", "check", "confirm"])
+def test_augment(name: str, entry: str) -> None:
+    config = compose(f"augment={name}", "data=cifar10", name=entry)
+    assert build(config.data.augment) == build(config.augment)
+    expected = {"none": ShiftAndFlip(0, False), "light": ShiftAndFlip(4, True)}
+    assert build(config.augment) == expected.get(name, build(config.augment))
+    assert build(config.augment).flip == (name != "none")
 
 
 @pytest.mark.parametrize("name", files("train"))

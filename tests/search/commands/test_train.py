@@ -21,6 +21,7 @@ from search.training.files import checkpoint_file
 from search.training.recipe import Recipe
 from search.training.task import TrainSettings
 from tests.support.commands import TINY, Command, call
+from tests.support.images import write_classes
 
 
 def arguments(file: Path) -> list[str]:
@@ -78,3 +79,26 @@ def test_every_training_has_its_own_checkpoint(tmp_path: Path, architecture: Arc
     }
     assert len(files) == 5
     assert checkpoint_file(tmp_path / "a.yaml", first, 0, settings, recipe, data) == expected
+
+
+def test_one_augmentation_at_a_time(tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]) -> None:
+    file = exported(tmp_path / "network", architecture)
+    assert call("train", [*arguments(file), "augment=photo", "recipe=strong"]) == 2
+    assert "augment=photo and this recipe would both mix images; set recipe.mixup=0" in capsys.readouterr().err
+    refused = [*arguments(file), "augment=none", "recipe=strong", "recipe.mixup=0", "recipe.cutmix=0"]
+    assert call("train", refused) == 2
+    assert "would both change the images; choose recipe=light or augment=light" in capsys.readouterr().err
+
+
+def test_photos_are_augmented_and_their_classes_named(
+    tmp_path: Path, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of class folders, decoded to the disk: from one command to weights that know the names of their classes."""
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "photos", ["ant", "bee"], 30)
+    file = exported(tmp_path / "network", architecture)
+    photos = ["data=imagefolder", f"data.source.path={tmp_path / 'photos'}", "data.cache=disk", "data.in_chans=1"]
+    assert call("train", [f"arch={file}", *photos, "augment=photo", "train.max_epochs=1", "train.batch_size=16"]) == 0
+    result = json.loads(file.with_suffix(".result.json").read_text(encoding="utf-8"))
+    assert result["class_names"] == ["ant", "bee"]
+    assert len(list((tmp_path / "outputs/.images").glob("*.npy"))) == 3  # train, val and test

@@ -23,10 +23,13 @@ from safetensors.torch import load, load_file, save, save_file
 from models.architecture import Architecture
 from models.litv2 import build
 from search.results import architecture_file
-from search.results.deployment import BATCHES, FORMATS, PARITY, network_with, trained_network
+from search.results.deployment import BATCHES, PARITY, trained_network
 from search.results.export import origin_of_share
+from search.results.formats import FORMATS, network_with
 from search.study.locks import export_lock, training_lock
 from search.training.files import TrainingResult
+from search.training.glyphs import CHARACTERS
+from search.training.metadata import read_metadata
 from tests.support.commands import TINY, call
 
 EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
@@ -65,6 +68,13 @@ def test_onnx_file_runs_without_this_project(deployed: Path) -> None:
     session = onnxruntime.InferenceSession(deployed / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"x": torch.rand(4, 1, 32, 32).numpy()})
     assert logits.shape == (4, 100)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == list(CHARACTERS)
+    assert len(json.loads(metadata["normalisation"])["mean"]) == 1
+    architecture, _ = architecture_file.read(deployed / "architecture.yaml")
+    assert metadata["architecture"] == architecture.key
+    trained = Path("outputs/first/pareto") / f"{deployed.name}.safetensors"
+    assert read_metadata(deployed / "model.safetensors") == read_metadata(trained) == metadata
 
 
 def test_card_has_what_was_measured(deployed: Path) -> None:
@@ -78,6 +88,8 @@ def test_card_has_what_was_measured(deployed: Path) -> None:
     assert "| stage | width | blocks | window | Lo-Fi heads | heads | MLP ratio |" in card
     assert "On " + facts["device"]["device"] in card
     assert f"{facts['trained']['test_accuracy']:.4f}" in card
+    assert facts["trained"]["class_names"] == list(CHARACTERS)
+    assert f"- Classes, in the order of the outputs: {', '.join(CHARACTERS[:20])}, and 80 more in `card.json`." in card
     assert "Apache-2.0" in card
 
 
@@ -176,6 +188,7 @@ def test_file_of_format_1_is_deployed_for_its_images_and_classes(tmp_path: Path,
     _, facts = architecture_file.read(file)
     trained = trained_network(file, architecture, facts)
     assert (trained.network.in_chans, trained.network.num_classes) == (1, 10)
+    assert trained.metadata == {"architecture": architecture.key}
     assert trained.origin == "random, untrained"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,9 @@ from PIL import Image
 
 from search import UserError
 from search.training import glyphs, sources
-from search.training.data import EXECUTION_KEYS, ImageData, Source, augment, convert_image
+from search.training.data import EXECUTION_KEYS, ImageData
 from search.training.glyphs import CHARACTERS, Difficulty, render
+from search.training.splits import Source
 
 
 def make(source: Source, **kwargs: Any) -> ImageData:
@@ -98,24 +98,11 @@ def test_seed_decides_order_and_epochs_differ() -> None:
     assert epochs(1)[0] != epochs(1)[1]
 
 
-def test_augmentation_moves_and_mirrors() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.zeros(64, 1, 9, 9, dtype=torch.uint8)
-    images[:, 0, 4, 4] = 255
-    moved = augment(images, 2, False, generator)
-    spots = {tuple(spot[2:].tolist()) for spot in moved.nonzero()}
-    assert all(2 <= y <= 6 and 2 <= x <= 6 for y, x in spots)
-    assert len(spots) > 10
-    ramp = torch.arange(4, dtype=torch.uint8).expand(64, 1, 4, 4)
-    mirrored = augment(ramp, 0, True, generator)
-    assert {tuple(row) for row in mirrored[:, 0, 0].tolist()} == {(0, 1, 2, 3), (3, 2, 1, 0)}
-
-
 def test_other_sizes_are_scaled_and_cropped() -> None:
     def wide(split: str, num_images: int | None) -> Dataset:
         images = np.zeros((20, 20, 40), np.uint8)
         images[:, :, 10:30] = 200
-        return sources.from_arrays(images, [0] * 20, ["only"])
+        return sources.from_arrays(images, [0, 1] * 10, ["a", "b"])
 
     data = make(wide, train_size=10, val_size=5)
     assert data.train.images.shape == (10, 1, 16, 16)
@@ -212,37 +199,33 @@ def test_damaged_gzip_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a user without a home folder."""
-    (tmp_path / "train" / "a").mkdir(parents=True)
-    Image.new("L", (8, 8)).save(tmp_path / "train" / "a" / "1.png")
+    numbered("train", None).to_parquet(tmp_path / "train-0.parquet")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "/dev/null/cache")
     with pytest.raises(UserError, match=r"cannot be loaded \(NotADirectoryError.*HF_HOME=FOLDER moves it"):
-        sources.imagefolder("train", None, str(tmp_path))
+        sources.parquet("train", None, str(tmp_path), "image", "label")
 
 
-def test_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_image_folder(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "train", 12)
     data = make(partial(sources.imagefolder, path=str(tmp_path)), in_chans=3, train_size=None, val_size=4)
     assert data.train.images.shape == (20, 3, 16, 16)
     assert data.num_classes == 2
-    with pytest.raises(UserError, match="test or val or validation"):
+    with pytest.raises(UserError, match="has no folder test or testing or val"):
         data.test_dataloader()
 
 
-def test_execution_keys_do_not_change_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_execution_keys_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "here" / "train", 12)
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     here, there = (
         make(partial(sources.imagefolder, path=str(tmp_path / name)), in_chans=3, train_size=None, val_size=4)
         for name in ("here", "there")
     )
-    assert {"source.path"} == EXECUTION_KEYS
+    assert {"source.path", "cache", "cache_folder"} == EXECUTION_KEYS
     assert here.fingerprint() == there.fingerprint()
 
 
-def test_another_image_in_the_folder_is_other_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_another_image_in_the_folder_is_other_contents(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "train", 12)
 
     def contents() -> dict[str, str]:
@@ -267,9 +250,8 @@ def test_other_fonts_are_other_contents(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(after[split] != before[split] for split in ("train", "val"))
 
 
-def test_names_of_files_and_classes_do_not_choose_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_files_and_classes_do_not_choose_the_split(tmp_path: Path) -> None:
     """ImageNet's files are named ILSVRC2012_val_00000293.JPEG, and other datasets have a class `train`."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "pictures [all]"
     write_image_folder(folder / "train", 12)
     (folder / "train/dog").rename(folder / "train/train")
@@ -281,23 +263,6 @@ def test_names_of_files_and_classes_do_not_choose_the_split(tmp_path: Path, monk
     assert (data.num_classes, data.num_train) == (2, 20)
     ((_, labels),) = data.test_dataloader()
     assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
-
-
-def test_grey_images_of_16_bits_keep_their_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    for label in ("dark", "bright"):
-        (tmp_path / "train" / label).mkdir(parents=True)
-        for i in range(8):
-            pixels = np.full((16, 16), 256 * (100 * (label == "bright") + i), "<u2").tobytes()
-            Image.frombytes("I;16", (16, 16), pixels).save(tmp_path / "train" / label / f"{i}.png")
-    for in_chans in (1, 3):
-        data = make(partial(sources.imagefolder, path=str(tmp_path)), in_chans=in_chans, train_size=None, val_size=2)
-        assert sorted(ids(data.train.images) + ids(data.val.images)) == [*range(8), *range(100, 108)]
-
-
-def test_pgm_of_16_bits_keeps_its_range() -> None:
-    pgm = b"P5 2 1 65535\n" + np.array([256 * 7, 256 * 200], ">u2").tobytes()
-    assert np.asarray(convert_image(Image.open(io.BytesIO(pgm)), 1)).tolist() == [[7, 200]]
 
 
 def test_folder_without_images_is_named(tmp_path: Path) -> None:
@@ -331,8 +296,7 @@ def test_labels_that_are_not_classes_are_named(split: str, label: int | None) ->
         make(source).test_dataloader()
 
 
-def test_test_labels_follow_the_names_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_test_labels_follow_the_names_of_training(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "train", 12)
     write_image_folder(tmp_path / "test", 3)
     shutil.rmtree(tmp_path / "test" / "cat")  # its only class, dog, is number 0 there

@@ -112,7 +112,7 @@ def test_schedule_ends_at_its_floor() -> None:
     ("change", "message"),
     [
         ({"logs": ["wandb"]}, "recipe.logs: wandb is unknown"),
-        ({"augmentation": None, "devices": 2}, "recipe.devices=2: images in memory feed one device"),
+        ({"augmentation": None, "devices": 2}, "recipe.devices=2: images that are decoded once feed one device"),
         ({"ema_decay": 1.0}, "recipe.ema_decay"),
         ({"mixup": -1.0}, "recipe.mixup"),
         ({"devices": 0}, "recipe.devices"),

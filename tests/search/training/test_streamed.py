@@ -132,7 +132,7 @@ def test_image_that_cannot_be_decoded_is_reported_with_a_remedy() -> None:
         return Dataset.from_dict(rows, features=features)
 
     data = streamed(source=broken, train_size=2, val_size=1)
-    with pytest.raises(UserError, match="data=glyphs cannot be decoded .*repair or remove the file"):
+    with pytest.raises(UserError, match=r"data=glyphs cannot be decoded: row \d \(not an image.*repair or remove them"):
         next(iter(data.train_dataloader(16)))
 
 
