@@ -22,6 +22,7 @@ from search.results.tables import accuracy_text, latencies_text
 from search.results.templating import render
 from search.space import Space
 from search.study.front import evaluated, front
+from search.study.limits import limits_of
 from search.study.storage import quiet_experimental
 from search.study.targets import Target, img_size_of, objectives, references_ms, targets_of
 from search.study.trial import TrialRecord
@@ -74,6 +75,7 @@ class DashboardPublisher:
             num_architectures=space.num_architectures(),
             columns=columns,
             scores_before_measuring=scores_before_measuring,
+            limits=limits_of(self.study),
             storage_url=storage_url,
         )
         save_note(self.study, note)
