@@ -9,8 +9,9 @@ from typing import ClassVar
 from models.architecture import Architecture
 from models.litv2 import build
 from search.accuracy.base import Accuracy, Progress
+from search.accuracy.metrics import accuracy_of
 from search.accuracy.proxy_training import ProxyTraining
-from search.training.task import ImageClassification, correct_images, fit
+from search.training.task import ImageClassification, fit, predict
 
 
 @dataclass
@@ -36,5 +37,5 @@ class ScratchEvaluator(ProxyTraining):
         )
         task = ImageClassification(model, self.train, self.data.num_classes)
         fit(task, self.data, progress)
-        correct = correct_images(task, self.data.val_dataloader(), self.train)
-        return Accuracy.of(correct.numpy(), seed, time.perf_counter() - start)
+        logits, labels = predict(task, self.data.val_dataloader(), self.train)
+        return accuracy_of(self.metric, logits, labels, seed, time.perf_counter() - start)

@@ -21,7 +21,7 @@ from rich.table import Table
 from models.architecture import Architecture, check_int, check_number
 from models.complexity import cost
 from search import UserError
-from search.accuracy.base import SharedWeights
+from search.accuracy.base import SharedWeights, metric_name
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.ranking import Effect, EvaluatedNetwork, SignalQuality, assess, summarise_effects
 from search.accuracy.verdict import Answer, verdict
@@ -251,7 +251,7 @@ def signal_table(cfg: DictConfig, result: CheckResult) -> Table:
     table.add_column("value", justify="right", no_wrap=True)
     training = f"standalone training for {cfg.check.long.max_epochs} epochs"
     rows = {
-        f"accuracy, {training}": f"{min(accuracies):.3f} to {max(accuracies):.3f}",
+        f"{metric_name(cfg.accuracy.metric)}, {training}": f"{min(accuracies):.3f} to {max(accuracies):.3f}",
         "standard deviation over networks (signal)": f"{quality.spread:.4f}",
         "standard deviation over seeds (noise)": f"{quality.seed_noise:.4f}",
         "signal-to-noise ratio": quality.signal_to_noise.text(".1f"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
 
-from models.architecture import check_number
+from models.architecture import Architecture, check_number
 from models.complexity import cost
 from search import UserError
 from search.commands.cli import plain
@@ -54,14 +55,17 @@ def check_costs(limits: Limits, space: Space, network_input: Mapping[str, int]) 
     network_input: images and classes of the deployed network, as `models.complexity.cost` takes them.
     """
     for name, limit in limits.items():
-        index = COSTS.index(name)
-        cheapest = space.cheapest(lambda architecture, index=index: cost(architecture, **network_input)[index])
-        least = cost(cheapest, **network_input)[index]
+        count = partial(_count, index=COSTS.index(name), network_input=network_input)
+        least = count(space.cheapest(count))
         if least > limit:
             raise UserError(
                 f"{setting(name, limit)}: no network of the space keeps it, the smallest has {describe(name, least)}; "
                 f"raise it, or {SMALLER}"
             )
+
+
+def _count(architecture: Architecture, index: int, network_input: Mapping[str, int]) -> int:
+    return cost(architecture, **network_input)[index]
 
 
 def check_smallest(target: Target, smallest: Latency, name: str, names: Mapping[str, object], budget_key: str) -> None:

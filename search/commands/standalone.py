@@ -21,6 +21,8 @@ def standalone_trainings(cfg: DictConfig, train: DictConfig, data: ImageData, fi
         data: Images to train on and to validate on.
         file: Holds the accuracies, so that a command that was killed does not train a network twice.
     """
-    evaluator = ScratchEvaluator(data, build(train), cfg.proxy.width_multiplier, cfg.accuracy.num_threads)
-    settings = {"train": plain(train), "proxy": plain(cfg.proxy), "data": data.fingerprint(), "images": data.contents()}
+    metric, width_multiplier = cfg.accuracy.metric, cfg.proxy.width_multiplier
+    evaluator = ScratchEvaluator(data, build(train), width_multiplier, cfg.accuracy.num_threads, metric=metric)
+    images = {"data": data.fingerprint(), "images": data.contents()}
+    settings = {"train": plain(train), "proxy": plain(cfg.proxy), "metric": metric, **images}
     return AccuracyCache(evaluator, settings, file)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture import Architecture
+from search.accuracy.base import Metric, metric_name
 from search.results.templating import render
 from search.space import dimensions
 from search.space.dimensions import describe
@@ -30,6 +31,8 @@ def card(
         description=describe(architecture),
         facts=facts,
         search_accuracy=_search_accuracy(facts),
+        metric=metric_name((_search_accuracy(facts) or {}).get("metric", Metric.TOP1)),
+        trained_metric=metric_name(body["trained"]["metric"]) if body["trained"].get("test_metric") else "",
         body=body,
         stage_header=stage_header(),
         stage_rows=stage_rows(architecture),

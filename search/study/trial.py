@@ -6,7 +6,7 @@ count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from models.architecture import Architecture
-from search.accuracy.base import Accuracy
+from search.accuracy.base import Accuracy, Metric, metric_name
 from search.latency.base import Latency
 from search.space.space import Parameters
 from search.study.limits import Values
@@ -24,7 +24,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SAMPLED = "sampled"  # origin of trials that the sampler proposed
 INTERRUPTED = "interrupted"  # status of trials that a stopped search left open
 STATUS, ORIGIN, LATENCIES = "status", "origin", "latencies"  # attributes of a trial
-CORRECT = "correct_images"  # system attribute of a trial, which the dashboard does not show: `Accuracy.correct`
+IMAGES = {"correct": "correct_images", "deviations": "image_deviations"}
+"""System attributes of a trial, which the dashboard does not show, by the field of `Accuracy` that they hold."""
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
 OVER_LIMITS = "over_limits"  # attribute of a skipped trial: the costs that are over their limits
 
@@ -93,9 +94,15 @@ class TrialRecord:
 
     @property
     def accuracy(self) -> float:
-        """Top-1 accuracy of a trial that has one, in [0, 1]."""
+        """Accuracy of a trial that has one, in [0, 1]."""
         assert self.result.accuracy is not None
         return self.result.accuracy.accuracy
+
+
+def metric_of(trials: Iterable[TrialRecord]) -> str:
+    """The name of the metric that the accuracies of trials are values of."""
+    metrics = (trial.result.accuracy.metric for trial in trials if trial.result.accuracy is not None)
+    return metric_name(next(metrics, Metric.TOP1))
 
 
 def finished_trials(study: optuna.Study) -> list[TrialRecord]:
@@ -155,7 +162,7 @@ def read(trial: FrozenTrial) -> TrialRecord:
     roles = {name: Role(latency.pop("role")) for name, latency in stored.items()}
     result = TrialResult(
         latencies={name: Latency.from_summary(latency) for name, latency in stored.items()},
-        accuracy=Accuracy(**attrs["accuracy"], correct=trial.system_attrs.get(CORRECT)) if "accuracy" in attrs else None,
+        accuracy=Accuracy(**attrs["accuracy"], **_images(trial)) if "accuracy" in attrs else None,
         feasible=all(value <= 0 for value in trial.system_attrs.get("constraints", [0.0])),
         roles={name: role for name, role in roles.items() if role is not Role.OBJECTIVE},
         reused_accuracy=bool(attrs.get("reused_accuracy", False)),
@@ -170,6 +177,11 @@ def read(trial: FrozenTrial) -> TrialRecord:
         parameters=trial.params,
         predicted_ms=attrs["predicted_latencies_ms"],
     )
+
+
+def _images(trial: FrozenTrial) -> dict[str, Any]:
+    """Fields of `Accuracy` that hold single images."""
+    return {name: trial.system_attrs[key] for name, key in IMAGES.items() if key in trial.system_attrs}
 
 
 def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, Any]:
@@ -196,7 +208,9 @@ def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, 
 def hidden_attributes(record: TrialRecord) -> dict[str, Any]:
     """A finished trial's system attributes: what `read` reads and the dashboard does not show."""
     accuracy = record.result.accuracy
-    return {} if accuracy is None or accuracy.correct is None else {CORRECT: accuracy.correct}
+    if accuracy is None:
+        return {}
+    return {key: value for name, key in IMAGES.items() if (value := getattr(accuracy, name)) is not None}
 
 
 def constraint_values(latencies_ms: Mapping[str, float], targets: Mapping[str, Target]) -> list[float]:

@@ -165,6 +165,10 @@ class SplitData(lightning.LightningDataModule):
     def num_val(self) -> int:
         return len(self.splits.val)
 
+    def class_counts(self) -> Tensor:
+        """Return the number of training images of each class, (num_classes,)."""
+        return torch.bincount(torch.tensor(self.splits.train["label"][:]), minlength=self.num_classes)
+
     def decoding_error(self, error: Exception) -> UserError:
         """Describe an image that cannot be decoded as a mistake of the user."""
         return UserError(f"an image of data={self.name} cannot be decoded ({error}); repair or remove the file")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 
 from models.architecture import Architecture
@@ -53,6 +54,7 @@ class KnownEngine:
         fault: may raise instead, given "measure" or "train" and the architecture.
         targets: their latencies are those of the first, times 1, 2 and so on, smaller networks relatively slower.
         num_trials: how many trials are worth running at a time.
+        metric: what counts as accuracy.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class KnownEngine:
         fault: Fault = lambda part, architecture: None,
         targets: Sequence[str] = (FIRST,),
         num_trials: int = 1,
+        metric: str = "top1",
     ) -> None:
+        self.metric = metric
         self.fault = fault
         self.targets = list(targets)
         self.num_trials = num_trials
@@ -116,7 +120,10 @@ class KnownEngine:
     def accuracy(self, architecture: Architecture, seed: int) -> Accuracy:
         self.fault("train", architecture)
         self.trained.append(architecture.key)
-        return Accuracy(1 - 1 / (architecture.embed_dim + sum(s.depth for s in architecture.stages)), 1000, seed, 0.1)
+        value = 1 - 1 / (architecture.embed_dim + sum(s.depth for s in architecture.stages))
+        if self.metric != "top1":
+            return Accuracy.of_metric(self.metric, value, 0.0123, np.sin(np.arange(1000)), seed, 0.1)
+        return Accuracy(value, 1000, seed, 0.1)
 
 
 class ShuffledEngine(KnownEngine):
@@ -255,6 +262,7 @@ def studied(
     folder: Path | None = None,
     targets: Mapping[str, Target] | None = None,
     limits: Limits | None = None,
+    metric: str = "top1",
 ) -> optuna.Study:
     """A finished study with everything that a search leaves in one.
 
@@ -262,8 +270,9 @@ def studied(
         folder: the study's, for what the dashboard shows.
         targets: by default one, with the limit if there is any.
         limits: of parameters and multiply-accumulates, where every network has 1,000 and 2,000 of them.
+        metric: what counts as accuracy.
     """
-    engine = KnownEngine(targets=tuple(targets or (FIRST,)))
+    engine = KnownEngine(targets=tuple(targets or (FIRST,)), metric=metric)
     chosen = targets or known_targets(engine, limit_ms)
     study = open_study("shown", storage, create=True, num_latencies=len(objectives(chosen)))
     save_targets(study, chosen)
@@ -271,7 +280,7 @@ def studied(
     settings = {
         "data": {"name": "glyphs", "train_size": 100, "val_size": 50, "img_size": 32},
         "train": {"max_epochs": 1},
-        "accuracy": {"_target_": "search.accuracy.scratch.ScratchEvaluator"},
+        "accuracy": {"_target_": "search.accuracy.scratch.ScratchEvaluator", "metric": metric},
         "latency": {"budget_ms": limit_ms},
         "study": {"seed": 0},
         "proxy": {"width_multiplier": 1.0},

@@ -13,7 +13,7 @@ from search.results.static import svg
 from search.study.limits import Limits, limits_of, setting
 from search.study.storage import SHARED_SECONDS
 from search.study.targets import Target
-from search.study.trial import INTERRUPTED, OVER_LIMITS, SKIPPED, STATUS
+from search.study.trial import INTERRUPTED, OVER_LIMITS, SKIPPED, STATUS, metric_of
 
 OVER_BUDGET = "over the latency budget: scored, but infeasible"
 OVER_RESOURCES = "over a limit of file or memory"
@@ -30,7 +30,7 @@ def setup(study: StudyData) -> Section:
     rows = [
         ("trials", f"{len(study.trials)} finished, {len(study.evaluated)} different networks evaluated"),
         ("data", f"{data['name']}, {images}"),
-        ("accuracy", f"{evaluator}, {settings['train']['max_epochs']} epochs"),
+        (metric_of(study.trials), f"{evaluator}, {settings['train']['max_epochs']} epochs"),
         *_target_rows(study.targets),
         *_limit_rows("limits", limits_of(study.study)),
         ("seed", str(settings["study"]["seed"])),

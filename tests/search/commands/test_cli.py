@@ -37,6 +37,8 @@ from tests.support.commands import TINY, Command, call
         (["deploy.img_size=8"], "deploy.img_size=8 is below 32"),
         (["train.lr=-1"], "train.lr=-1"),
         (["train.max_epochs=0"], "train.max_epochs=0"),
+        (["train.class_weights=inverse"], "train.class_weights=inverse must be null or balanced"),
+        (["accuracy.metric=top5"], "accuracy.metric=top5 must be one of top1, balanced, macro_f1, auroc"),
         (["train.optimizer=sgd"], "optimizer"),
         (["latency.num_threads=0"], "latency.num_threads=0"),
         (["data.val_size=0"], "data.val_size=0"),
