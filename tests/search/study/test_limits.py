@@ -153,8 +153,8 @@ def test_sampler_learns_which_networks_are_over_a_limit_of_memory(storage: str) 
 def test_search_without_limits_is_what_it_was_with_limits_that_all_keep(storage: str, tmp_path: Path) -> None:
     engine, other = KnownEngine(), f"sqlite:///{tmp_path / 'other.db'}"
     plain = run(storage, 30, engine, make_sampler=surrogate(), cost=true_cost)
-    kept = run(other, 30, make_sampler=surrogate(), cost=true_cost, limits={"num_params": 1e9, "num_macs": 1e12})
-    assert [trial.architecture for trial in plain] == [trial.architecture for trial in kept]
+    within = run(other, 30, make_sampler=surrogate(), cost=true_cost, limits={"num_params": 1e9, "num_macs": 1e12})
+    assert [trial.architecture for trial in plain] == [trial.architecture for trial in within]
     assert all("constraints" not in trial.system_attrs for trial in raw(storage))
 
 
