@@ -87,8 +87,8 @@ def check_smallest(target: Target, smallest: Latency, name: str, names: Mapping[
         )
     for quantity, limit in target.limits.items():
         if quantity not in smallest.resources:
-            place = where or " on this target"
-            raise UserError(f"{setting(quantity, limit)} cannot be checked{place}: {NOT_MEASURED[quantity]}")
+            target_text = where or " on this target"
+            raise UserError(f"{setting(quantity, limit)} cannot be checked{target_text}: {NOT_MEASURED[quantity]}")
     for quantity in exceeded(smallest.resources, target.limits):
         raise UserError(
             f"{setting(quantity, target.limits[quantity])}: no network of the space keeps it{where}, the smallest has "
