@@ -29,9 +29,8 @@ from rich.progress import track
 from rich.table import Table
 
 from search.accuracy.cache import AccuracyCache
-from search.commands.accuracy import evaluator_factory, initial_weights, training_images
+from search.commands.accuracy import evaluator_factory, initial_weights, standalone_trainings, training_images
 from search.commands.cli import build, conf_dir
-from search.commands.standalone import standalone_trainings
 from search.commands.targets import make_engine
 from search.engine.base import Engine
 from search.latency.base import Calibration, Latency

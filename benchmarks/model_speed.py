@@ -40,7 +40,8 @@ from models.hilo import HiLo
 from models.litv2 import build
 from search.latency.cpu_compiled import compile_frozen
 from search.latency.estimate import Estimate
-from search.latency.machine import ResidentMemory, allowed_cores, pin
+from search.latency.machine import allowed_cores, pin
+from search.latency.memory import ResidentMemory
 from search.latency.processor import cpu_name
 from search.latency.protocol import Run, Timer, time_ratios
 

@@ -1,7 +1,7 @@
 """Accuracies on the same images err alike: what is hard for one network is hard for the next.
 
 Their differences are therefore surer than two independent errors would make them. Each network's correctness, image by
-image, gives the covariance of all accuracies.
+image, gives the covariance of all accuracies; for other metrics than top-1 accuracy it is how far each image moves them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def paired_difference(first: Accuracy, second: Accuracy) -> tuple[float, float]:
         First minus second, and the standard error of that over validation images. If the single images are not known, or
         their numbers differ, the errors are taken as independent.
     """
-    of_first, of_second = first.correct_images(), second.correct_images()
+    of_first, of_second = first.image_values(), second.image_values()
     difference = first.accuracy - second.accuracy
     if of_first is None or of_second is None or len(of_first) != len(of_second):
         return difference, math.hypot(first.standard_error, second.standard_error)
-    differences = of_first.astype(float) - of_second
+    differences = of_first - of_second
     return difference, float(differences.std()) / math.sqrt(len(differences))
 
 
@@ -48,11 +48,11 @@ def image_error(seeds: Sequence[Accuracy]) -> float:
     Args:
         seeds: Accuracies of a network, one for each training, all on the same images.
     """
-    correct = _mean_correctness(seeds)
-    if correct is None:
+    values = _mean_values(seeds)
+    if values is None:
         mean = mean_accuracy(seeds)
         return math.sqrt(mean * (1 - mean) / seeds[0].num_images)
-    return float(correct.std()) / math.sqrt(len(correct))
+    return float(values.std()) / math.sqrt(len(values))
 
 
 def draw_accuracies(
@@ -60,7 +60,7 @@ def draw_accuracies(
 ) -> Array:
     """Draw accuracies that could be the true ones, given the errors of the measured ones.
 
-    The part of the errors that comes from the images has the covariance that the correctness of the networks shows. A
+    The part of the errors that comes from the images has the covariance that their values of single images show. A
     network whose single images are not known errs by itself.
 
     Args:
@@ -77,12 +77,12 @@ def draw_accuracies(
     columns_of: dict[int, list[int]] = defaultdict(list)  # by number of images: only the same ones can be paired
     known: dict[int, Array] = {}
     for column, seeds in enumerate(networks):
-        correct = _mean_correctness(seeds)
-        if correct is None:
+        values = _mean_values(seeds)
+        if values is None:
             draws[:, column] += rng.normal(size=num_draws) * image_error(seeds)
         else:
-            known[column] = correct
-            columns_of[len(correct)].append(column)
+            known[column] = values
+            columns_of[len(values)].append(column)
     for num_images, columns in columns_of.items():
         deviations = np.stack([known[column] for column in columns]).astype(np.float32)  # (networks, images)
         deviations -= deviations.mean(1, keepdims=True)
@@ -92,11 +92,11 @@ def draw_accuracies(
     return result
 
 
-def _mean_correctness(seeds: Sequence[Accuracy]) -> Array | None:
-    """The share of a network's trainings that are right, for each image, (images,); None if that is not known."""
-    correct = [accuracy.correct_images() for accuracy in seeds]
-    known = [images for images in correct if images is not None]
-    if len(known) < len(correct) or len({len(images) for images in known}) != 1:
+def _mean_values(seeds: Sequence[Accuracy]) -> Array | None:
+    """What each image contributes to the mean accuracy of a network's trainings, (images,); None if that is not known."""
+    of_seeds = [accuracy.image_values() for accuracy in seeds]
+    known = [images for images in of_seeds if images is not None]
+    if len(known) < len(of_seeds) or len({len(images) for images in known}) != 1:
         return None
-    share: Array = np.stack(known).astype(np.float64).mean(0)
-    return share
+    mean: Array = np.stack(known).mean(0)
+    return mean

@@ -9,7 +9,9 @@ import lightning
 import torch
 
 from models.architecture import Architecture, check_int, check_number
+from search.accuracy.base import Metric
 from search.accuracy.initial_weights import InitialWeights
+from search.accuracy.metrics import check_metric
 from search.training.data import ImageData
 from search.training.task import TrainSettings, make_trainer
 
@@ -23,6 +25,7 @@ class ProxyTraining:
         train: Optimiser and schedule.
         width_multiplier: Width of the proxy over the width of the architecture, in [0.001, 1000].
         num_threads: Number of threads of a training, which its result depends on; None takes torch's default.
+        metric: What counts as accuracy, one of `Metric`.
         init: Weights to start from; None for random ones.
 
     Raises:
@@ -33,11 +36,13 @@ class ProxyTraining:
     train: TrainSettings
     width_multiplier: float
     num_threads: int | None
+    metric: str = field(default=Metric.TOP1.value, kw_only=True)
     init: InitialWeights | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.num_threads = torch.get_num_threads() if self.num_threads is None else self.num_threads
         check_int("accuracy.num_threads", self.num_threads, 1)
+        check_metric(self.metric)
         check_number("proxy.width_multiplier", self.width_multiplier, 1e-3, 1e3)
         try:
             trainer = make_trainer(self.train)

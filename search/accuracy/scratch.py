@@ -10,8 +10,9 @@ from models.architecture import Architecture
 from models.litv2 import LITv2, build
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.initial_weights import measuring_batches
+from search.accuracy.metrics import accuracy_of
 from search.accuracy.proxy_training import ProxyTraining
-from search.training.task import ImageClassification, correct_images, fit
+from search.training.task import ImageClassification, fit, predict
 
 
 @dataclass
@@ -32,8 +33,8 @@ class ScratchEvaluator(ProxyTraining):
         model = self.make_network(self.proxy_of(architecture))
         task = ImageClassification(model, self.train, self.data.num_classes)
         fit(task, self.data, progress)
-        correct = correct_images(task, self.data.val_dataloader(), self.train)
-        return Accuracy.of(correct.numpy(), seed, time.perf_counter() - start)
+        logits, labels = predict(task, self.data.val_dataloader(), self.train)
+        return accuracy_of(self.metric, logits, labels, seed, time.perf_counter() - start)
 
     def make_network(self, proxy: Architecture) -> LITv2:
         """Initialise a network."""

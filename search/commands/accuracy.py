@@ -1,4 +1,7 @@
-"""The accuracy evaluator of a search from its configuration, with its images and the weights that it starts from."""
+"""What gives networks their accuracies, from the configuration: the evaluator of a search, and long standalone trainings.
+
+Both have the same images and the same metric, and start from the same weights.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from omegaconf import DictConfig
 
 from search import UserError
 from search.accuracy.base import AccuracyEvaluator
+from search.accuracy.cache import AccuracyCache
 from search.accuracy.initial_weights import InitialWeights
+from search.accuracy.scratch import ScratchEvaluator
 from search.commands.cli import build, construct, plain
 from search.files import sha256
 from search.training.data import ImageData
@@ -52,3 +57,31 @@ def evaluator_factory(cfg: DictConfig, data: ImageData, weights: InitialWeights 
     """Return what makes the evaluator, here or in another process."""
     make = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
     return make if weights is None else partial(make, init=weights)
+
+
+def cached_evaluator(cfg: DictConfig, data: ImageData, file: Path, weights: InitialWeights | None) -> AccuracyCache:
+    """Make the evaluator of a search, whose accuracies are kept in a file."""
+    evaluator: AccuracyEvaluator = construct(evaluator_factory(cfg, data, weights))
+    return cached(evaluator, {"train": plain(cfg.train), "accuracy": accuracy_settings(cfg)}, data, file)
+
+
+def standalone_trainings(
+    cfg: DictConfig, train: DictConfig, data: ImageData, file: Path, weights: InitialWeights | None
+) -> AccuracyCache:
+    """Make an evaluator that trains single networks by themselves, the reference of search.check and search.confirm.
+
+    Args:
+        cfg: The configuration of the command.
+        train: Optimiser and schedule of the trainings.
+        data: Images to train on and to validate on.
+        file: Holds the accuracies, so that a command that was killed does not train a network twice.
+        weights: What the search starts from, and these trainings too; None for random weights.
+    """
+    metric, threads = cfg.accuracy.metric, cfg.accuracy.num_threads
+    evaluator = ScratchEvaluator(data, build(train), cfg.proxy.width_multiplier, threads, metric=metric, init=weights)
+    return cached(evaluator, {"train": plain(train), "proxy": plain(cfg.proxy), "metric": metric}, data, file)
+
+
+def cached(evaluator: AccuracyEvaluator, settings: dict[str, Any], data: ImageData, file: Path) -> AccuracyCache:
+    """Keep accuracies in a file; they depend on the settings and the images."""
+    return AccuracyCache(evaluator, {**settings, "data": data.fingerprint(), "images": data.contents()}, file)

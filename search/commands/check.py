@@ -22,15 +22,20 @@ from models.architecture import Architecture, check_int, check_number
 from models.complexity import cost
 from models.elastic import Bounds
 from search import UserError
-from search.accuracy.base import AccuracyEvaluator, SharedWeights
+from search.accuracy.base import SharedWeights, metric_name
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.ranking import Effect, EvaluatedNetwork, SignalQuality, assess, summarise_effects
 from search.accuracy.verdict import Answer, verdict
-from search.commands.accuracy import accuracy_settings, evaluator_factory, initial_weights, training_images
+from search.commands.accuracy import (
+    accuracy_settings,
+    cached_evaluator,
+    initial_weights,
+    standalone_trainings,
+    training_images,
+)
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.commands.settings import check_study
-from search.commands.standalone import standalone_trainings
 from search.files import write_text
 from search.results.view import make_console, progress_of
 from search.space.dimensions import describe
@@ -108,13 +113,10 @@ def check(cfg: DictConfig, space: Space, folder: Path, console: Console) -> Chec
     return CheckResult(networks, assess(networks), effects, minutes=(time.monotonic() - start) / 60)
 
 
-def make_evaluators(cfg: DictConfig, data: ImageData, file: Path, weights: InitialWeights | None = None) -> Evaluators:
+def make_evaluators(cfg: DictConfig, data: ImageData, file: Path, weights: InitialWeights | None) -> Evaluators:
     """Make both evaluators, which start from the same weights; their results are kept in one file."""
-    evaluator: AccuracyEvaluator = construct(evaluator_factory(cfg, data, weights))
-    images = {"data": data.fingerprint(), "images": data.contents()}
-    settings = {"train": plain(cfg.train), "accuracy": accuracy_settings(cfg), **images}
     return Evaluators(
-        search=AccuracyCache(evaluator, settings, file),
+        search=cached_evaluator(cfg, data, file, weights),
         standalone=standalone_trainings(cfg, cfg.check.long, data, file, weights),
     )
 
@@ -257,7 +259,7 @@ def signal_table(cfg: DictConfig, result: CheckResult) -> Table:
     table.add_column("value", justify="right", no_wrap=True)
     training = f"standalone training for {cfg.check.long.max_epochs} epochs"
     rows = {
-        f"accuracy, {training}": f"{min(accuracies):.3f} to {max(accuracies):.3f}",
+        f"{metric_name(cfg.accuracy.metric)}, {training}": f"{min(accuracies):.3f} to {max(accuracies):.3f}",
         "standard deviation over networks (signal)": f"{quality.spread:.4f}",
         "standard deviation over seeds (noise)": f"{quality.seed_noise:.4f}",
         "signal-to-noise ratio": quality.signal_to_noise.text(".1f"),

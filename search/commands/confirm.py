@@ -16,10 +16,9 @@ from rich.table import Table
 from models.architecture import check_int, check_number
 from search import UserError
 from search.accuracy.checked import CHECK_FILE, Checked, read_checked
-from search.commands.accuracy import evaluator_factory, initial_weights, training_images
+from search.commands.accuracy import evaluator_factory, initial_weights, standalone_trainings, training_images
 from search.commands.cli import build, construct, set_up_logging
 from search.commands.settings import IMAGES_REMEDY, REMEDY, check_study, study_settings
-from search.commands.standalone import standalone_trainings
 from search.commands.targets import make_engine, prepare_targets
 from search.results import architecture_file
 from search.results.export import member_facts, member_name, remove_stale, write_shared_weights

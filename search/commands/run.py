@@ -27,6 +27,7 @@ from search.accuracy.base import AccuracyEvaluator, SharedWeights, digest_of, wi
 from search.accuracy.checked import CHECK_FILE, read_checked
 from search.commands.accuracy import evaluator_factory, initial_weights, training_images
 from search.commands.cli import build, construct, plain, set_up_logging
+from search.commands.limits import check_costs, cost_limits
 from search.commands.settings import IMAGES_REMEDY, REMEDY, WEIGHTS_REMEDY, check_study, study_settings
 from search.commands.targets import (
     deployed_network,
@@ -48,6 +49,7 @@ from search.space import Space
 from search.study.coordinator import Coordinator
 from search.study.drift import drift_notes
 from search.study.evaluate import Rules
+from search.study.limits import save_limits
 from search.study.locks import RetryPolicy, export_lock, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import (
@@ -126,6 +128,8 @@ async def search(
     data = training_images(cfg, weights)
     remember(study, "data", data.contents(), IMAGES_REMEDY)
     study.set_user_attr(NORMALISATION, asdict(data.normalisation))
+    network, limits = deployed_network(cfg, data), cost_limits(cfg)
+    check_costs(limits, space, network)
     if weights is not None:
         log.info("%s", weights.summary(data, Bounds.of(space.covering())))
     make_evaluator = evaluator_factory(cfg, data, weights)
@@ -133,25 +137,25 @@ async def search(
     engine = make_engine(cfg, data, make_evaluator)
     torch.set_num_threads(1)  # what trains or measures has processes of its own
     try:
+        targets = await prepare_targets(cfg, study, engine, space)  # first: a budget that no network keeps shows here
+        save_limits(study, limits)
         if not await prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console, minutes_left()):
             log.info(TIME_IS_UP, cfg.study.timeout_minutes, ", while shared weights are trained; finished epochs are kept")
             return
-        targets = await prepare_targets(cfg, study, engine, space)
         dashboard = DashboardPublisher(study, folder)
         if not has_trials(study):
             study.set_user_attr("versions", versions())
             dashboard.write_note(public_url(cfg.storage.url), space, evaluator.scores_before_measuring)
-        network = deployed_network(cfg, data)
         finished = finished_trials(study)
         monitor = Monitor(references_ms(targets), list(finished))
         view = LiveView(console, cfg.study.n_trials, finished, monitor) if console.is_terminal else LogView(monitor=monitor)
         with view:
-            writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry)
+            writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry, limits)
             coordinator = Coordinator(
                 writer=writer,
                 engine=engine,
                 targets=targets,
-                rules=Rules(cfg.study.seed, evaluator.scores_before_measuring),
+                rules=Rules(cfg.study.seed, evaluator.scores_before_measuring, limits),
                 models={name: BlockModel(cfg.deploy.img_size) for name in targets},
                 cost=lambda architecture: cost(architecture, **network),
                 save_samples=partial(save_samples, folder / "latency", targets),
@@ -262,7 +266,7 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         file = pareto / member_name(members[-1])
         lines.append(f"train one:   python -m search.train arch={file} data={cfg.data.name}")
     else:
-        limits = ", ".join(f"{key}={value:g}" for key, value in limits_of(cfg).items())
+        limits = ", ".join(f"{key}={value}" for key, value in limits_of(cfg).items())
         lines.insert(0, f"all {len(trials)} networks are over {limits}")
     lines = [*drift_notes(trials), *lines]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from search.training.data import EXECUTION_KEYS as DATA_EXECUTION_KEYS
 REMEDY = "restore these settings, or choose another study.name"
 IMAGES_REMEDY = "accuracies on other images do not compare: restore the images, or choose another study.name"
 WEIGHTS_REMEDY = "scores of two supernets do not compare: restore {file}, or choose another study.name"
-SECTIONS = ("space", "data", "train", "accuracy", "latency", "deploy", "proxy")
+SECTIONS = ("space", "data", "train", "accuracy", "latency", "limits", "deploy", "proxy")
 """The groups that a study's results depend on."""
 EXECUTION_KEYS = {"data": DATA_EXECUTION_KEYS, "accuracy": ACCURACY_EXECUTION_KEYS, "latency": LATENCY_EXECUTION_KEYS}
 """Their keys that only say how work is done, such as paths and hosts."""
@@ -33,6 +33,9 @@ def study_settings(cfg: DictConfig) -> dict[str, Any]:
         latency["devices"] = {name: without(device, EXECUTION_KEYS["latency"]) for name, device in devices.items()}
     else:
         del latency["objectives"]
+    settings["limits"] = {name: limit for name, limit in settings["limits"].items() if limit is not None}
+    if not settings["limits"]:
+        del settings["limits"]
     return settings | {"study": {"seed": cfg.study.seed}}
 
 

@@ -13,8 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.architecture import check_number
 from search import BUGS, SearchStopped, UserError, one_line
 from search.accuracy.base import AccuracyEvaluator
-from search.commands.cli import build, construct, target_of
+from search.commands.cli import build, construct, plain, target_of
+from search.commands.limits import check_limits, check_smallest, resource_limits
 from search.engine.base import HERE, Engine, Fingerprint, TargetSource
+from search.latency.base import Latency
 from search.latency.repeatability import unreachable
 from search.space import Space
 from search.study.storage import has_trials, refuse_changes
@@ -56,9 +58,10 @@ def budget_on(value: str, name: str = FIRST) -> BudgetOn:
         raise ValueError(f"{limit_key(name, 'budget_on')}={value} must be {' or '.join(BudgetOn)}") from None
 
 
-def limits_of(cfg: DictConfig) -> dict[str, float]:
+def limits_of(cfg: DictConfig) -> dict[str, Any]:
     """The limits that there are, by their keys."""
     limits = {limit_key(name): latency.budget_ms for name, latency in target_configs(cfg).items()}
+    limits |= {f"limits.{name}": limit for name, limit in plain(cfg.limits).items()}
     return {key: limit for key, limit in limits.items() if limit is not None}
 
 
@@ -74,6 +77,7 @@ def check_targets(cfg: DictConfig) -> None:
             check_number(limit_key(name), latency.budget_ms, SMALLEST)
         elif role_of(cfg, name) is Role.CONSTRAINT:
             raise ValueError(f"{limit_key(name)}=null: with latency.objectives=first every further device needs a budget")
+    check_limits(cfg, target_configs(cfg))
 
 
 def deployed_network(cfg: DictConfig, data: ImageData) -> dict[str, int]:
@@ -118,7 +122,11 @@ async def prepare_targets(cfg: DictConfig, study: optuna.Study, engine: Engine, 
 
 
 async def calibrate(cfg: DictConfig, name: str, device: Fingerprint, engine: Engine, space: Space) -> Target:
-    """Measure the anchor and how well a target repeats, and the largest network where no limit bounds the latency."""
+    """Measure the anchor, how well a target repeats, and the smallest and the largest network of the space.
+
+    Raises:
+        UserError: if not even the smallest network keeps the target's limits.
+    """
     where = "" if name == FIRST else f" on {name}"
     log.info("calibrating the anchor network%s", where)
     latency = target_configs(cfg)[name]
@@ -128,5 +136,24 @@ async def calibrate(cfg: DictConfig, name: str, device: Fingerprint, engine: Eng
     log.info("standard deviation of separate measurements of a network%s: %s", where, repeatability)
     if problem := unreachable(latency.tolerance, repeatability):
         log.warning("%s", problem)
-    reference_ms = limit_ms or (await engine.measure(name, space.largest(), calibration)).latency_ms
-    return Target(calibration, role_of(cfg, name), limit_ms, device, reference_ms, budget_on(latency.budget_on, name))
+    smallest = await engine.measure(name, space.smallest(), calibration)
+    largest = await engine.measure(name, space.largest(), calibration)
+    log.info("the smallest network of the space takes %s%s, the largest %s", size_text(smallest), where, size_text(largest))
+    target = Target(
+        calibration,
+        role_of(cfg, name),
+        limit_ms,
+        device,
+        limit_ms or largest.latency_ms,
+        budget_on(latency.budget_on, name),
+        resource_limits(cfg, name),
+    )
+    check_smallest(target, smallest, name, target_configs(cfg), limit_key(name))
+    return target
+
+
+def size_text(latency: Latency) -> str:
+    """A network's latency with its 95 % confidence interval, and its file and memory as far as they are known."""
+    names = {"file_mb": "ONNX file", "peak_memory_mb": "peak memory"}
+    sizes = [f"{size:.3g} MB {names[name]}" for name, size in latency.resources.items()]
+    return ", ".join([f"{latency.latency_ms:.3g} ms [{latency.low_ms:.3g}, {latency.high_ms:.3g}]", *sizes])

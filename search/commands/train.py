@@ -23,7 +23,9 @@ from models.elastic import Bounds
 from models.litv2 import LITv2
 from models.litv2 import build as build_network
 from search import UserError
+from search.accuracy.base import Metric, metric_name
 from search.accuracy.initial_weights import InitialWeights, measuring_batches
+from search.accuracy.metrics import accuracy_of, check_metric
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.files import sha256
 from search.results import architecture_file
@@ -37,7 +39,7 @@ from search.training.files import TrainingResult, checkpoint_file, save_weights
 from search.training.normalisation import Normalisation
 from search.training.recipe import FullTraining, Recipe
 from search.training.streamed import StreamedData
-from search.training.task import TrainSettings, fit, test_accuracy
+from search.training.task import TrainSettings, fit, predict, test_accuracy
 
 log = logging.getLogger(__name__)
 VARIANTS = ("litv2_s", "litv2_m", "litv2_b")
@@ -52,12 +54,14 @@ class Network:
         architecture: The network.
         search_data: Name of the dataset it was searched on; None if it was not searched.
         search_accuracy: Validation accuracy that the search gave it.
+        metric: What the search counted as accuracy.
     """
 
     file: Path
     architecture: Architecture
     search_data: str | None
     search_accuracy: float | None
+    metric: str = Metric.TOP1.value
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,12 @@ def read_network(file: Path) -> Network:
     """Read an exported architecture. Raises: UserError if it cannot be used."""
     architecture, facts = architecture_file.read(file)
     accuracy: Mapping[str, Any] = facts["accuracy"] if isinstance(facts.get("accuracy"), dict) else {}
-    return Network(file, architecture, accuracy.get("data"), accuracy.get("validation"))
+    metric = accuracy.get("metric", Metric.TOP1.value)
+    try:
+        check_metric(metric)
+    except ValueError as error:
+        raise UserError(f"arch={file}: {error}") from error
+    return Network(file, architecture, accuracy.get("data"), accuracy.get("validation"), metric)
 
 
 def variant_file(name: str) -> Path:
@@ -245,7 +254,18 @@ def evaluate(
         weights_sha256=sha256(weights_file(network.file)),
         class_names=data.class_names,
         search_accuracy=network.search_accuracy if is_same_task else None,
+        metric=network.metric,
+        test_metric=metric_value(task, test_batches, network.metric, settings),
+        validation_metric=metric_value(task, data.val_dataloader(), network.metric, settings) if data.num_val else None,
     )
+
+
+def metric_value(task: FullTraining, batches: Any, metric: str, settings: TrainSettings) -> dict[str, float] | None:
+    """Value and standard error of the search's metric; None if it is top-1 accuracy, which is always reported."""
+    if metric == Metric.TOP1:
+        return None
+    accuracy = accuracy_of(metric, *predict(task, batches, settings), seed=0, seconds=0.0)
+    return {"value": accuracy.accuracy, "standard_error": accuracy.standard_error}
 
 
 def log_result(result: TrainingResult, architecture: Path) -> None:
@@ -260,5 +280,7 @@ def log_result(result: TrainingResult, architecture: Path) -> None:
         weights_file(architecture),
         result_file(architecture),
     )
+    if result.test_metric is not None:
+        log.info("test %s %.4f ±%.4f", metric_name(result.metric), *result.test_metric.values())
     if result.gap is not None:
         log.info("validation accuracy in the search %.4f, a gap of %+.4f", result.search_accuracy, result.gap)

@@ -92,6 +92,7 @@ class Latency:
         busy_cores: Processor time that other processes used meanwhile, in cores.
         warning: What disturbed the measurement and what to do about it; empty if nothing did.
         peak_bytes: Peak memory of loading and running the network; None if the system does not report it.
+        file_bytes: Size of the ONNX file that the network was loaded from; None where the runtime loads no such file.
         rounds: All times; empty if only the summary was stored. After a repetition, those of the last measurement.
     """
 
@@ -107,6 +108,7 @@ class Latency:
     busy_cores: float = 0.0
     warning: str = ""
     peak_bytes: int | None = None
+    file_bytes: int | None = None
     rounds: tuple[Round, ...] = ()
 
     @property
@@ -138,6 +140,12 @@ class Latency:
     def measured(self) -> bool:
         """False for a prediction."""
         return self.repetitions > 0
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """File and peak memory in millions of bytes, as far as they are known."""
+        sizes = {"file_mb": self.file_bytes, "peak_memory_mb": self.peak_bytes}
+        return {name: size / 1e6 for name, size in sizes.items() if size is not None}
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the samples, as plain data; low_ms and high_ms are the 95 % confidence interval."""

@@ -25,12 +25,14 @@ class Timing:
         busy_cores: Processor time that other processes used meanwhile, in cores.
         parity: As in `Converted`.
         peak_bytes: Peak memory of loading and running the network; None if it is unknown.
+        file_bytes: Size of the file that the network was loaded from; None if it is not loaded from one.
     """
 
     series: Series
     busy_cores: float
     parity: float | None
     peak_bytes: int | None
+    file_bytes: int | None = None
 
 
 class Host(Protocol[NetworkT, LoadedT]):

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 
 from search.latency.host import Timing
-from search.latency.machine import ResidentMemory, Usage, allowed_cores, frequency_facts, keep_to, pin
+from search.latency.machine import Usage, allowed_cores, frequency_facts, keep_to, pin
+from search.latency.memory import ResidentMemory
 from search.latency.processor import cpu_name
 from search.latency.protocol import Run, Timer, scatter_heap, time_alone, time_ratios, timer_on
 from search.latency.repeatability import Repeatability
@@ -61,11 +62,12 @@ class Cpu:
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """Copies of a network that are ready to run. parity, peak_bytes: as in `Timing`."""
+    """Copies of a network that are ready to run. parity, peak_bytes, file_bytes: as in `Timing`."""
 
     copies: list[Run]
     parity: float | None
     peak_bytes: int | None
+    file_bytes: int | None = None
 
 
 class LocalHost:
@@ -106,7 +108,7 @@ class LocalHost:
     def load(self, network: Converted, num_copies: int) -> LoadedNetwork:
         first, peak_bytes = self.processor.first_copy(network.load)
         copies = [first] + [network.load() for _ in range(num_copies - 1)]
-        return LoadedNetwork(copies, network.parity, peak_bytes)
+        return LoadedNetwork(copies, network.parity, peak_bytes, network.file_bytes)
 
     def time_alone(self, anchor: LoadedNetwork, make_other: Callable[[], Run], seconds: float) -> list[list[float]]:
         between = [] if len(anchor.copies) > 1 else [make_other()]
@@ -128,7 +130,7 @@ class LocalHost:
         all_series = time_ratios(copies, anchor.copies, tolerance, max_seconds, timer, repeatability)
         busy_cores = Usage.now().others_since(before, time.perf_counter() - start)
         return [
-            Timing(series, busy_cores, network.parity, network.peak_bytes)
+            Timing(series, busy_cores, network.parity, network.peak_bytes, network.file_bytes)
             for network, series in zip(networks, all_series, strict=True)
         ]
 

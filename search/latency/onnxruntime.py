@@ -76,7 +76,7 @@ def convert(model: nn.Module, x: Tensor, dtype: str, num_threads: int) -> Conver
         feed = {name: x.numpy().copy()}
         return lambda: copied.run(None, feed)
 
-    return Converted(load, check_parity(RUNTIME.name, model, x, output, dtype))
+    return Converted(load, check_parity(RUNTIME.name, model, x, output, dtype), len(content))
 
 
 RUNTIME = Runtime(

@@ -36,10 +36,12 @@ class Converted:
         load: Returns a copy that is ready to run.
         parity: Largest difference of its outputs from eager PyTorch's, relative to the largest output; None if nothing was
             converted.
+        file_bytes: Size of the file that it is loaded from; None if there is no such file.
     """
 
     load: Callable[[], Run]
     parity: float | None = None
+    file_bytes: int | None = None
 
 
 @dataclass(frozen=True)

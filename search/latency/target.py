@@ -275,6 +275,7 @@ class PairedTarget:
             warning=disturbance(slowdown, timing.busy_cores, self.settings.num_threads, self.host.num_cores),
             # Converting what loads only once has left its own memory behind.
             peak_bytes=timing.peak_bytes if self.runtime.loads_copies else None,
+            file_bytes=timing.file_bytes,
             rounds=tuple(series.rounds),
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture import Architecture
+from search.accuracy.base import Metric, metric_name
 from search.results.templating import render
 from search.space import dimensions
 from search.space.dimensions import describe
@@ -25,11 +26,14 @@ def card(
         body: facts about the deployable files, as in card.json.
         uses: how to run each of them.
     """
+    search_accuracy, trained = _search_accuracy(facts), body["trained"]
     return render(
         "card.md.jinja",
         description=describe(architecture),
         facts=facts,
-        search_accuracy=_search_accuracy(facts),
+        search_accuracy=search_accuracy,
+        metric=metric_name((search_accuracy or {}).get("metric", Metric.TOP1)),
+        trained_metric=metric_name(trained["metric"]) if trained.get("test_metric") else "",
         body=body,
         stage_header=stage_header(),
         stage_rows=stage_rows(architecture),

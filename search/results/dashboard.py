@@ -12,19 +12,21 @@ import plotly.graph_objects as go
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
 
+from search.accuracy.base import Metric, metric_name
 from search.results import architecture_file
 from search.results.analysis import MIN_EVALUATED, hypervolumes, influences, latency_by_stage
 from search.results.card import stage_header, stage_rows
 from search.results.export import target_facts
-from search.results.figures import front_figures, hypervolume_figure, influence_figure, stages_figure
+from search.results.figures import as_title, front_figures, hypervolume_figure, influence_figure, stages_figure
 from search.results.picture import picture
 from search.results.tables import accuracy_text, latencies_text
 from search.results.templating import render
 from search.space import Space
 from search.study.front import evaluated, front
+from search.study.limits import limits_of
 from search.study.storage import quiet_experimental
 from search.study.targets import Target, img_size_of, objectives, references_ms, targets_of
-from search.study.trial import TrialRecord
+from search.study.trial import TrialRecord, metric_of
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,18 @@ class DashboardPublisher:
         columns = {
             "latency_ms" if len(self.targets) == 1 else f"latency_ms.{name}": target for name, target in self.targets.items()
         }
+        metric = metric_name(self.study.user_attrs["settings"]["accuracy"].get("metric", Metric.TOP1))
         with quiet_experimental():
-            self.study.set_metric_names(["accuracy", *(key for key, target in columns.items() if target.is_objective)])
+            self.study.set_metric_names([metric, *(key for key, target in columns.items() if target.is_objective)])
         note = render(
             "study_note.md.jinja",
             study=self.study.study_name,
             num_architectures=space.num_architectures(),
             columns=columns,
             scores_before_measuring=scores_before_measuring,
+            limits=limits_of(self.study),
+            metric=metric,
+            front_title=f"{as_title(metric)} over latency",
             storage_url=storage_url,
         )
         save_note(self.study, note)
@@ -114,7 +120,7 @@ class DashboardPublisher:
         self.publish_front(trials)
         self._save("hypervolume", hypervolume_figure(hypervolumes(trials, references_ms(self.targets))))
         if len(scored := evaluated(trials)) >= MIN_EVALUATED:
-            self._save("influence", influence_figure(influences(scored)))
+            self._save("influence", influence_figure(influences(scored), metric_of(trials)))
         members = front(trials)
         names = [f"trial {member.number}" for member in members]
         for target in objectives(self.targets):

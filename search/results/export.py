@@ -83,6 +83,7 @@ def member_facts(
     settings: Mapping[str, Any] = study.user_attrs["settings"]
     return {
         "accuracy": {
+            "metric": accuracy.metric,
             "validation": accuracy.accuracy,
             "standard_error": accuracy.standard_error,
             "num_images": accuracy.num_images,
@@ -234,6 +235,7 @@ def _csv(
             "multiply_accumulates": trial.num_macs,
             "origin": trial.origin,
             "architecture": trial.architecture.key,
+            "metric": "" if accuracy is None else accuracy.metric,
         }
         rows.append(row)
     out = io.StringIO()

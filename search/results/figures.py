@@ -15,7 +15,7 @@ from search.results.analysis import PARTS, Effect, Influence
 from search.space.dimensions import describe
 from search.study.front import evaluated, front, latest_of_each
 from search.study.targets import Target, objectives
-from search.study.trial import SAMPLED, TrialRecord, on
+from search.study.trial import SAMPLED, TrialRecord, metric_of, on
 
 TEAL, AMBER, BLUE, RED, GREY = "#1f9aaf", "#e08e0b", "#5b7fd6", "#e0566b", "#8a94a3"  # legible on light and on dark
 CLEAR, GRID = "rgba(0,0,0,0)", "rgba(138,148,163,0.3)"
@@ -31,6 +31,11 @@ def front_figures(trials: Sequence[TrialRecord], targets: Mapping[str, Target]) 
     return {name: _front_figure(trials, name, targets) for name in objectives(targets)}
 
 
+def as_title(text: str) -> str:
+    """A text with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def _front_figure(trials: Sequence[TrialRecord], name: str, targets: Mapping[str, Target]) -> go.Figure:
     """Draw the front with its intervals, the networks that it dominates (some by their predicted latency), and below them
     the networks that a limit ruled out before training.
@@ -42,7 +47,8 @@ def _front_figure(trials: Sequence[TrialRecord], name: str, targets: Mapping[str
     dominated = [trial for trial in scored if trial.origin == SAMPLED and trial.architecture.key not in in_front]
     latest = [trial for trial in latest_of_each(trials) if name in trial.result.latencies]
     is_curve = len(objectives(targets)) == 1  # with several objectives the front is a surface
-    figure = _figure(f"Accuracy over latency{on(name, targets)}", _latency_axis(name, targets), "accuracy", height=540)
+    metric = metric_of(trials)
+    figure = _figure(f"{as_title(metric)} over latency{on(name, targets)}", _latency_axis(name, targets), metric, height=540)
     bottom = _bottom([trial.accuracy for trial in latest if trial.result.accuracy is not None])
 
     def add(label: str, group: Sequence[TrialRecord], color: str, symbol: str, **style: Any) -> None:
@@ -68,7 +74,7 @@ def hypervolume_figure(volumes: Sequence[float]) -> go.Figure:
     return figure.add_scatter(x=numbers, y=list(volumes), mode="lines", line=line, showlegend=False)
 
 
-def influence_figure(influences: Sequence[Influence]) -> go.Figure:
+def influence_figure(influences: Sequence[Influence], metric: str = "accuracy") -> go.Figure:
     """The share of variance that a dimension explains of each objective, to the left if its highest value lowers that."""
     figure = _figure(
         "What mattered, by objective<br><sup>share of variance explained, over all evaluated networks</sup>"
@@ -77,7 +83,7 @@ def influence_figure(influences: Sequence[Influence]) -> go.Figure:
         height=140 + 32 * len(influences),
     )
     dimensions = [influence.dimension for influence in influences]
-    _add_effects(figure, "accuracy", dimensions, [influence.accuracy for influence in influences], "+.4f", TEAL)
+    _add_effects(figure, metric, dimensions, [influence.accuracy for influence in influences], "+.4f", TEAL)
     targets = list(influences[0].latencies) if influences else []
     for name, color in zip(targets, cycle((AMBER, BLUE, RED)), strict=False):
         effects = [influence.latencies[name] for influence in influences]

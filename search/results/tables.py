@@ -11,7 +11,7 @@ from search.accuracy.checked import Checked
 from search.latency.base import Latency
 from search.space.dimensions import describe
 from search.study.front import front, front_probability, probability_name
-from search.study.trial import SAMPLED, TrialRecord, TrialResult, on
+from search.study.trial import SAMPLED, TrialRecord, TrialResult, metric_of, on
 
 NETWORK = "width: blocks of each stage"  # header above `describe`
 
@@ -88,7 +88,7 @@ def trial_table(
     table = Table(title=title, title_justify="left")
     targets = targets_in(trials) or [""]
     columns = further_columns or {}
-    for header in ("trial", "accuracy", *latency_headers(targets), *columns, "MACs"):
+    for header in ("trial", metric_of(trials), *latency_headers(targets), *columns, "MACs"):
         table.add_column(escape(header), justify="right", no_wrap=True)
     table.add_column(NETWORK, overflow="fold")
     for trial in trials:

@@ -18,7 +18,7 @@ from search.results.tables import accuracy_text, latencies_text, note_text, tria
 from search.space.dimensions import describe
 from search.study.coordinator import SearchProgress
 from search.study.drift import is_noteworthy
-from search.study.trial import TrialRecord, on
+from search.study.trial import TrialRecord, metric_of, on
 
 log = logging.getLogger(__name__)
 LOG_WIDTH = 140  # characters
@@ -80,10 +80,11 @@ class LogView:
         note = note_text(trial)
         log.log(
             self.level,
-            "trial %d finished (%d of %d): accuracy %s, latency %s%s; front %d, hypervolume %.4f%s, %s left",
+            "trial %d finished (%d of %d): %s %s, latency %s%s; front %d, hypervolume %.4f%s, %s left",
             trial.number,
             progress.num_finished,
             progress.num_wanted,
+            metric_of([trial]),
             accuracy_text(trial),
             latencies_text(trial.result),
             f" ({note})" if note else "",

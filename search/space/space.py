@@ -141,6 +141,16 @@ class Space:
         """Every choice at its least expensive."""
         return self.architecture(self._extreme("smallest"))
 
+    def cheapest(self, cost: Callable[[Architecture], float]) -> Architecture:
+        """The network of the lowest cost, exactly, for a cost that is a sum over stages at each width."""
+        candidates = []
+        for network in self._first_of_each_width():
+            for index, choices in enumerate(self.stages):
+                stages = ((*network.stages[:index], spec, *network.stages[index + 1 :]) for spec in distinct_stages(choices))
+                network = min((replace(network, stages=changed) for changed in stages), key=lambda n: (cost(n), n.key))
+            candidates.append(network)
+        return min(candidates, key=lambda network: (cost(network), network.key)).canonical()
+
     def sample(self, seed: Sequence[int], size: Size = "any") -> Architecture:
         """A random architecture; the same seed gives the same one.
 

@@ -21,13 +21,15 @@ from search.latency.block_model import BlockModel, Prediction
 from search.study.drift import recent_slowdown
 from search.study.evaluate import Rules, evaluate
 from search.study.front import front, front_hypervolume
-from search.study.known import Known, RuledOut
+from search.study.known import Known, OverLimits, RuledOut
+from search.study.limits import COSTS, Values
 from search.study.targets import Target, references_ms
 from search.study.trial import ORIGIN, SAMPLED, TrialRecord, TrialResult
 from search.study.writer import StudyWriter
 
 log = logging.getLogger(__name__)
 
+MAX_OVER_LIMITS = 1000  # trials in a row that limits of parameters or multiply-accumulates rule out, before a search ends
 MAX_UNMEASURED = 50  # trials in a row: the next is measured, or a wrong block model could rule out everything forever
 PUBLISH_SHARE = 0.01  # of the search's time at most is spent on publishing
 POLL_SECONDS = 0.25
@@ -116,6 +118,7 @@ class Coordinator:
     _num_skipped: int = 0
     _num_failures: int = 0  # in a row
     _num_unmeasured: int = 0  # in a row
+    _num_over_limits: int = 0  # in a row
     _num_wanted: int = 0
     _num_before: int = 0  # finished when this run began
     _start: float = 0.0
@@ -192,24 +195,25 @@ class Coordinator:
         self.view.trial_started(trial.number, trial.architecture)
         async with self._locks[trial.architecture.key]:
             try:
-                result = await self._evaluate(trial)
-                costs = self.cost(trial.architecture)
+                costs = dict(zip(COSTS, self.cost(trial.architecture), strict=True))
+                result = await self._evaluate(trial, costs)
             except Exception as error:
                 if isinstance(error, SearchStopped) and not isinstance(error, EngineFailure):  # which fails this trial only
                     raise
                 log.debug("trial %d failed", trial.number, exc_info=True)
                 self._fail(trial, one_line(error))
                 return
-            if isinstance(result, RuledOut):
-                self._skip(trial, result)
+            if isinstance(result, RuledOut | OverLimits):
+                self._skip(trial, result, costs)
             else:
-                self._finish(trial, result, *costs)
+                self._finish(trial, result, costs)
 
-    async def _evaluate(self, trial: RunningTrial) -> TrialResult | RuledOut:
+    async def _evaluate(self, trial: RunningTrial, costs: Values) -> TrialResult | RuledOut | OverLimits:
         known = Known(
             self._latest_results.get(trial.architecture.key),
             trial.predictions if trial.may_skip else {},
             [member.result for member in self._front],
+            costs,
         )
 
         def report(text: str, share: float) -> None:
@@ -217,7 +221,7 @@ class Coordinator:
 
         return await evaluate(trial.architecture, known, self.engine, self.targets, self.rules, report)
 
-    def _finish(self, trial: RunningTrial, result: TrialResult, num_params: int, num_macs: int) -> None:
+    def _finish(self, trial: RunningTrial, result: TrialResult, costs: Mapping[str, int]) -> None:
         self.view.phase(trial.number, "writing", 0.0)
         if result.measured:
             self.save_samples(trial.number, result)
@@ -227,14 +231,13 @@ class Coordinator:
             number=trial.number,
             architecture=trial.architecture,
             result=result,
-            num_params=num_params,
-            num_macs=num_macs,
+            **costs,
             origin=trial.origin,
             parameters=dict(trial.parameters),
             predicted_ms=predicted_ms,
         )
         self.writer.finish(record)
-        self._num_failures = 0
+        self._num_failures = self._num_over_limits = 0
         self._num_unmeasured = 0 if result.measured else self._num_unmeasured + 1
         before = self._front
         self._learn(record)
@@ -243,11 +246,20 @@ class Coordinator:
         self._is_published &= self._front == before
         self.view.trial_finished(record, self._progress())
 
-    def _skip(self, trial: RunningTrial, ruled_out: RuledOut) -> None:
-        reason = self.writer.skip(trial.number, trial.architecture, ruled_out)
+    def _skip(self, trial: RunningTrial, ruled_out: RuledOut | OverLimits, costs: Values) -> None:
+        reason = self.writer.skip(trial.number, trial.architecture, ruled_out, costs)
         self._num_skipped += 1
-        self._num_unmeasured += 1
         self.view.trial_skipped(trial.number, reason)
+        if isinstance(ruled_out, RuledOut):
+            self._num_unmeasured += 1
+            self._num_over_limits = 0
+            return
+        self._num_over_limits += 1
+        if self._num_over_limits >= MAX_OVER_LIMITS:
+            raise SearchStopped(
+                f"stopped after {MAX_OVER_LIMITS:,} networks in a row that are over the limits; the last one was "
+                f"{reason}. Raise these limits, or take sampler=surrogate, which keeps to them"
+            )
 
     def _fail(self, trial: RunningTrial, reason: str) -> None:
         self.writer.fail(trial.number, trial.architecture, reason)

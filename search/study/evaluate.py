@@ -3,10 +3,11 @@
 The coordinator (coordinator.py) asks Optuna for a trial, whose parameters become an architecture (search/space). Here it
 is evaluated:
 
-1. A network that is predicted to exceed a latency limit is ruled out (known.py).
+1. A network that is over a limit of parameters or multiply-accumulates, or is predicted to exceed a latency limit, is
+   ruled out (known.py, limits.py).
 2. If the accuracy evaluator (search/accuracy) is no slower than a measurement, the network is scored first; if it is then
    probably dominated, its latency is not measured.
-3. Latency is measured on each target, until one exceeds its limit.
+3. Latency, file and memory are measured on each target, until one exceeds its limit.
 4. If all limits are kept, the network is trained, unless it has an accuracy already.
 
 An engine (search/engine) measures and trains, here or elsewhere; the coordinator writes the result to the study.
@@ -15,14 +16,15 @@ An engine (search/engine) measures and trains, here or elsewhere; the coordinato
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy
 from search.engine.base import Engine
 from search.latency.base import Latency
-from search.study.known import Known, RuledOut
+from search.study.known import Known, OverLimits, RuledOut
+from search.study.limits import Limits
 from search.study.targets import Role, Target, objectives
 from search.study.trial import TrialResult, on
 
@@ -37,10 +39,12 @@ class Rules:
     Attributes:
         seed: of every training.
         scores_before_measuring: whether the evaluator takes no longer than a measurement, and so goes first.
+        limits: those of parameters and multiply-accumulates.
     """
 
     seed: int
     scores_before_measuring: bool = False
+    limits: Limits = field(default_factory=dict)
 
 
 async def evaluate(
@@ -50,12 +54,14 @@ async def evaluate(
     targets: Mapping[str, Target],
     rules: Rules,
     report: Report = lambda text, share: None,
-) -> TrialResult | RuledOut:
+) -> TrialResult | RuledOut | OverLimits:
     """Evaluate one network.
 
     Raises:
         Exception: whatever building, measuring or training it raises; there is no default result.
     """
+    if (over := known.over_limits(rules.limits)) is not None:
+        return over
     if (ruled_out := known.ruled_out(targets)) is not None:
         return ruled_out
 

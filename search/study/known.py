@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from search.accuracy.base import Accuracy
 from search.latency.block_model import CONFIDENCE, Prediction
+from search.study.limits import Limits, Values, describe, exceeded, setting
 from search.study.targets import Target
 from search.study.trial import TrialResult
 
@@ -22,6 +23,23 @@ class RuledOut:
 
 
 @dataclass(frozen=True)
+class OverLimits:
+    """A network over limits that follow from its architecture: neither measured nor trained.
+
+    Attributes:
+        costs: of the network, by quantity.
+        names: the quantities that are over their limits.
+    """
+
+    costs: Values
+    names: Sequence[str]
+
+    def describe(self, limits: Limits) -> str:
+        """What is over which limit, in words."""
+        return ", ".join(f"{describe(name, self.costs[name])}, over {setting(name, limits[name])}" for name in self.names)
+
+
+@dataclass(frozen=True)
 class Known:
     """What a study knows when the turn of a network comes.
 
@@ -29,15 +47,22 @@ class Known:
         result: of an earlier trial of the same network.
         predictions: its latencies by the block models, by target; empty if nothing may be ruled out by prediction.
         front: results that no other one dominates so far.
+        costs: parameters and multiply-accumulates, by quantity.
     """
 
     result: TrialResult | None = None
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     front: Sequence[TrialResult] = ()
+    costs: Values = field(default_factory=dict)
 
     @property
     def accuracy(self) -> Accuracy | None:
         return None if self.result is None else self.result.accuracy
+
+    def over_limits(self, limits: Limits) -> OverLimits | None:
+        """The limits of parameters and multiply-accumulates that the network exceeds; None if it keeps all."""
+        names = exceeded(self.costs, limits)
+        return OverLimits(self.costs, names) if names else None
 
     def ruled_out(self, targets: Mapping[str, Target]) -> RuledOut | None:
         """The first target whose limit a new network surely exceeds by prediction."""

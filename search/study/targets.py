@@ -10,6 +10,7 @@ from typing import Any, Self
 import optuna
 
 from search.latency.base import Calibration, Latency
+from search.study.limits import Limits, describe, exceeded, excesses, setting
 
 FIRST = "first"  # name of the target that the keys latency.* configure
 TARGETS = "targets"  # attribute of a study
@@ -49,6 +50,7 @@ class Target:
         device: the fingerprint of the target: device, runtime, versions and settings.
         reference_ms: latency up to which the hypervolume counts.
         budget_on: what of a latency is compared with the limit.
+        limits: those of file and memory.
     """
 
     calibration: Calibration
@@ -57,6 +59,7 @@ class Target:
     device: Mapping[str, Any] = field(default_factory=dict)
     reference_ms: float | None = None
     budget_on: BudgetOn = BudgetOn.ESTIMATE
+    limits: Limits = field(default_factory=dict)
 
     @property
     def is_objective(self) -> bool:
@@ -67,9 +70,35 @@ class Target:
         """Side of the deployed network's input, in pixels."""
         return int(self.device["input_size"].split("x")[-1])
 
+    @property
+    def network_input(self) -> dict[str, int]:
+        """Images and classes of the deployed network."""
+        in_chans = int(self.device["input_size"].split("x")[0])
+        return {"in_chans": in_chans, "num_classes": int(self.device["num_classes"]), "img_size": self.img_size}
+
     def keeps_limit(self, latency: Latency) -> bool:
-        """Whether a latency is within the limit, if there is one."""
+        """Whether a network's latency, file and memory are within the limits that there are."""
+        return self.keeps_budget(latency) and not exceeded(latency.resources, self.limits)
+
+    def keeps_budget(self, latency: Latency) -> bool:
+        """Whether a latency is within the budget, if there is one."""
         return self.limit_ms is None or self.budget_on.ms(latency) <= self.limit_ms
+
+    def excess(self, latency: Latency, where: str) -> str:
+        """What of a network is over a limit, in words; empty if nothing is.
+
+        where: names this target if there are several.
+        """
+        if not self.keeps_budget(latency):
+            return f"latency {self.budget_on.describe(latency)}{where} is over the budget of {self.limit_ms:g} ms"
+        over = exceeded(latency.resources, self.limits)
+        return ", ".join(
+            f"{describe(name, latency.resources[name])}{where}, over {setting(name, self.limits[name])}" for name in over
+        )
+
+    def resource_excesses(self, latency: Latency | None) -> list[float]:
+        """How far each limit of file and memory is exceeded, relative to it; 0 for a network that was not measured."""
+        return excesses({} if latency is None else latency.resources, self.limits)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -78,6 +107,7 @@ class Target:
             "limit_ms": self.limit_ms,
             "reference_ms": self.reference_ms,
             "budget_on": str(self.budget_on),
+            "limits": dict(self.limits),
             "device": dict(self.device),
             "calibration": self.calibration.to_dict(),
         }
@@ -92,6 +122,7 @@ class Target:
             data["device"],
             data["reference_ms"],
             BudgetOn(data["budget_on"]),
+            data.get("limits", {}),
         )
 
 

@@ -6,7 +6,7 @@ count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,17 +14,20 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from models.architecture import Architecture
-from search.accuracy.base import Accuracy
+from search.accuracy.base import Accuracy, Metric, metric_name
 from search.latency.base import Latency
 from search.space.space import Parameters
+from search.study.limits import Values
 from search.study.targets import Role, Target
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SAMPLED = "sampled"  # origin of trials that the sampler proposed
 INTERRUPTED = "interrupted"  # status of trials that a stopped search left open
 STATUS, ORIGIN, LATENCIES = "status", "origin", "latencies"  # attributes of a trial
-CORRECT = "correct_images"  # system attribute of a trial, which the dashboard does not show: `Accuracy.correct`
+IMAGES = {"correct": "correct_images", "deviations": "image_deviations"}
+"""System attributes of a trial, which the dashboard does not show, by the field of `Accuracy` that they hold."""
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
+OVER_LIMITS = "over_limits"  # attribute of a skipped trial: the costs that are over their limits
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class TrialResult:
     Attributes:
         latencies: by target; targets after one whose limit is exceeded are left out.
         accuracy: None if a limit ruled the network out before training.
-        feasible: whether every latency keeps its limit.
+        feasible: whether every limit is kept.
         roles: of the targets that are not objectives.
         reused_accuracy: whether the accuracy is that of an earlier trial of the same network.
     """
@@ -85,10 +88,21 @@ class TrialRecord:
     predicted_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def costs(self) -> Values:
+        """Parameters and multiply-accumulates, by quantity."""
+        return {"num_params": self.num_params, "num_macs": self.num_macs}
+
+    @property
     def accuracy(self) -> float:
-        """Top-1 accuracy of a trial that has one, in [0, 1]."""
+        """Accuracy of a trial that has one, in [0, 1]."""
         assert self.result.accuracy is not None
         return self.result.accuracy.accuracy
+
+
+def metric_of(trials: Iterable[TrialRecord]) -> str:
+    """The name of the metric that the accuracies of trials are values of."""
+    metrics = (trial.result.accuracy.metric for trial in trials if trial.result.accuracy is not None)
+    return metric_name(next(metrics, Metric.TOP1))
 
 
 def finished_trials(study: optuna.Study) -> list[TrialRecord]:
@@ -102,8 +116,8 @@ def is_finished(trial: FrozenTrial) -> bool:
 
 
 def is_skipped(trial: FrozenTrial) -> bool:
-    """Whether the block model ended a trial before anything was measured."""
-    return trial.state == TrialState.PRUNED and SKIPPED in trial.user_attrs
+    """Whether the block model or a limit ended a trial before anything was measured."""
+    return trial.state == TrialState.PRUNED and not trial.user_attrs.keys().isdisjoint((SKIPPED, OVER_LIMITS))
 
 
 def has_failed(trial: FrozenTrial) -> bool:
@@ -137,7 +151,7 @@ def is_unmeasured(trial: FrozenTrial) -> bool:
 
 
 def count_skipped(study: optuna.Study) -> int:
-    """The number of trials that the block model ended before anything was measured."""
+    """The number of trials that the block model or a limit ended before anything was measured."""
     return sum(map(is_skipped, study.get_trials(deepcopy=False)))
 
 
@@ -148,7 +162,7 @@ def read(trial: FrozenTrial) -> TrialRecord:
     roles = {name: Role(latency.pop("role")) for name, latency in stored.items()}
     result = TrialResult(
         latencies={name: Latency.from_summary(latency) for name, latency in stored.items()},
-        accuracy=Accuracy(**attrs["accuracy"], correct=trial.system_attrs.get(CORRECT)) if "accuracy" in attrs else None,
+        accuracy=Accuracy(**attrs["accuracy"], **_images(trial)) if "accuracy" in attrs else None,
         feasible=all(value <= 0 for value in trial.system_attrs.get("constraints", [0.0])),
         roles={name: role for name, role in roles.items() if role is not Role.OBJECTIVE},
         reused_accuracy=bool(attrs.get("reused_accuracy", False)),
@@ -163,6 +177,11 @@ def read(trial: FrozenTrial) -> TrialRecord:
         parameters=trial.params,
         predicted_ms=attrs["predicted_latencies_ms"],
     )
+
+
+def _images(trial: FrozenTrial) -> dict[str, Any]:
+    """Fields of `Accuracy` that hold single images."""
+    return {name: trial.system_attrs[key] for name, key in IMAGES.items() if key in trial.system_attrs}
 
 
 def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, Any]:
@@ -189,14 +208,16 @@ def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, 
 def hidden_attributes(record: TrialRecord) -> dict[str, Any]:
     """A finished trial's system attributes: what `read` reads and the dashboard does not show."""
     accuracy = record.result.accuracy
-    return {} if accuracy is None or accuracy.correct is None else {CORRECT: accuracy.correct}
+    if accuracy is None:
+        return {}
+    return {key: value for name, key in IMAGES.items() if (value := getattr(accuracy, name)) is not None}
 
 
 def constraint_values(latencies_ms: Mapping[str, float], targets: Mapping[str, Target]) -> list[float]:
-    """Latency minus limit of each target with a limit, in ms. Optuna's convention: feasible if none is above 0.
+    """Latency minus budget of each target with a budget, in ms. Optuna's convention: feasible if none is above 0.
 
     Args:
-        latencies_ms: what each target compares with its limit.
+        latencies_ms: what each target compares with its budget.
 
     0 for a target that was not measured, because an earlier one exceeds its limit: samplers compare lists of equal length.
     """
@@ -210,10 +231,8 @@ def constraint_values(latencies_ms: Mapping[str, float], targets: Mapping[str, T
 def status(result: TrialResult, targets: Mapping[str, Target]) -> str:
     """How a trial ended, in words."""
     for name, latency in result.latencies.items():
-        if not targets[name].keeps_limit(latency):
-            target = targets[name]
-            compared = target.budget_on.describe(latency)
-            return f"infeasible: latency {compared}{on(name, targets)} is over the budget of {target.limit_ms:g} ms"
+        if excess := targets[name].excess(latency, on(name, targets)):
+            return f"infeasible: {excess}"
     if not result.measured:
         return "dominated: not measured, its latency is the block model's prediction"
     return "same network as an earlier trial: its accuracy, latency refined" if result.reused_accuracy else "evaluated"

@@ -19,15 +19,18 @@ from optuna.trial import Trial, TrialState
 
 from models.architecture import Architecture
 from search import SearchStopped, one_line
+from search.latency.base import Latency
 from search.latency.block_model import CONFIDENCE
 from search.space.space import Parameters, Space
-from search.study.known import RuledOut
+from search.study.known import OverLimits, RuledOut
+from search.study.limits import Limits, Values, excesses
 from search.study.locks import RetryPolicy
 from search.study.storage import is_away, quiet_experimental
 from search.study.targets import Target, objectives
 from search.study.trial import (
     INTERRUPTED,
     ORIGIN,
+    OVER_LIMITS,
     SKIPPED,
     STATUS,
     TrialRecord,
@@ -54,7 +57,7 @@ class Recovered:
 
     Attributes:
         tried: keys of the networks that trials have finished, skipped or failed.
-        num_skipped: trials that the block models ended before anything was measured.
+        num_skipped: trials that the block models or limits ended before anything was measured.
         num_unmeasured: the last trials in a row that were not measured.
     """
 
@@ -76,6 +79,7 @@ class StudyWriter:
         seed: of the study.
         annotate: adds what people want to see of a finished trial, before it is told and so closed.
         retry: retries what the database did not answer to.
+        limits: those of parameters and multiply-accumulates.
     """
 
     study: optuna.Study
@@ -85,6 +89,7 @@ class StudyWriter:
     seed: int
     annotate: Callable[[Trial, TrialRecord], None]
     retry: RetryPolicy
+    limits: Limits = field(default_factory=dict)
     _running: dict[int, Trial] = field(default_factory=dict)  # by number
     _baselines: dict[str, Parameters] = field(default_factory=dict)  # that no trial has evaluated yet
     _used_seeds: set[int] = field(default_factory=set)  # of all trials that were not interrupted
@@ -166,6 +171,7 @@ class StudyWriter:
         trial, result = self._running[record.number], record.result
         is_complete = result.accuracy is not None and len(result.objectives) == len(objectives(self.targets))
         compared_ms = {name: self.targets[name].budget_on.ms(latency) for name, latency in result.latencies.items()}
+        values = self._constraints(compared_ms, record.costs, result.latencies)
 
         def tell() -> None:
             with self._closing(trial, TrialState.COMPLETE if is_complete else TrialState.PRUNED):
@@ -174,7 +180,7 @@ class StudyWriter:
                 for key, value in hidden_attributes(record).items():
                     self.study._storage.set_trial_system_attr(trial._trial_id, key, value)
                 self.annotate(trial, record)
-                if values := constraint_values(compared_ms, self.targets):
+                if values:
                     set_constraints(self.study, trial._trial_id, values)
                 if is_complete:
                     self.study.tell(trial, [record.accuracy, *result.latencies_ms])
@@ -184,28 +190,41 @@ class StudyWriter:
         self.retry(tell)
         del self._running[record.number]
 
-    def skip(self, number: int, architecture: Architecture, ruled_out: RuledOut) -> str:
+    def skip(self, number: int, architecture: Architecture, ruled_out: RuledOut | OverLimits, costs: Values) -> str:
         """Write a trial whose network is neither measured nor trained. Returns the reason, in words."""
-        trial, prediction = self._running[number], ruled_out.prediction
-        limit = self.targets[ruled_out.target].limit_ms
-        assert limit is not None
-        reason = (
-            f"skipped: the block model expects {prediction.latency_ms:.3g} ms{on(ruled_out.target, self.targets)} and is "
-            f"{CONFIDENCE:.0%} sure that this is over the budget of {limit:g} ms; not measured"
-        )
-        described = {STATUS: reason, "architecture": architecture.to_dict(), SKIPPED: prediction.latency_ms}
+        trial, expected_ms = self._running[number], dict[str, float]()
+        if isinstance(ruled_out, OverLimits):
+            reason = f"skipped: {ruled_out.describe(self.limits)}; neither measured nor trained"
+            attribute: dict[str, Any] = {OVER_LIMITS: {name: costs[name] for name in ruled_out.names}}
+        else:
+            name, prediction = ruled_out.target, ruled_out.prediction
+            limit = self.targets[name].limit_ms
+            assert limit is not None
+            reason = (
+                f"skipped: the block model expects {prediction.latency_ms:.3g} ms{on(name, self.targets)} and is "
+                f"{CONFIDENCE:.0%} sure that this is over the budget of {limit:g} ms; not measured"
+            )
+            attribute = {SKIPPED: prediction.latency_ms}
+            expected_ms[name] = prediction.latency_ms
+        described = {STATUS: reason, "architecture": architecture.to_dict(), **attribute}
 
         def tell() -> None:
             with self._closing(trial, TrialState.PRUNED):
                 for key, value in described.items():
                     trial.set_user_attr(key, value)
-                over = constraint_values({ruled_out.target: prediction.latency_ms}, self.targets)
-                set_constraints(self.study, trial._trial_id, over)
+                set_constraints(self.study, trial._trial_id, self._constraints(expected_ms, costs, {}))
                 self.study.tell(trial, state=TrialState.PRUNED)
 
         self.retry(tell)
         del self._running[number]
         return reason
+
+    def _constraints(self, compared_ms: Mapping[str, float], costs: Values, latencies: Mapping[str, Latency]) -> list[float]:
+        """Excess over each budget, then over each limit of file and memory by target, and over those of the costs."""
+        of_targets = [
+            excess for name, target in self.targets.items() for excess in target.resource_excesses(latencies.get(name))
+        ]
+        return [*constraint_values(compared_ms, self.targets), *of_targets, *excesses(costs, self.limits)]
 
     def fail(self, number: int, architecture: Architecture, reason: str) -> None:
         """Write a failed trial with its reason."""
@@ -239,7 +258,12 @@ class StudyWriter:
             finished=finished_trials(self.study),
             tried={network_of(trial).key for trial in closed},
             num_skipped=sum(map(is_skipped, closed)),
-            num_unmeasured=sum(1 for _ in itertools.takewhile(is_unmeasured, reversed(closed))),
+            num_unmeasured=sum(
+                1
+                for _ in itertools.takewhile(
+                    is_unmeasured, (trial for trial in reversed(closed) if OVER_LIMITS not in trial.user_attrs)
+                )
+            ),
         )
 
     def _close_strays(self) -> None:

@@ -20,7 +20,7 @@ from models.architecture import check_int
 from search import UserError
 from search.training.augmentation import BatchAugmentation, ShiftAndFlip
 from search.training.decoding import Decoder, Levels
-from search.training.image_cache import ImageCache
+from search.training.image_cache import ImageCache, labels_of
 from search.training.images import Images
 from search.training.normalisation import Normalisation
 from search.training.splits import Source, split
@@ -87,6 +87,15 @@ class SplitData(lightning.LightningDataModule):
     def num_val(self) -> int:
         return len(self.splits.val)
 
+    @property
+    def train_labels(self) -> Tensor:
+        """Labels of the training images, (num_train,) int64."""
+        return labels_of(self.splits.train)
+
+    def class_counts(self) -> Tensor:
+        """Return the number of training images of each class, (num_classes,)."""
+        return torch.bincount(self.train_labels, minlength=self.num_classes)
+
 
 class ImageData(SplitData):
     """Both splits decoded at working size; the test set is read only when its loader is made.
@@ -134,6 +143,10 @@ class ImageData(SplitData):
     @property
     def num_val(self) -> int:
         return len(self.val.labels)
+
+    @property
+    def train_labels(self) -> Tensor:
+        return self.train.labels
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process, which trains and validates: without the encoded images."""

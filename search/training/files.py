@@ -40,6 +40,9 @@ class TrainingResult:
         weights_sha256: Digest of the file of the weights that these accuracies are of.
         search_accuracy: Accuracy that the search gave the network on the same validation split; None if there is none.
         class_names: Name of each class, in the order of the outputs.
+        metric: What the search counted as accuracy.
+        test_metric: Value and standard error of the metric on the test set; None if it is top-1 accuracy.
+        validation_metric: The same on the validation split; None without one.
     """
 
     test_accuracy: float
@@ -55,18 +58,22 @@ class TrainingResult:
     weights_sha256: str
     search_accuracy: float | None = None
     class_names: list[str] = field(default_factory=list)
+    metric: str = "top1"
+    test_metric: Mapping[str, float] | None = None
+    validation_metric: Mapping[str, float] | None = None
 
     @property
     def gap(self) -> float | None:
-        """Validation accuracy minus that of the search."""
-        if self.validation_accuracy is None or self.search_accuracy is None:
-            return None
-        return self.validation_accuracy - self.search_accuracy
+        """Validation accuracy, by the search's metric, minus that of the search."""
+        value = self.validation_accuracy if self.validation_metric is None else self.validation_metric["value"]
+        return None if value is None or self.search_accuracy is None else value - self.search_accuracy
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; what is known of the search only if there is something."""
         result = asdict(self) | {"seconds": round(self.seconds, 1)}
         del result["search_accuracy"]
+        if self.test_metric is None:
+            result = {key: value for key, value in result.items() if key not in ("test_metric", "validation_metric")}
         return result if self.gap is None else result | {"search_accuracy": self.search_accuracy, "gap": self.gap}
 
     def save(self, file: Path) -> None:

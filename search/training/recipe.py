@@ -153,7 +153,7 @@ class FullTraining(ImageClassification):
             loss = super().training_step(batch, batch_idx)
         else:
             images, targets = self.mixup(*batch)
-            loss = self.check_loss(F.cross_entropy(self(images), targets))
+            loss = self.check_loss(F.cross_entropy(self(images), targets, self.class_weights))
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"loss": loss.detach(), "lr": lr}, on_step=False, on_epoch=True)
         return loss

@@ -29,6 +29,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from models.architecture import check_int, check_number
 from models.deploy.memory import keep_freed_memory
 from search import UserError, one_line
+from search.training.class_weights import balanced_weights, check_class_weights
 from search.training.data import Batches, epoch_seed
 from search.training.progress import Progress
 
@@ -42,6 +43,8 @@ class TrainingData(Protocol):
     """Images to train on: `data.ImageData` or `streamed.StreamedData`."""
 
     def train_dataloader(self, batch_size: int) -> Iterable[Any]: ...
+
+    def class_counts(self) -> Tensor: ...
 
 
 class NonFiniteLoss(UserError):
@@ -62,6 +65,8 @@ class TrainSettings:
         clip_norm: Largest norm of the gradient; 0 for no limit.
         drop_path_rate: Stochastic depth of the last block, in [0, 1).
         accelerator: As in `lightning.Trainer`; "auto" uses a GPU if there is one.
+        class_weights: "balanced" to weight the loss of each image by the inverse frequency of its class; None for equal
+            weights.
 
     Raises:
         ValueError: If a setting is out of range; the message names it.
@@ -76,8 +81,10 @@ class TrainSettings:
     clip_norm: float
     drop_path_rate: float
     accelerator: str
+    class_weights: str | None = None
 
     def __post_init__(self) -> None:
+        check_class_weights(self.class_weights)
         check_int("train.max_epochs", self.max_epochs, 1)
         check_int("train.batch_size", self.batch_size, 1)
         check_number("train.lr", self.lr, 1e-12)
@@ -97,6 +104,7 @@ class ImageClassification(lightning.LightningModule):
         num_classes: Labels lie in [0, num_classes).
     """
 
+    class_weights: Tensor | None  # (num_classes,), set when the training starts
     lr_floor: float = 0.0  # final learning rate over settings.lr
     warmup_prefix: bool = True  # whether the cosine begins after the warm-up
 
@@ -105,13 +113,18 @@ class ImageClassification(lightning.LightningModule):
         self.model = model
         self.settings = settings
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.register_buffer("class_weights", None, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)  # type: ignore[no-any-return]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        return self.check_loss(F.cross_entropy(self(images), labels, label_smoothing=self.settings.label_smoothing))
+        return self.check_loss(self.label_loss(self(images), labels))
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of logits, (B, num_classes), with labels, smoothed and weighted as the settings say."""
+        return F.cross_entropy(logits, labels, self.class_weights, label_smoothing=self.settings.label_smoothing)
 
     def check_loss(self, loss: Tensor) -> Tensor:
         """Return a loss that is finite. Raises: NonFiniteLoss, naming the step."""
@@ -124,10 +137,10 @@ class ImageClassification(lightning.LightningModule):
         self.accuracy(check_logits(self(images), self.settings), labels)
         self.log("accuracy", self.accuracy, on_epoch=True, on_step=False)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return whether the model is right, for each image, (B,)."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Return the model's outputs, (B, num_classes), and the labels, (B,)."""
         images, labels = batch
-        return check_logits(self(images), self.settings).argmax(1) == labels
+        return check_logits(self(images), self.settings), labels
 
     def configure_optimizers(self) -> Any:
         groups = self.parameter_groups()
@@ -256,6 +269,8 @@ def fit(
         KeyboardInterrupt: If the user stops it.
     """
     keep_freed_memory()
+    if task.settings.class_weights is not None:
+        task.class_weights = balanced_weights(data.class_counts())
     seed, batches = torch.initial_seed(), data.train_dataloader(task.settings.batch_size)
 
     num_finished = num_finished_epochs(checkpoint)
@@ -314,11 +329,12 @@ def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings:
     return float(metrics["accuracy"])
 
 
-def correct_images(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> Tensor:
-    """Return whether a trained model is right, for each image. Raises: NonFiniteLoss if its outputs are not finite."""
+def predict(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> tuple[Tensor, Tensor]:
+    """Return a trained model's outputs, (images, classes), and the labels. Raises: NonFiniteLoss if they are not finite."""
     with ignore_loader_warnings():
-        predicted = make_trainer(settings).predict(task, dataloaders=batches)
-    return torch.cat([correct.cpu() for correct in predicted])  # type: ignore[union-attr]
+        predicted: Any = make_trainer(settings).predict(task, dataloaders=batches)
+    logits, labels = zip(*predicted, strict=True)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 
 @contextlib.contextmanager

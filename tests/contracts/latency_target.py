@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from models.architecture import Architecture, StageSpec
+from models.complexity import cost
 from search.latency.base import Calibration, Latency, LatencyTarget
 
 SMALL = Architecture(8, (StageSpec(1),) * 4, patch_size=2, downsample="conv")
@@ -46,6 +47,15 @@ def test_measurement_is_complete(large: Latency) -> None:
     assert large.busy_cores >= 0
     assert "rounds" not in large.summary()
     assert Latency.from_summary(large.summary()) == large.without_samples()
+
+
+def test_much_larger_network_takes_more_file_and_memory(target: LatencyTarget, small: Latency, large: Latency) -> None:
+    assert set(small.resources) == set(large.resources)
+    assert ("file_mb" in large.resources) == (target.fingerprint()["target"] in ("onnxruntime", "ssh"))
+    assert all(large.resources[name] > small.resources[name] for name in large.resources)
+    num_params, _ = cost(LARGE, in_chans=1, num_classes=10, img_size=32)
+    if "file_mb" in large.resources:
+        assert large.resources["file_mb"] == pytest.approx(4e-6 * num_params, rel=0.05)
 
 
 def test_much_larger_network_ranks_slower(small: Latency, large: Latency) -> None:

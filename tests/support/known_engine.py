@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 
 from models.architecture import Architecture
@@ -23,6 +24,7 @@ from search.space import Space
 from search.space.space import Parameters
 from search.study.coordinator import Coordinator
 from search.study.evaluate import Rules
+from search.study.limits import Limits, save_limits
 from search.study.locks import NullLock, RetryPolicy
 from search.study.storage import open_study
 from search.study.targets import FIRST, Role, Target, objectives, save_targets
@@ -52,6 +54,7 @@ class KnownEngine:
         fault: may raise instead, given "measure" or "train" and the architecture.
         targets: their latencies are those of the first, times 1, 2 and so on, smaller networks relatively slower.
         num_trials: how many trials are worth running at a time.
+        metric: what counts as accuracy.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class KnownEngine:
         fault: Fault = lambda part, architecture: None,
         targets: Sequence[str] = (FIRST,),
         num_trials: int = 1,
+        metric: str = "top1",
     ) -> None:
+        self.metric = metric
         self.fault = fault
         self.targets = list(targets)
         self.num_trials = num_trials
@@ -101,12 +106,24 @@ class KnownEngine:
         self.measured.append(architecture.key)
         ms = architecture.embed_dim / 8 + sum(s.depth * (1 + s.window_size) for s in architecture.stages) / 10
         ms = factor * (ms + (factor - 1) * sum(s.depth for s in architecture.stages) / 5)
-        return Latency(Estimate(ms, 0.005, 100.0), 20, 6, True, 0.1, rounds=(Round((ms,) * 20, (1.0,) * 21),))
+        return Latency(
+            Estimate(ms, 0.005, 100.0),
+            20,
+            6,
+            True,
+            0.1,
+            peak_bytes=1_000_000 * (architecture.embed_dim + sum(s.depth for s in architecture.stages)),
+            file_bytes=10_000 * architecture.embed_dim,
+            rounds=(Round((ms,) * 20, (1.0,) * 21),),
+        )
 
     def accuracy(self, architecture: Architecture, seed: int) -> Accuracy:
         self.fault("train", architecture)
         self.trained.append(architecture.key)
-        return Accuracy(1 - 1 / (architecture.embed_dim + sum(s.depth for s in architecture.stages)), 1000, seed, 0.1)
+        value = 1 - 1 / (architecture.embed_dim + sum(s.depth for s in architecture.stages))
+        if self.metric != "top1":
+            return Accuracy.of_metric(self.metric, value, 0.0123, np.sin(np.arange(1000)), seed, 0.1)
+        return Accuracy(value, 1000, seed, 0.1)
 
 
 class ShuffledEngine(KnownEngine):
@@ -170,6 +187,8 @@ def coordinator(
     """A coordinator whose writer and own arguments may be changed by name."""
     chosen = targets or known_targets(engine)
     save_targets(study, chosen)
+    limits = changed.pop("limits", {})
+    save_limits(study, limits)
     of_writer: dict[str, Any] = {
         "study": study,
         "space": SPACE,
@@ -178,11 +197,12 @@ def coordinator(
         "seed": 0,
         "annotate": lambda trial, record: None,
         "retry": RetryPolicy(0.0, NullLock()),
+        "limits": limits,
     }
     arguments: dict[str, Any] = {
         "engine": engine,
         "targets": chosen,
-        "rules": Rules(seed=0),
+        "rules": Rules(seed=0, limits=limits),
         "models": {name: BlockModel(32) for name in chosen},
         "cost": lambda architecture: (1000, 2000),
         "save_samples": lambda number, result: None,
@@ -241,28 +261,33 @@ def studied(
     rules: Rules | None = None,
     folder: Path | None = None,
     targets: Mapping[str, Target] | None = None,
+    limits: Limits | None = None,
+    metric: str = "top1",
 ) -> optuna.Study:
     """A finished study with everything that a search leaves in one.
 
     Args:
         folder: the study's, for what the dashboard shows.
         targets: by default one, with the limit if there is any.
+        limits: of parameters and multiply-accumulates, where every network has 1,000 and 2,000 of them.
+        metric: what counts as accuracy.
     """
-    engine = KnownEngine(targets=tuple(targets or (FIRST,)))
+    engine = KnownEngine(targets=tuple(targets or (FIRST,)), metric=metric)
     chosen = targets or known_targets(engine, limit_ms)
     study = open_study("shown", storage, create=True, num_latencies=len(objectives(chosen)))
     save_targets(study, chosen)
+    save_limits(study, limits or {})
     settings = {
         "data": {"name": "glyphs", "train_size": 100, "val_size": 50, "img_size": 32},
         "train": {"max_epochs": 1},
-        "accuracy": {"_target_": "search.accuracy.scratch.ScratchEvaluator"},
+        "accuracy": {"_target_": "search.accuracy.scratch.ScratchEvaluator", "metric": metric},
         "latency": {"budget_ms": limit_ms},
         "study": {"seed": 0},
         "proxy": {"width_multiplier": 1.0},
     }
     study.set_user_attr("settings", settings)
     study.set_user_attr("versions", {"torch": "1"})
-    changed: dict[str, Any] = {} if rules is None else {"rules": rules}
+    changed: dict[str, Any] = {"limits": limits or {}} | ({} if rules is None else {"rules": rules})
     if folder is not None:
         dashboard = DashboardPublisher(study, folder)
         dashboard.write_note(storage, SPACE)

@@ -22,6 +22,7 @@ MODULES = (  # the runner and what it imports: the standard library, numpy and o
     "search.latency",
     "search.latency.base",
     "search.latency.estimate",
+    "search.latency.memory",
     "search.latency.onnx_session",
     "search.latency.processor",
     "search.latency.protocol",

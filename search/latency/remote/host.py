@@ -29,6 +29,7 @@ from search.latency.runtime import check_parity
 
 Result = TypeVar("Result")
 MAX_BUSY_CORES = 1e6
+MOST_BYTES = 1e15  # of memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +110,10 @@ class SshHost:
             }
             answer = device.link.ask("ratios", arguments)
             busy_cores = check_number(answer.get("busy_cores"), 0.0, MAX_BUSY_CORES)
+            all_series = series_in(answer, len(names), tolerance, repeatability)
             return [
-                Timing(series, busy_cores, device.parities[name], peak_bytes=None)
-                for name, series in zip(names, series_in(answer, len(names), tolerance, repeatability), strict=True)
+                Timing(series, busy_cores, device.parities[name], device.peak_bytes[name], len(network.network.content))
+                for name, network, series in zip(names, networks, all_series, strict=True)
             ]
 
         return self._run(time, anchor)
@@ -136,11 +138,13 @@ class NetworksOnDevice:
     Attributes:
         link: The connection.
         parities: Largest relative difference of each network's outputs from PyTorch's, by name.
+        peak_bytes: Peak memory of loading and running each network, by name; None where the device does not report it.
     """
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.parities: dict[str, float] = {}
+        self.peak_bytes: dict[str, int | None] = {}
         self._networks: dict[str, RemoteNetwork] = {}
         self._numbers = itertools.count()
 
@@ -163,6 +167,8 @@ class NetworksOnDevice:
             "input_bytes": len(x),
         }
         answer = self.link.ask("load", arguments, x + network.content)
+        peak_bytes = answer.get("peak_bytes")
+        self.peak_bytes[name] = None if peak_bytes is None else int(check_number(peak_bytes, 0, MOST_BYTES))
         outputs = torch.tensor(check_numbers(answer.get("outputs"), LARGEST_OUTPUT, lowest=-LARGEST_OUTPUT))
         with torch.inference_mode():
             shape = (len(network.x), *network.model(network.x[:1]).shape[1:])
@@ -177,6 +183,7 @@ class NetworksOnDevice:
         for name in dropped:
             del self._networks[name]
             self.parities.pop(name, None)
+            self.peak_bytes.pop(name, None)
             if not self.link.is_broken:
                 self.link.ask("drop", {"name": name})
 

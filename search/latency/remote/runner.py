@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from search.latency.memory import ResidentMemory
 from search.latency.onnx_session import open_session
 from search.latency.processor import cpu_name
 from search.latency.protocol import Run, Series, Timer, scatter_heap, time_alone, time_ratios, timer_on
@@ -78,16 +79,19 @@ class Runner:
             content: The input as float32 numbers, then the ONNX file.
 
         Returns:
-            The network's outputs for the input.
+            The network's outputs for the input, and the peak memory of loading and running it once, if it is known.
         """
         import numpy
 
         x = numpy.frombuffer(content[:input_bytes], numpy.float32).reshape(shape)
-        sessions = [open_session(content[input_bytes:], self.num_threads) for _ in range(num_copies)]
-        entry = sessions[0].get_inputs()[0].name
-        output = sessions[0].run(None, {entry: x})[0]
+        memory = ResidentMemory()
+        first = open_session(content[input_bytes:], self.num_threads)
+        entry = first.get_inputs()[0].name
+        output = first.run(None, {entry: x})[0]
+        peak_bytes = memory.growth()
+        sessions = [first, *(open_session(content[input_bytes:], self.num_threads) for _ in range(num_copies - 1))]
         self.copies[name] = [run_of(session, {entry: x.copy()}) for session in sessions]
-        return {"outputs": [float(value) for value in output.ravel()]}
+        return {"outputs": [float(value) for value in output.ravel()], "peak_bytes": peak_bytes}
 
     def drop(self, name: str) -> dict[str, Any]:
         """Unload a network, if it is loaded."""

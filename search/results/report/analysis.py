@@ -16,7 +16,7 @@ from search.results.significance import significance_text
 from search.results.static import svg
 from search.study.drift import drift_notes, drifts
 from search.study.targets import objectives, references_ms
-from search.study.trial import TrialRecord, on
+from search.study.trial import TrialRecord, metric_of, on
 
 MAX_WARNINGS = 3
 
@@ -45,7 +45,8 @@ def influence(study: StudyData) -> Section | None:
         return None
     shares = influences(study.evaluated)
     targets = objectives(study.targets)
-    header = ["dimension", "of accuracy's variance", "accuracy, lowest to highest"]
+    metric = metric_of(study.trials)
+    header = ["dimension", f"of {metric}'s variance", f"{metric}, lowest to highest"]
     for name in targets:
         latency = f"latency{on(name, dict.fromkeys(targets))}"
         header += [f"of {latency}'s variance" if len(targets) == 1 else f"of the variance of {latency}", latency]
@@ -62,7 +63,10 @@ def influence(study: StudyData) -> Section | None:
         "of the trials differs from the others. The two may disagree.",
     ]
     return Section(
-        "What mattered", text, [Table(header, rows)], {"Variance explained": svg(influence_figure(shares), "influence")}
+        "What mattered",
+        text,
+        [Table(header, rows)],
+        {"Variance explained": svg(influence_figure(shares, metric), "influence")},
     )
 
 

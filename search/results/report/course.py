@@ -10,11 +10,13 @@ from search.results.figures import time_figure
 from search.results.report.page import Section, Table
 from search.results.report.study_data import StudyData
 from search.results.static import svg
+from search.study.limits import Limits, limits_of, setting
 from search.study.storage import SHARED_SECONDS
 from search.study.targets import Target
-from search.study.trial import INTERRUPTED, SKIPPED, STATUS
+from search.study.trial import INTERRUPTED, OVER_LIMITS, SKIPPED, STATUS, metric_of
 
 OVER_BUDGET = "over the latency budget: scored, but infeasible"
+OVER_RESOURCES = "over a limit of file or memory"
 
 
 def setup(study: StudyData) -> Section:
@@ -27,8 +29,9 @@ def setup(study: StudyData) -> Section:
     rows = [
         ("trials", f"{len(study.trials)} finished, {len(study.evaluated)} different networks evaluated"),
         ("data", f"{data['name']}, {images}"),
-        ("accuracy", f"{evaluator}, {settings['train']['max_epochs']} epochs"),
+        (metric_of(study.trials), f"{evaluator}, {settings['train']['max_epochs']} epochs"),
         *_target_rows(study.targets),
+        *_limit_rows("limits", limits_of(study.study)),
         ("seed", str(settings["study"]["seed"])),
     ]
     return Section("Setup", tables=[Table(("", ""), rows)])
@@ -40,7 +43,17 @@ def _target_rows(targets: dict[str, Target]) -> list[tuple[str, str]]:
     (target,) = targets.values()
     machine = ", ".join(f"{key}: {target.device[key]}" for key in ("device", "cores") if key in target.device)
     limit = "none" if target.limit_ms is None else f"{target.limit_ms:g} ms"
-    return [("latency", _runtime(target)), ("budget", limit), ("machine", machine)]
+    limits = _limit_rows("limits of file and memory", target.limits)
+    return [("latency", _runtime(target)), ("budget", limit), *limits, ("machine", machine)]
+
+
+def _limit_rows(name: str, limits: Limits) -> list[tuple[str, str]]:
+    """A row, if there are any limits."""
+    return [(name, _limits_text(limits))] if limits else []
+
+
+def _limits_text(limits: Limits) -> str:
+    return ", ".join(setting(name, limit) for name, limit in limits.items())
 
 
 def _target_text(target: Target) -> str:
@@ -55,12 +68,13 @@ def _runtime(target: Target) -> str:
 
 
 def _goal(target: Target) -> str:
-    limit = "" if target.limit_ms is None else f"budget {target.limit_ms:g} ms"
-    return ", ".join(filter(None, ["minimised" if target.is_objective else "constraint", limit]))
+    budget = "" if target.limit_ms is None else f"budget {target.limit_ms:g} ms"
+    role = "minimised" if target.is_objective else "constraint"
+    return ", ".join(filter(None, [role, budget, _limits_text(target.limits)]))
 
 
 def incomplete_trials(study: StudyData) -> Section:
-    """Trials that lack an accuracy or a measured latency or are over a budget, by their reason."""
+    """Trials that lack an accuracy or a measured latency, or are over a budget or another limit, by their reason."""
     title = "Failed, infeasible and unmeasured trials"
     reasons = Counter(reason for trial in study.raw_trials if (reason := _reason(trial)))
     if not reasons:
@@ -76,6 +90,10 @@ def _reason(trial: FrozenTrial) -> str:
         return "interrupted; the search continued" if status == INTERRUPTED else f"failed: {status}"
     if SKIPPED in trial.user_attrs:
         return "over the budget by the block model: not measured"
+    if OVER_LIMITS in trial.user_attrs:
+        return f"over {', '.join(f'limits.{name}' for name in trial.user_attrs[OVER_LIMITS])}: neither measured nor trained"
+    if status.startswith("infeasible: ") and not status.startswith("infeasible: latency"):
+        return f"{OVER_RESOURCES}: {'scored, but infeasible' if 'accuracy' in trial.user_attrs else 'not trained'}"
     if trial.state == TrialState.PRUNED:
         return "over the latency budget: not trained" if "accuracy" not in trial.user_attrs else OVER_BUDGET
     if any(value > 0 for value in trial.system_attrs.get("constraints", ())):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search.latency.base import Latency
-from search.results.figures import front_figures
+from search.results.figures import as_title, front_figures
 from search.results.picking import compare
 from search.results.picture import picture
 from search.results.report.page import Section, Table
@@ -15,7 +15,7 @@ from search.results.static import svg
 from search.results.tables import NETWORK, accuracy_text, latencies_text, latency_cells, latency_headers, latency_text
 from search.space.dimensions import describe
 from search.study.front import BY_ACCURACY, BY_SCORE, probability_name
-from search.study.trial import SAMPLED, TrialRecord, on
+from search.study.trial import SAMPLED, TrialRecord, metric_of, on
 
 
 def front(study: StudyData) -> Section:
@@ -23,8 +23,8 @@ def front(study: StudyData) -> Section:
     if not study.members:
         return Section("Front", ["No network has both an accuracy and a latency within the budget yet."])
     text = (
-        "The networks that no other network found so far dominates. ± is the standard error from the number of validation "
-        "images. In brackets: the 95 % confidence interval of the latency."
+        f"The networks that no other network found so far dominates. ± is the standard error {_error_source(study)}. "
+        "In brackets: the 95 % confidence interval of the latency."
     )
     probability = probability_name(study.checked)
     errors = (
@@ -38,9 +38,10 @@ def front(study: StudyData) -> Section:
         "In the plot baselines are the LITv2 pattern at every width, the smallest and the largest network; predicted are "
         "dominated networks whose latency was not measured."
     )
-    header = ("trial", "accuracy", *latency_headers(list(study.targets)), probability, "parameters", "MACs", NETWORK)
+    metric = metric_of(study.trials)
+    header = ("trial", metric, *latency_headers(list(study.targets)), probability, "parameters", "MACs", NETWORK)
     drawn = {
-        f"Accuracy over latency{on(name, study.targets)}: standard errors, 95 % confidence intervals": svg(
+        f"{as_title(metric)} over latency{on(name, study.targets)}: standard errors, 95 % confidence intervals": svg(
             figure, f"front-{name}"
         )
         for name, figure in front_figures(study.trials, study.targets).items()
@@ -49,6 +50,12 @@ def front(study: StudyData) -> Section:
     return Section(
         "Front", [text, meaning, legend], [Table(header, [_row(member, study) for member in study.members])], drawn
     )
+
+
+def _error_source(study: StudyData) -> str:
+    """Where standard errors come from, in words."""
+    is_top1 = all(trial.result.accuracy is None or trial.result.accuracy.error is None for trial in study.trials)
+    return "from the number of validation images" if is_top1 else "over validation images, by bootstrap"
 
 
 def _row(member: TrialRecord, study: StudyData) -> Sequence[str]:
@@ -103,8 +110,8 @@ def comparison(study: StudyData) -> Section | None:
         "plain attention in the fourth."
     )
     tables = [
-        Table(("network", "accuracy", *latency_headers(targets), NETWORK), rows),
-        Table(("network of the front", "pattern", *speedups, "difference in accuracy"), compared_rows),
+        Table(("network", metric_of(study.trials), *latency_headers(targets), NETWORK), rows),
+        Table(("network of the front", "pattern", *speedups, f"difference in {metric_of(study.trials)}"), compared_rows),
     ]
     return Section("Comparison with the LITv2 pattern", [text], tables)
 

@@ -5,7 +5,9 @@ would add to the front's hypervolume is predicted by models of all trials so far
 linear regression (accuracy_model.py), averaged over models drawn from its posterior: a network of which little is known may
 be much better than expected. With a single draw (Thompson sampling) fronts of 60 networks were less good. What is added
 counts as often as the network probably does not fail (failure_model.py); right after a failure, the child that is the least
-likely to fail is next, so that networks of one kind that cannot be built do not end the search.
+likely to fail is next, so that networks of one kind that cannot be built do not end the search. Networks over a limit of
+parameters or multiply-accumulates are not proposed while there are others; file and memory are predicted
+(limit_model.py), and count like latency over its budget.
 
 Optuna's own samplers know neither that latency is a sum over blocks nor which parameters are equal networks.
 """
@@ -34,7 +36,7 @@ from search.study.pareto import front_indices, gain
 from search.study.samplers import accuracy_model, failure_model
 from search.study.samplers.accuracy_model import AccuracyModel
 from search.study.samplers.failure_model import FailureModel
-from search.study.targets import targets_of
+from search.study.samplers.limit_model import StudyLimits
 from search.study.trial import TrialRecord, ended_with_failure, has_failed, is_finished, is_skipped, network_of, read
 
 MAX_DRAWS = 10  # children drawn for each that is wanted: in a space that is nearly used up few are new
@@ -116,7 +118,7 @@ class SurrogateSampler(BaseSampler):
         self.num_children = num_children
         self.mutation = mutation
         self.rng = np.random.default_rng(seed)
-        self._limits_ms: dict[str, float | None] | None = None  # of the targets; None before the study was read
+        self._limits = StudyLimits()  # without targets before the study was read
         self._seen: set[int] = set()  # numbers of the closed trials that were read
         self._num_finished = 0  # of those
         self._rows: dict[str, Row] = {}  # the latest of each network, by key
@@ -146,8 +148,8 @@ class SurrogateSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         if trial.number not in self._proposals:
-            if self._limits_ms is None:
-                self._limits_ms = {name: target.limit_ms for name, target in targets_of(study).items()}
+            if not self._limits.targets:
+                self._limits = StudyLimits.of(study)
             trials = study.get_trials(deepcopy=False)
             self._learn(trials)
             running = [other for other in trials if other.state == TrialState.RUNNING and other.number != trial.number]
@@ -195,7 +197,11 @@ class SurrogateSampler(BaseSampler):
     def first(self, taken: Container[str], rows: Sequence[Row], is_careful: bool) -> Parameters:
         """A random network; once some have failed, one that is less likely to, bred from those that have not."""
         if not self._failed:
-            return next(iter(self.children(taken, [], 1).values()))
+            network, child = next(iter(self.children(taken, [], 1).items()))
+            if self._limits.are_kept(network):
+                return child
+            within = [row.trial.parameters for row in rows if row.trial.result.feasible]  # random networks are all over them
+            return next(iter(self.children(taken, within, 1).values()))
         children = self.children(taken, [], self.num_children)
         children |= self.children(taken, [row.trial.parameters for row in rows], self.num_children)
         networks = list(children)
@@ -213,17 +219,21 @@ class SurrogateSampler(BaseSampler):
         return self._keys[trial.number]
 
     def children(self, taken: Container[str], parents: Sequence[Parameters], count: int) -> dict[Architecture, Parameters]:
-        """Up to `count` networks that no trial has had; one that some trial has had if there is no other."""
+        """Up to `count` networks that no trial has had and that keep the limits of parameters and multiply-accumulates.
+
+        If there is no such network: one that is over a limit, or else one that some trial has had.
+        """
         children: dict[Architecture, Parameters] = {}
+        over: dict[Architecture, Parameters] = {}
         for _ in range(MAX_DRAWS * count):
             chosen = self.rng.permutation(len(parents))[:2]
             child = self.space.child([parents[index] for index in chosen], self.mutation, self.rng)
             architecture = self.space.architecture(child)
             if architecture.key not in taken:
-                children[architecture] = child
+                (children if self._limits.are_kept(architecture) else over)[architecture] = child
             if len(children) == count:
                 break
-        return children or self.untried(taken) or {architecture: child}
+        return children or dict([*over.items()][:1]) or self.untried(taken) or {architecture: child}
 
     def untried(self, taken: Container[str]) -> dict[Architecture, Parameters]:
         """The first network of the space that no trial has had, if there is any."""
@@ -258,13 +268,14 @@ class SurrogateSampler(BaseSampler):
         result = scored[0].trial.result
         predicted = {name: self.latencies(children, rows, name) for name in result.latencies}
         ends = {name: self.end(name, scored) for name in result.latencies}
+        of_resources = self._limits.excesses(children, [row.trial for row in rows])
         objective_ends = [ends[name] for name in result.objectives]
         front_accuracies = [row.accuracy for row in front]
         front_latencies = [row.latencies_ms for row in front]
 
         def worth(index: int) -> tuple[float, float, float]:
             safety = -failures[index] if is_careful else 0.0
-            excess = max(predicted[name][index] / ends[name] for name in predicted)
+            excess = max(*(predicted[name][index] / ends[name] for name in predicted), of_resources[index])
             if excess > 1:
                 return safety, 0.0, -excess - failures[index]
             latencies = [predicted[name][index] for name in result.objectives]
@@ -288,8 +299,9 @@ class SurrogateSampler(BaseSampler):
 
     def end(self, target: str, scored: Sequence[Row]) -> float:
         """The latency that the front ends at: the target's limit, or the slowest network's."""
-        limit = (self._limits_ms or {}).get(target)
-        return limit or max(latency.latency_ms for row in scored if (latency := row.latency_on(target)))
+        return self._limits.budget_ms(target) or max(
+            latency.latency_ms for row in scored if (latency := row.latency_on(target))
+        )
 
     def latencies(self, children: Sequence[Architecture], rows: Sequence[Row], target: str) -> list[float]:
         """Predicted latencies in ms, by the block model of what was measured."""

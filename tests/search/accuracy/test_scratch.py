@@ -16,6 +16,7 @@ from torch import nn
 
 from models.architecture import Architecture
 from models.litv2 import build
+from search.accuracy.base import Accuracy
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.scratch import ScratchEvaluator
@@ -152,3 +153,19 @@ def test_networks_are_trained_from_their_share_of_initial_weights(
         for network in (architecture, deeper):
             torch.testing.assert_close(started.make_network(network).eval()(images), expected, rtol=1e-4, atol=1e-5)
     assert 0 <= started.evaluate(deeper, 0, lambda share: None).accuracy <= 1
+
+
+@pytest.mark.parametrize("metric", ["balanced", "macro_f1", "auroc"])
+def test_accuracy_is_by_the_chosen_metric(data: ImageData, architecture: Architecture, metric: str) -> None:
+    settings = dataclasses.replace(SETTINGS, max_epochs=1, class_weights="balanced")
+    evaluator = ScratchEvaluator(data, settings, width_multiplier=1.0, num_threads=1, metric=metric)
+    result = evaluator.evaluate(architecture, 0, lambda share: None)
+    assert result.metric == metric
+    assert 0 < result.standard_error < 0.5
+    assert result.num_images == data.num_val
+    assert Accuracy(**result.to_dict()) == result
+
+
+def test_unknown_metric_is_named(data: ImageData) -> None:
+    with pytest.raises(ValueError, match=r"accuracy.metric=top5 must be one of"):
+        ScratchEvaluator(data, SETTINGS, width_multiplier=1.0, num_threads=1, metric="top5")

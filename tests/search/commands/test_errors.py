@@ -111,7 +111,7 @@ def test_bug_while_devices_are_prepared_ends_in_a_traceback(
         async def fingerprint(self, role: str) -> Fingerprint:
             raise error
 
-    cfg = OmegaConf.create({"latency": {"devices": {}, "objectives": "all", "budget_ms": None}})
+    cfg = OmegaConf.create({"latency": {"devices": {}, "objectives": "all", "budget_ms": None}, "limits": {}})
     study = open_study("test", f"sqlite:///{tmp_path / 'study.db'}", create=True)
     with pytest.raises(raised) as caught:
         asyncio.run(prepare_targets(cfg, study, Broken(), SPACE))

@@ -272,8 +272,11 @@ def test_python_of_the_readme_runs(folder: Path, tmp_path: Path) -> None:
     exec(re.sub(r"outputs/default/pareto/trial-\d+", str(path.with_suffix("")), block), {})
 
 
-def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_budget_is_shown_as_infeasible(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "budget"
+    monkeypatch.setattr("search.commands.targets.check_smallest", lambda *args: None)  # it would refuse such a budget
     code = call("run", ["+search=cpu_latency", f"study.name={name}", "study.n_trials=2", *TINY, "latency.budget_ms=0.001"])
     assert code == 0
     trials = finished_trials(study_of(name))
@@ -283,6 +286,22 @@ def test_budget_is_shown_as_infeasible(folder: Path, capsys: pytest.CaptureFixtu
     assert (folder / "outputs/budget/pareto.csv").exists()
     assert call("export", [f"study.name={name}"]) == 2
     assert "has no network with an accuracy" in capsys.readouterr().err
+
+
+def test_budget_that_nothing_keeps_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("run", ["+search=cpu_latency", "study.name=tight", *TINY, "latency.budget_ms=0.001"]) == 2
+    message = capsys.readouterr().err.strip()
+    assert "latency.budget_ms=0.001: no network of the space keeps it, the smallest takes 0." in message
+    assert "raise it, or add smaller choices to the space" in message
+    assert len(message.splitlines()) == 1
+    log = (tmp_path / "outputs/tight/run.log").read_text(encoding="utf-8")
+    assert re.search(r"the smallest network of the space takes [\d.]+ ms .*ONNX file.*, the largest [\d.]+ ms", log)
+    assert not list(tmp_path.glob("outputs/.supernets/*"))
+    study = study_of("tight")
+    assert study.trials == []
 
 
 def test_time_limit_covers_the_training_of_shared_weights(

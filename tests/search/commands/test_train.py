@@ -102,3 +102,24 @@ def test_photos_are_augmented_and_their_classes_named(
     result = json.loads(file.with_suffix(".result.json").read_text(encoding="utf-8"))
     assert result["class_names"] == ["ant", "bee"]
     assert len(list((tmp_path / "outputs/.images").glob("*.npy"))) == 3  # train, val and test
+
+
+def test_metric_of_the_search_is_reported_with_its_error(tmp_path: Path, architecture: Architecture) -> None:
+    file = tmp_path / "network.yaml"
+    accuracy = {"metric": "macro_f1", "validation": 0.4, "standard_error": 0.02, "data": "glyphs"}
+    write(file, "", architecture, {"accuracy": accuracy})
+    assert call("train", [f"arch={file}", *TINY[:2], "train.max_epochs=1", "train.class_weights=balanced"]) == 0
+    result = json.loads(file.with_suffix(".result.json").read_text(encoding="utf-8"))
+    assert result["metric"] == "macro_f1"
+    assert 0 <= result["test_metric"]["value"] <= 1
+    assert 0 < result["test_metric"]["standard_error"] < 0.1
+    assert result["gap"] == pytest.approx(result["validation_metric"]["value"] - 0.4)
+
+
+def test_unknown_metric_of_a_file_is_named(
+    tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "network.yaml"
+    write(file, "", architecture, {"accuracy": {"metric": "top5", "validation": 0.4}})
+    assert call("train", [f"arch={file}", *TINY[:2]]) == 2
+    assert "accuracy.metric=top5 must be one of" in capsys.readouterr().err

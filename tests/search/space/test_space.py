@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from models.architecture import Architecture
+from models.complexity import cost
 from search import UserError
 from search.space.space import PATTERN, Space, distinct_stages
 
@@ -226,3 +227,17 @@ def test_wrong_number_of_stages() -> None:
         make(STAGES[:3])
     with pytest.raises(UserError, match=r"space.embed_dim is empty"):
         make(embed_dim=[])
+
+
+def test_cheapest_network_is_the_cheapest_of_all() -> None:
+    """Parameters are the fewest with half of the heads Lo-Fi; the space's smallest network has the most Lo-Fi heads."""
+    fixed = {"depth": 1, "window_size": 2, "alpha": [0.0, 0.5, 1.0], "num_heads": 2}
+    space = make([{**fixed, "depth": [1, 2]}, fixed, {**fixed, "window_size": 0, "alpha": 0.0}, fixed])
+
+    def parameters(network: Architecture) -> float:
+        return cost(network, in_chans=1, num_classes=100, img_size=32)[0]
+
+    networks = [space.architecture(values) for values in space.every()]
+    cheapest = space.cheapest(parameters)
+    assert cheapest in networks
+    assert parameters(cheapest) == min(map(parameters, networks)) < parameters(space.smallest())
