@@ -89,13 +89,12 @@ def test_exported_file_and_card(study: optuna.Study, metric: str, tmp_path: Path
     architecture, facts = architecture_file.read(file)
     trained = {
         "data": "glyphs", "train_size": 100, "max_epochs": 1, "seed": 0, "test_accuracy": 0.9, "metric": metric,
-        "normalisation": {"mean": [0.5], "std": [0.5]},
     }  # fmt: skip
     if metric != "top1":
         trained["test_metric"] = {"value": 0.87654, "standard_error": 0.01}
     body = {
-        "trained": trained, "weights": "trained", "input_shape": [1, 32, 32], "files": {}, "calibration": {"anchor_ms": 1.0},
-        "device": {"device": "Known CPU", "num_threads": 1, "batch_size": 1},
+        "trained": trained, "weights": "trained", "expects": {}, "input_shape": [1, 32, 32], "files": {},
+        "calibration": {"anchor_ms": 1.0}, "device": {"device": "Known CPU", "num_threads": 1, "batch_size": 1},
     }  # fmt: skip
     text = card(file, architecture, facts, body, {})
     score = "- Score in the search: " if metric == "top1" else f"- Score in the search, {NAMES[metric]}: "
