@@ -54,7 +54,7 @@ class TrainedSupernet:
 
     def save_share(self, architecture: Architecture, path: Path, digest: str) -> None:
         """Write the weights of one network, with their normalisation, its key and the digest of this supernet's file."""
-        metadata = metadata_of(architecture.key, self.normalisation, supernet=digest)
+        metadata = metadata_of(architecture.key, asdict(self.normalisation), supernet=digest)
         write_weights(self.extract(architecture), metadata, path)
 
     def save(self, path: Path) -> None:

@@ -36,7 +36,6 @@ from search.results.architecture_file import network_input
 from search.results.card import card
 from search.results.formats import ARCHITECTURE, FORMATS, Compute, network_with
 from search.training.metadata import CLASS_NAMES_KEY, NORMALISATION_KEY, metadata_of, read_metadata
-from search.training.normalisation import Normalisation
 
 log = logging.getLogger(__name__)
 CARD, FACTS = "README.md", "card.json"
@@ -128,14 +127,12 @@ def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, 
         log.warning("there is no %s: the files get random weights; train first with search.train arch=%s", weights, file)
         in_chans, _, num_classes = network_input(facts)
         network = build(architecture, in_chans=in_chans, num_classes=num_classes).eval()
-        of_search = facts.get(NORMALISATION_KEY)
-        normalisation = None if of_search is None else Normalisation.from_dict(of_search)
-        return Trained(network, "random, untrained", metadata_of(architecture.key, normalisation), {})
+        return Trained(network, "random, untrained", metadata_of(architecture.key, facts.get(NORMALISATION_KEY)), {})
     try:
         network = network_with(architecture, load_file(weights))
         metadata, result = read_metadata(weights), result_of(weights, report)
         if NORMALISATION_KEY not in metadata and NORMALISATION_KEY in result:  # weights of version 0.1
-            metadata |= metadata_of(architecture.key, Normalisation.from_dict(result[NORMALISATION_KEY]))
+            metadata |= metadata_of(architecture.key, result[NORMALISATION_KEY])
         return Trained(network, f"trained by search.train, {weights.name}", metadata, result)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(

@@ -83,7 +83,7 @@ class TrainingResult:
 
 def save_weights(model: LITv2, normalisation: Normalisation, file: Path, class_names: Sequence[str] = ()) -> None:
     """Write the weights of a model, with its architecture, and the images and classes that they are for."""
-    write_weights(model, metadata_of(model.architecture.key, normalisation, class_names), file)
+    write_weights(model, metadata_of(model.architecture.key, asdict(normalisation), class_names), file)
 
 
 def write_weights(model: nn.Module, metadata: Mapping[str, str], file: Path) -> None:

@@ -6,15 +6,11 @@ Reading it needs no torch, whose import is four fifths of an export's time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from safetensors import safe_open
-
-if TYPE_CHECKING:
-    from search.training.normalisation import Normalisation
 
 ARCHITECTURE_KEY = "architecture"  # key of the network that the weights are of
 NORMALISATION_KEY = "normalisation"  # of the images that they expect, as JSON
@@ -23,19 +19,22 @@ SUPERNET_KEY = "supernet"  # digest of the supernet that they were taken from; i
 
 
 def metadata_of(
-    architecture: str, normalisation: Normalisation | None, class_names: Sequence[str] = (), supernet: str | None = None
+    architecture: str,
+    normalisation: Mapping[str, Any] | None,
+    class_names: Sequence[str] = (),
+    supernet: str | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a file of weights.
 
     Args:
         architecture: Key of the network.
-        normalisation: Of the images that it expects; None if that is not known.
+        normalisation: Of the images that it expects, as plain data; None if that is not known.
         class_names: Name of each class, in the order of the outputs; none if that is not known.
         supernet: Digest of the supernet that the weights were taken from, if they were.
     """
     metadata = {ARCHITECTURE_KEY: architecture}
     if normalisation is not None:
-        metadata[NORMALISATION_KEY] = json.dumps(asdict(normalisation))
+        metadata[NORMALISATION_KEY] = json.dumps(normalisation)
     if class_names:
         metadata[CLASS_NAMES_KEY] = json.dumps(list(class_names))
     if supernet is not None:

@@ -111,10 +111,10 @@ def parquet(split: str, num_images: int | None, path: str, image: str, label: st
     """
     folder = _existing(path)
     prefixes = ("train",) if split == "train" else ("test", "val")
-    for prefix, place in itertools.product(prefixes, (folder, folder / "data")):
-        if files := sorted(str(file) for file in place.glob(f"{prefix}*.parquet")):
+    for prefix, location in itertools.product(prefixes, (folder, folder / "data")):
+        if files := sorted(str(file) for file in location.glob(f"{prefix}*.parquet")):
             dataset = _load_files("parquet", path, data_files=files)
-            return _with_columns(dataset, image, label, place)
+            return _with_columns(dataset, image, label, location)
     wanted = " or ".join(f"{prefix}*.parquet" for prefix in prefixes)
     raise UserError(
         f"data.source.path={path} has no file {wanted}, nor has its folder data; name the files of that split so, or choose "

@@ -36,7 +36,7 @@ def test_images_of_one_colour_can_be_normalised() -> None:
 
 def test_weights_contain_their_normalisation(tmp_path: Path) -> None:
     normalisation, file = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), tmp_path / "weights.safetensors"
-    save_file({"weight": torch.zeros(1)}, file, metadata_of("key", normalisation))
+    save_file({"weight": torch.zeros(1)}, file, metadata_of("key", dataclasses.asdict(normalisation)))
     assert Normalisation.of_weights(file) == normalisation
     assert Normalisation.from_dict(dataclasses.asdict(normalisation)) == normalisation
     save_file({"weight": torch.zeros(1)}, file)
