@@ -19,7 +19,7 @@ WRITERS = {
 ELSEWHERE = {
     "search/files.py": "writes all others",
     "search/accuracy/cache.py": "appends lines",
-    "search/latency/machine.py": "writes to /proc",
+    "search/latency/memory.py": "writes to /proc",
     "search/results/dashboard.py": "a temporary folder, from which Optuna copies",
 }
 
