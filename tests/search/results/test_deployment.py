@@ -21,7 +21,8 @@ import yaml
 from safetensors.torch import load, load_file, save, save_file
 
 from models.architecture import Architecture
-from models.litv2 import build
+from models.litv2 import LITv2, build
+from search.accuracy.initial_weights import InitialWeights
 from search.results import architecture_file
 from search.results.deployment import BATCHES, PARITY, trained_network
 from search.results.export import origin_of_share
@@ -75,6 +76,16 @@ def test_onnx_file_runs_without_this_project(deployed: Path) -> None:
     assert metadata["architecture"] == architecture.key
     trained = Path("outputs/first/pareto") / f"{deployed.name}.safetensors"
     assert read_metadata(deployed / "model.safetensors") == read_metadata(trained) == metadata
+
+
+def test_search_can_start_from_a_deployed_file(deployed: Path) -> None:
+    weights = InitialWeights.read(deployed / "model.safetensors")
+    architecture, _ = architecture_file.read(deployed / "architecture.yaml")
+    assert isinstance(weights.weights, LITv2)
+    assert weights.weights.architecture.key == architecture.key
+    trained = load_file(Path("outputs/first/pareto") / f"{deployed.name}.safetensors")
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in weights.weights.state_dict().items())
+    assert weights.normalisation is not None
 
 
 def test_card_has_what_was_measured(deployed: Path) -> None:

@@ -120,6 +120,7 @@ def test_processes_get_the_name_of_the_file(tmp_path: Path) -> None:
     held_out = hold_out(data, 50)
     again: ImageData = pickle.loads(pickle.dumps(held_out))
     assert torch.equal(again.val.images, data.train.images[250:])
+    assert torch.equal(again.class_counts(), torch.bincount(data.train.labels[:250], minlength=data.num_classes))
     assert again.contents() == held_out.contents() == hold_out(glyphs(tmp_path, "memory"), 50).contents()
     assert copy.copy(data).splits is data.splits
     assert data.train.file is not None

@@ -54,6 +54,16 @@ def test_splits_are_those_of_images_in_memory() -> None:
     torch.testing.assert_close(pixels, memory.val.images / 255, atol=1e-4, rtol=0)
 
 
+def test_training_images_and_classes_are_those_of_images_in_memory() -> None:
+    """What is measured of weights that a training starts from does not depend on augmentation."""
+    data = streamed()
+    memory = ImageData("glyphs", GLYPHS, 32, 1, 48, 16, 0, 2, True, normalisation=data.normalisation)
+    torch.testing.assert_close(data.training_images(8, 20), memory.training_images(8, 20), atol=1e-4, rtol=0)
+    assert torch.equal(data.class_counts(), memory.class_counts())
+    assert data.class_counts().shape == (data.num_classes,)
+    assert data.class_counts().sum() == 48
+
+
 def test_an_epoch_depends_neither_on_earlier_ones_nor_on_the_number_of_workers() -> None:
     data = streamed()
     first, second = epochs(data, 0, 1)
