@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=32, help="how many (default 32)")
     parser.add_argument("--seed", type=int, default=6, help="of drawing the networks (default 6)")
-    parser.add_argument("--latency", default="cpu", help="target (default cpu)")
+    parser.add_argument("--latency", default="onnxruntime", help="target (default onnxruntime)")
     parser.add_argument("--plot", type=Path, help="picture of the block model's predictions; needs over 20 networks")
     parser.add_argument("overrides", nargs="*", help="of the configuration, as latency.cuda_graph=true")
     arguments = parser.parse_args()

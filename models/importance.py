@@ -1,6 +1,6 @@
 """How much a trained network relies on each of its blocks, heads and channels.
 
-Three measures, none of which needs labels; which keeps accuracy best has not been measured yet:
+Three measures, none of which needs labels, compared in docs/accuracy.md:
 
 - `magnitude`: the norm of the weights that read a channel, as "Once-for-All" sorts by (Sec. 3.3, arXiv 1908.09791);
 - `activation`: the same, times the root mean square of what they read, as in "A Simple and Effective Pruning Approach for

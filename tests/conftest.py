@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,13 @@ def load_golden(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dic
 
 
 @pytest.fixture(autouse=True)
-def _all_threads_and_cores() -> None:
-    """Undo what measuring in the tests' own process, in a fixture of a module too, has set."""
+def _all_threads_and_cores() -> Iterator[None]:
+    """Undo what measuring in the tests' own process, in a fixture of a module too, has set, before the next module's."""
+    _use_all_threads_and_cores()
+    yield
+    _use_all_threads_and_cores()
+
+
+def _use_all_threads_and_cores() -> None:
     os.sched_setaffinity(0, CORES)
     torch.set_num_threads(THREADS)

@@ -117,7 +117,8 @@ def check_fits(network: LITv2, target: PairedTarget, weights: Path, file: Path) 
 def check_runs_files(target: PairedTarget) -> None:
     """Raises: UserError if a target cannot measure deployable files, which run on this machine's CPU."""
     if not target.runtime.runs_files:
-        raise UserError(f"latency={target.runtime.name}: exported files run on this machine's CPU here; choose latency=cpu")
+        name = target.runtime.name
+        raise UserError(f"latency={name}: exported files run on this machine's CPU here; choose latency=onnxruntime")
 
 
 def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, Any]) -> Trained:
