@@ -97,7 +97,7 @@ def order_of_stage(
     head_dim = dim // num_heads
     ranks = channels.view(num_heads, head_dim).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     head_ranks = heads.argsort(descending=True, stable=True).argsort()
-    shared_dim = bounds.embed_dim * 2**index
+    shared_dim = bounds.dims[index]
     # Where heads are as many at every width, wider ones take the new channels beside their old ones.
     stride = head_dim if heads_follow_width or shared_dim % num_heads else shared_dim // num_heads
     keys: dict[int, tuple[int, int]] = {}

@@ -23,7 +23,7 @@ from search.study.trial import SAMPLED, TrialRecord
 
 Z_95 = NormalDist().inv_cdf(0.975)
 NUM_DRAWS = 200  # of a search without any gain; their mean is known within 1/14 of their standard deviation
-MIN_SCORED = 30  # networks, before a running search is said to tell nothing apart
+MIN_SCORED = 30  # networks, before a running search can warn that it tells nothing apart
 LOOK_FACTOR = 1.5  # between the numbers of trials at which a running search is looked at
 
 Array = NDArray[np.float64]

@@ -137,7 +137,7 @@ def test_networks_that_sure_members_may_dominate_are_trained_and_stay_in_questio
 
 
 def test_a_network_that_turns_out_better_comes_into_question(tmp_path: Path) -> None:
-    """The sure members are far less accurate when trained than their scores said: a third one may be on the front."""
+    """The sure members are far less accurate when trained than their scores promised: a third one may be on the front."""
     trials = [
         record(number, Accuracy(score, 2000, 0, 1.0), latency(ms))
         for number, (score, ms) in enumerate([(0.70, 1.0), (0.75, 1.1), (0.80, 1.2), (0.85, 1.3), (0.80, 1.5), (0.3, 1.6)])
