@@ -26,7 +26,6 @@ from search.training.data import ImageData
 log = logging.getLogger(__name__)
 
 SMALLEST = 1e-9  # for what must be above 0
-SEARCH_KEYS = ("devices", "objectives")  # of the group latency: about all targets, not about the first one
 
 
 def target_configs(cfg: DictConfig) -> dict[str, DictConfig]:

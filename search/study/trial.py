@@ -150,11 +150,6 @@ def is_unmeasured(trial: FrozenTrial) -> bool:
     return all(latency["repetitions"] == 0 for latency in latencies.values())
 
 
-def count_skipped(study: optuna.Study) -> int:
-    """The number of trials that the block model or a limit ended before anything was measured."""
-    return sum(map(is_skipped, study.get_trials(deepcopy=False)))
-
-
 def read(trial: FrozenTrial) -> TrialRecord:
     """A finished trial of Optuna's as a record: the inverse of `attributes`."""
     attrs = trial.user_attrs

@@ -28,7 +28,7 @@ from search.study.limits import Limits, save_limits
 from search.study.locks import NullLock, RetryPolicy
 from search.study.storage import open_study
 from search.study.targets import FIRST, Role, Target, objectives, save_targets
-from search.study.trial import TrialRecord, TrialResult, finished_trials
+from search.study.trial import TrialRecord, TrialResult, finished_trials, is_skipped
 from search.study.writer import StudyWriter
 
 SPACE = Space(
@@ -252,6 +252,11 @@ def finished(
     result = TrialResult(latencies, Accuracy(accuracy, 1000, 0, 1.0), True)
     network = architecture or SPACE.sample([number])
     return TrialRecord(number, network, result, 1000, 2000, origin, parameters or {})
+
+
+def count_skipped(study: optuna.Study) -> int:
+    """The number of trials that the block model or a limit ended before anything was measured."""
+    return sum(map(is_skipped, study.get_trials(deepcopy=False)))
 
 
 def studied(

@@ -30,8 +30,8 @@ from search.study.front import front
 from search.study.locks import folder_lock
 from search.study.storage import open_study, public_url, remember
 from search.study.targets import FIRST
-from search.study.trial import INTERRUPTED, count_skipped, finished_trials
-from tests.support.known_engine import SPACE, KnownEngine, coordinator, fill, known_targets, run, sampler
+from search.study.trial import INTERRUPTED, finished_trials
+from tests.support.known_engine import SPACE, KnownEngine, coordinator, count_skipped, fill, known_targets, run, sampler
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from search.study.limits import excesses
 from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import open_study
 from search.study.targets import FIRST, Target, targets_of
-from search.study.trial import OVER_LIMITS, count_skipped, network_of
-from tests.support.known_engine import SPACE, KnownEngine, known_targets, run, sampler, studied
+from search.study.trial import OVER_LIMITS, network_of
+from tests.support.known_engine import SPACE, KnownEngine, count_skipped, known_targets, run, sampler, studied
 
 NETWORK = {"in_chans": 1, "num_classes": 100, "img_size": 32}
 MEDIAN_PARAMS = 120_000  # 320 of the 800 networks have fewer
