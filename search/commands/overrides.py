@@ -13,7 +13,8 @@ from pathlib import Path
 from hydra.core.override_parser.types import Quote, QuotedString
 
 NAMES = (
-    "study.name", "data.name", "data.source.train", "data.source.test", "data.source.image", "data.source.label",
+    "study.name", "data.name", "data.cache",
+    "data.source.train", "data.source.test", "data.source.image", "data.source.label",
     "storage.url", "engine.address", "host", "pick", "model",
     "latency.host", "latency.python",
     "latency.devices.*.host", "latency.devices.*.python",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,10 +21,15 @@ LABELS = torch.tensor([0] * 6 + [1] * 2)
 
 
 class Unequal:
-    """Eight images of three classes, of which one has none."""
+    """One batch of eight images of three classes, of which one has none."""
 
-    def train_dataloader(self, batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0)), LABELS)]
+    images = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def train_dataloader(self, batch_size: int) -> Unequal:
+        return self
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield self.images, LABELS
 
     def class_counts(self) -> torch.Tensor:
         return torch.bincount(LABELS, minlength=3)
@@ -40,8 +46,7 @@ class Linear(ImageClassification):
 def first_loss(settings: TrainSettings) -> tuple[float, torch.Tensor]:
     torch.manual_seed(0)
     task = Linear(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), settings, 3)
-    images, _ = Unequal().train_dataloader(8)[0]
-    logits = task(images).detach()
+    logits = task(Unequal.images).detach()
     fit(task, Unequal(), lambda share: None)
     return float(task.loss), logits
 
