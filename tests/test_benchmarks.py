@@ -60,3 +60,20 @@ def test_attention_compares_layers(tmp_path: Path) -> None:
 def test_model_speed_compares_implementations(tmp_path: Path) -> None:
     arguments = ["hilo", "litv2", "--variants", "litv2_s", "--img-sizes", "224", "--parts", "forward", "--seconds", "0.1"]
     assert "litv2" in output(tmp_path, "model_speed", *arguments).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_transfer_compares_searches_from_weights_and_from_nothing(tmp_path: Path) -> None:
+    few = ["--images", "100", "--val-images", "60", "--epochs", "1", "--pretrain-epochs", "1", "--train-epochs", "1"]
+    fewer = ["--trials", "4", "--checked", "4", "--seeds", "1", "--levels", "1", "--folder", str(tmp_path / "transfer")]
+    overrides = [
+        "data=digits",
+        "space=small",
+        "space.embed_dim=[8]",
+        "check.long.max_epochs=1",
+        "check.effects_minutes=0.01",
+    ]
+    printed = output(tmp_path, "transfer", *few, *fewer, *overrides, *QUICK)
+    assert "gain over nothing" in printed
+    assert printed.count("Kendall's tau with long trainings") == 2
