@@ -19,7 +19,6 @@ from models.litv2 import LITv2
 from tests.support.commands import ROOT, TINY, call
 
 pytestmark = pytest.mark.slow
-TUTORIAL = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
 SIZES = [item for item in TINY if item.startswith("data.")]
 QUICK = ["latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
 LESS = {
@@ -33,6 +32,7 @@ LESS = {
         *SIZES, "train.max_epochs=1", "check.long.max_epochs=1", "check.num_architectures=3", "check.effects_minutes=0",
     ],
 }  # fmt: skip
+OF_PHOTOS = ["data.img_size=32", "space.embed_dim=[16]"]
 OF_IMAGENET = ["data.img_size=64", "train.batch_size=8", "recipe.augmentation.num_workers=0"]
 
 
@@ -56,6 +56,8 @@ def run(words: list[str]) -> None:
         return
     name = words[2].removeprefix("search.")
     less = LESS[name] + (OF_IMAGENET if "recipe=imagenet" in words else [])
+    if "+search=photos" in words:
+        less = [extra for extra in less if not extra.startswith("space.")] + OF_PHOTOS
     keys = {extra.split("=")[0] for extra in less}
     arguments = [word for word in words[3:] if word.split("=")[0] not in keys] + less
     expected = (0, 3, 4) if name == "check" else (0,)  # with so little of everything a check may have any answer
@@ -77,16 +79,19 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.chdir(ROOT)
 
 
-def test_tutorial_leads_to_an_onnx_file(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page", ["tutorial", "photos"])
+def test_page_leads_to_an_onnx_file(page: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    torch.save(LITv2().state_dict(), "litv2_s.pth")
     picked = "trial-00023"  # as the text has it, until a command prints one
-    for words in commands(TUTORIAL):
-        run([word.replace("trial-00023", picked) for word in words])
+    for words in commands(text):
+        run([word.replace("trial-00023", picked).replace("=FOLDER", "=images") for word in words])
         printed = capsys.readouterr().out
         if match := re.search(r"picked: .*(trial-\d+)\.yaml", printed):
             picked = match[1]
-    (block,) = re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
-    exec(block.replace("trial-00023", picked), names)
+    exec(block.replace("trial-00023", picked).replace("photo.jpg", "images/train/kind0/0.png"), names)
     assert np.isfinite(np.asarray(names["logits"])).all()
 
 

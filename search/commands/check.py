@@ -43,6 +43,7 @@ from search.space.space import Space
 from search.study.locks import folder_lock
 from search.study.storage import study_folder
 from search.training.data import ImageData
+from search.training.schedule import duration_text
 
 log = logging.getLogger(__name__)
 SECTIONS = ("space", "data", "train", "accuracy", "proxy", "check")
@@ -257,7 +258,7 @@ def signal_table(cfg: DictConfig, result: CheckResult) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("quantity, 90 % interval over networks")
     table.add_column("value", justify="right", no_wrap=True)
-    training = f"standalone training for {cfg.check.long.max_epochs} epochs"
+    training = f"standalone training for {duration_text(cfg.check.long)}"
     rows = {
         f"{metric_name(cfg.accuracy.metric)}, {training}": f"{min(accuracies):.3f} to {max(accuracies):.3f}",
         "standard deviation over networks (signal)": f"{quality.spread:.4f}",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -264,12 +265,19 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         told_apart = significance_text(trials, references_ms(targets_of(study)))
         console.print("\n".join(told_apart), highlight=False, markup=False, soft_wrap=True)
         file = pareto / member_name(members[-1])
-        lines.append(f"train one:   python -m search.train arch={file} data={cfg.data.name}")
+        lines.append(f"train one:   python -m search.train arch={file} {images_overrides(cfg)}")
     else:
         limits = ", ".join(f"{key}={value}" for key, value in limits_of(cfg).items())
         lines.insert(0, f"all {len(trials)} networks are over {limits}")
     lines = [*drift_notes(trials), *lines]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def images_overrides(cfg: DictConfig) -> str:
+    """The overrides by which another command reads the images of a search, as a shell takes them."""
+    path = cfg.data.source.get("path")
+    from_path = [] if path is None else [f"data.source.path={path}", f"data.img_size={cfg.data.img_size}"]
+    return shlex.join([f"data={cfg.data.name}", *from_path])
 
 
 def save_samples(folder: Path, targets: Mapping[str, Target], number: int, result: TrialResult) -> None:

@@ -101,12 +101,12 @@ def train_and_report(cfg: DictConfig, network: Network, console: Console) -> Non
     test_batches = setup.data.test_dataloader()  # before the training: a missing test set shows now
     task = make_task(cfg, network, setup)
     checkpoint = checkpoint_file(network.file, task.model, cfg.seed, setup.settings, setup.recipe, setup.data)
-    seconds = train(task, setup, network.file, checkpoint, console)
+    num_epochs, seconds = train(task, setup, network.file, checkpoint, console)
     if leave_process_group() != 0:
         return
     data = setup.data
     save_weights(cast(LITv2, task.model), data.normalisation, weights_file(network.file), data.class_names)
-    result = evaluate(task, test_batches, cfg, network, setup, seconds)
+    result = evaluate(task, test_batches, cfg, network, setup, num_epochs, seconds)
     result.save(result_file(network.file))
     checkpoint.unlink(missing_ok=True)
     log_result(result, network.file)
@@ -211,17 +211,17 @@ def initial_weights(init: str, network: Network) -> InitialWeights | None:
     return weights
 
 
-def train(task: FullTraining, setup: Setup, architecture: Path, checkpoint: Path, console: Console) -> float:
-    """Train, or resume from the checkpoint. Returns the duration in seconds."""
+def train(task: FullTraining, setup: Setup, architecture: Path, checkpoint: Path, console: Console) -> tuple[int, float]:
+    """Train, or resume from the checkpoint. Returns the number of epochs, and the duration in seconds."""
     recipe, data = setup.recipe, setup.data
     folder = architecture.with_suffix(".logs")
     options = construct(recipe.trainer_options, accelerator=setup.settings.accelerator, folder=folder)
     validation = data.val_dataloader() if recipe.validate_every and data.num_val else None
     start = time.perf_counter()
     with progress_of(console, "training") as progress:
-        fit(task, data, progress, checkpoint, recipe.callbacks(), validation, **options)
+        num_epochs = fit(task, data, progress, checkpoint, recipe.callbacks(), validation, **options)
         progress(1.0)
-    return time.perf_counter() - start
+    return num_epochs, time.perf_counter() - start
 
 
 def leave_process_group() -> int:
@@ -235,7 +235,7 @@ def leave_process_group() -> int:
 
 
 def evaluate(
-    task: FullTraining, test_batches: Any, cfg: DictConfig, network: Network, setup: Setup, seconds: float
+    task: FullTraining, test_batches: Any, cfg: DictConfig, network: Network, setup: Setup, num_epochs: int, seconds: float
 ) -> TrainingResult:
     """Compute the accuracies of a trained network."""
     settings, data = setup.settings, setup.data
@@ -243,7 +243,7 @@ def evaluate(
     return TrainingResult(
         test_accuracy=test_accuracy(task, test_batches, settings),
         validation_accuracy=test_accuracy(task, data.val_dataloader(), settings) if data.num_val else None,
-        max_epochs=settings.max_epochs,
+        max_epochs=num_epochs,
         train_size=data.num_train,
         seed=cfg.seed,
         data=cfg.data.name,

@@ -91,6 +91,7 @@ def member_facts(
             "data": settings["data"]["name"],
             "train_size": settings["data"]["train_size"],
             "max_epochs": settings["train"]["max_epochs"],
+            **({} if settings["train"].get("max_steps") is None else {"max_steps": settings["train"]["max_steps"]}),
             **({} if settings["accuracy"].get("init") is None else {"init": settings["accuracy"]["init"]}),
         },
         **({"normalisation": study.user_attrs[NORMALISATION]} if NORMALISATION in study.user_attrs else {}),

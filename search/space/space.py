@@ -18,13 +18,13 @@ import numpy as np
 from models.architecture import NUM_STAGES, Architecture, StageSpec
 from search import UserError
 from search.space import dimensions
+from search.space.choices import HEADS, Choices, activating_choices, check_head_dim, declared_in, distinct_stages
 from search.space.dimensions import Dimension, Value, in_order_of_asking
 from search.space.trials import BredTrial, CountedTrial, DrawnTrial, GivenTrial
 from search.space.trials import Parameters as Parameters
 from search.space.trials import Size as Size
 from search.space.trials import TrialLike as TrialLike
 
-Choices = Mapping[str, tuple[Any, ...]]
 PATTERN = "LITv2 pattern"  # origin of trials with the depths, windows, alphas and MLP ratios of the published LITv2-S
 
 
@@ -34,6 +34,8 @@ class Space:
     Args:
         stages: for each of the four stages the choices of its dimensions (depth, window_size, alpha, num_heads and others):
             a list, or one value to fix it.
+        head_dim: channels of every head, so that wider networks have more heads; num_heads is then left out. None for as
+            many heads as the stages say, at every width.
         patch_size: side of the patches that become tokens, in pixels.
         downsample: "dtm" or "conv", see `models.litv2.Downsample`.
         **choices: the choices of the whole network's dimensions, such as embed_dim.
@@ -43,15 +45,24 @@ class Space:
     """
 
     def __init__(
-        self, stages: Sequence[Mapping[str, Any]], patch_size: int, downsample: str, **choices: int | Sequence[int]
+        self,
+        stages: Sequence[Mapping[str, Any]],
+        patch_size: int,
+        downsample: str,
+        head_dim: int | None = None,
+        **choices: int | Sequence[int],
     ) -> None:
         if len(stages) != NUM_STAGES:
             raise UserError(f"space.stages has {len(stages)} entries; LITv2 has {NUM_STAGES} stages")
         self.patch_size = patch_size
         self.downsample = downsample
+        self.head_dim = head_dim
         self.network: Choices = _parse("space", dimensions.NETWORK_DIMENSIONS, choices)
+        if head_dim is not None:
+            check_head_dim(head_dim, self.network["embed_dim"], stages)
+        declared = [d for d in dimensions.STAGE_DIMENSIONS if head_dim is None or d.name != HEADS]
         self.stages: tuple[Choices, ...] = tuple(
-            _parse(f"space.stages[{index}]", dimensions.STAGE_DIMENSIONS, stage) for index, stage in enumerate(stages)
+            _parse(f"space.stages[{index}]", declared, stage) for index, stage in enumerate(stages)
         )
         try:
             list(self.covering())
@@ -67,9 +78,17 @@ class Space:
         network = _suggest(trial, "", dimensions.NETWORK_DIMENSIONS, self.network)
         stages = tuple(
             StageSpec(**_suggest(trial, f"stage{number}.", dimensions.STAGE_DIMENSIONS, choices))
-            for number, choices in enumerate(self.stages, start=1)
+            for number, choices in enumerate(self.stages_at(network["embed_dim"]), start=1)
         )
         return self._architecture(network, stages).canonical()
+
+    def stages_at(self, embed_dim: int) -> tuple[Choices, ...]:
+        """The choices of each stage in networks of this width."""
+        if self.head_dim is None:
+            return self.stages
+        return tuple(
+            {**choices, HEADS: (embed_dim * 2**index // self.head_dim,)} for index, choices in enumerate(self.stages)
+        )
 
     def architecture(self, parameters: Mapping[str, Value]) -> Architecture:
         """The architecture of given parameters; those that are fixed may be left out."""
@@ -98,9 +117,11 @@ class Space:
 
     def num_architectures(self) -> int:
         """Number of different networks."""
-        stages = [distinct_stages(choices) for choices in self.stages]
         return sum(
-            math.prod(len({spec.key(dim) for spec in specs}) for specs, dim in zip(stages, network.dims, strict=True))
+            math.prod(
+                len({spec.key(dim) for spec in distinct_stages(choices)})
+                for choices, dim in zip(self.stages_at(network.embed_dim), network.dims, strict=True)
+            )
             for network in self._first_of_each_width()
         )
 
@@ -145,7 +166,7 @@ class Space:
         """The network of the lowest cost, exactly, for a cost that is a sum over stages at each width."""
         candidates = []
         for network in self._first_of_each_width():
-            for index, choices in enumerate(self.stages):
+            for index, choices in enumerate(self.stages_at(network.embed_dim)):
                 stages = ((*network.stages[:index], spec, *network.stages[index + 1 :]) for spec in distinct_stages(choices))
                 network = min((replace(network, stages=changed) for changed in stages), key=lambda n: (cost(n), n.key))
             candidates.append(network)
@@ -188,21 +209,23 @@ class Space:
     def covering(self) -> Iterator[Architecture]:
         """Architectures in which each stage takes each of its values at each width, the others their smallest window."""
         for network in self._first_of_each_width():
-            for index, choices in enumerate(self.stages):
+            for index, choices in enumerate(self.stages_at(network.embed_dim)):
                 for spec in distinct_stages(choices):
                     yield replace(network, stages=(*network.stages[:index], spec, *network.stages[index + 1 :]))
 
     def _first_of_each_width(self) -> Iterator[Architecture]:
         """A network with the smallest windows for each choice of the whole network's dimensions."""
-        stages = tuple(min(distinct_stages(stage), key=lambda spec: spec.window_size) for stage in self.stages)
         for values in itertools.product(*self.network.values()):
-            yield self._architecture(dict(zip(self.network, values, strict=True)), stages)
+            network = dict(zip(self.network, values, strict=True))
+            choices = self.stages_at(network["embed_dim"])
+            stages = tuple(min(distinct_stages(stage), key=lambda spec: spec.window_size) for stage in choices)
+            yield self._architecture(network, stages)
 
     def _choices(self, active: bool = False) -> dict[str, tuple[Value, ...]]:
         """The choices of every parameter, or only of those that some choice of the others makes matter."""
         choices_of: dict[str, tuple[Value, ...]] = dict(self.network)
         for number, choices in enumerate(self.stages, start=1):
-            for dimension in dimensions.STAGE_DIMENSIONS:
+            for dimension in declared_in(choices):
                 if not active or activating_choices(dimension, choices):
                     choices_of[f"stage{number}.{dimension.name}"] = choices[dimension.name]
         return choices_of
@@ -246,31 +269,11 @@ class Space:
         """
         given = {d.name: choose(d, self.network[d.name], 0) for d in dimensions.NETWORK_DIMENSIONS}
         for number, choices in enumerate(self.stages, start=1):
-            for dimension in dimensions.STAGE_DIMENSIONS:
+            for dimension in declared_in(choices):
                 given[f"stage{number}.{dimension.name}"] = choose(dimension, choices[dimension.name], number - 1)
         recorder = GivenTrial({**given, **fixed})
         self.suggest(recorder)
         return recorder.asked
-
-
-def distinct_stages(choices: Choices) -> set[StageSpec]:
-    """Every different stage of some choices, in canonical form."""
-    ordered = in_order_of_asking(dimensions.STAGE_DIMENSIONS)
-    stages: list[dict[str, Any]] = [{}]
-    for dimension in ordered:
-        stages = [
-            {**stage, dimension.name: value}
-            for stage in stages
-            for value in (choices[dimension.name] if dimension.is_active(stage) else (dimension.inactive,))
-        ]
-    return {StageSpec(**stage).canonical() for stage in stages}
-
-
-def activating_choices(dimension: Dimension[Any], choices: Choices) -> list[Value]:
-    """Choices, of the dimension that this one depends on, that activate it; [0], not empty, if it depends on none."""
-    if dimension.depends_on is None:
-        return [0]
-    return [value for value in choices[dimension.depends_on] if dimension.is_active({dimension.depends_on: value})]
 
 
 def _suggest(trial: TrialLike, prefix: str, declared: tuple[Dimension[Any], ...], choices: Choices) -> dict[str, Any]:

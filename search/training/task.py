@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from search import UserError, one_line
 from search.training.class_weights import balanced_weights, check_class_weights
 from search.training.data import Batches, epoch_seed
 from search.training.progress import Progress
+from search.training.schedule import num_epochs, warmup_cosine
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ REPORT_INTERVAL = 10  # steps between two reports of progress
 class TrainingData(Protocol):
     """Images to train on: `data.ImageData` or `streamed.StreamedData`."""
 
-    def train_dataloader(self, batch_size: int) -> Iterable[Any]: ...
+    def train_dataloader(self, batch_size: int) -> Batches | DataLoader[Any]: ...
 
     def class_counts(self) -> Tensor: ...
 
@@ -67,6 +67,7 @@ class TrainSettings:
         accelerator: As in `lightning.Trainer`; "auto" uses a GPU if there is one.
         class_weights: "balanced" to weight the loss of each image by the inverse frequency of its class; None for equal
             weights.
+        max_steps: Largest number of steps, in whole epochs, of which there is at least one; None for no limit.
 
     Raises:
         ValueError: If a setting is out of range; the message names it.
@@ -82,10 +83,13 @@ class TrainSettings:
     drop_path_rate: float
     accelerator: str
     class_weights: str | None = None
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         check_class_weights(self.class_weights)
         check_int("train.max_epochs", self.max_epochs, 1)
+        if self.max_steps is not None:
+            check_int("train.max_steps", self.max_steps, 1)
         check_int("train.batch_size", self.batch_size, 1)
         check_number("train.lr", self.lr, 1e-12)
         for name in ("weight_decay", "clip_norm"):
@@ -178,23 +182,6 @@ def check_logits(logits: Tensor, settings: TrainSettings) -> Tensor:
     return logits
 
 
-def warmup_cosine(step: int, num_steps: int, warmup: float, floor: float = 0.0, warmup_prefix: bool = True) -> float:
-    """Return the learning rate at a step over its peak: a linear rise, then half a cosine down to the floor.
-
-    Args:
-        step: Number of the step, from 0.
-        num_steps: Number of steps of the training.
-        warmup: Fraction of the steps in which the rate rises.
-        floor: Value after the last step.
-        warmup_prefix: Whether the cosine begins after the warm-up; else the warm-up replaces its first part. As in timm.
-    """
-    num_warmup = max(1, round(warmup * num_steps))
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    progress = (step + 1 - num_warmup) / (num_steps + 1 - num_warmup) if warmup_prefix else step / num_steps
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
-
-
 class ReportProgress(Callback):
     """Report the fraction of the training that is done."""
 
@@ -252,7 +239,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     validation: Iterable[Any] | None = None,
     **options: Any,
-) -> None:
+) -> int:
     """Train a model. Batch order and everything random follow torch's current seed.
 
     Args:
@@ -264,6 +251,9 @@ def fit(
         validation: Batches to validate on during the training.
         options: Further arguments of `lightning.Trainer`.
 
+    Returns:
+        Number of epochs.
+
     Raises:
         NonFiniteLoss: If training diverges.
         KeyboardInterrupt: If the user stops it.
@@ -272,17 +262,19 @@ def fit(
     if task.settings.class_weights is not None:
         task.class_weights = balanced_weights(data.class_counts())
     seed, batches = torch.initial_seed(), data.train_dataloader(task.settings.batch_size)
+    settings = task.settings
+    epochs = num_epochs(settings.max_epochs, settings.max_steps, len(batches))
 
     num_finished = num_finished_epochs(checkpoint)
-    if checkpoint is not None and num_finished >= task.settings.max_epochs:  # Lightning would ignore averaged weights
+    if checkpoint is not None and num_finished >= epochs:  # Lightning would ignore averaged weights
         task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-        return
+        return epochs
     if isinstance(batches, DataLoader):
         batches.sampler.set_epoch(num_finished)  # type: ignore[attr-defined]  # Lightning sets that of later epochs in time
     if checkpoint is not None:
         callbacks = [*callbacks, epoch_checkpoint(checkpoint)]
     callbacks = [ReportProgress(progress), seed_epochs(batches, seed), *callbacks]
-    trainer = make_trainer(task.settings, callbacks, **options)
+    trainer = make_trainer(task.settings, callbacks, **{"max_epochs": epochs, **options})
     resume_from = str(checkpoint) if num_finished else None
     if resume_from:
         log.info("resuming the training from %s", resume_from)
@@ -291,6 +283,7 @@ def fit(
             trainer.fit(task, batches, validation, ckpt_path=resume_from, weights_only=True)
         except SystemExit as stop:  # Lightning turns Ctrl-C into it
             raise KeyboardInterrupt from stop
+    return epochs
 
 
 def seed_epochs(batches: Iterable[Any], seed: int) -> Callback:

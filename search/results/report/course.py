@@ -14,6 +14,7 @@ from search.study.limits import Limits, limits_of, setting
 from search.study.storage import SHARED_SECONDS
 from search.study.targets import Target
 from search.study.trial import INTERRUPTED, OVER_LIMITS, SKIPPED, STATUS, metric_of
+from search.training.schedule import duration_text
 
 OVER_BUDGET = "over the latency budget: scored, but infeasible"
 OVER_RESOURCES = "over a limit of file or memory"
@@ -29,7 +30,7 @@ def setup(study: StudyData) -> Section:
     rows = [
         ("trials", f"{len(study.trials)} finished, {len(study.evaluated)} different networks evaluated"),
         ("data", f"{data['name']}, {images}"),
-        (metric_of(study.trials), f"{evaluator}, {settings['train']['max_epochs']} epochs"),
+        (metric_of(study.trials), f"{evaluator}, {duration_text(settings['train'])}"),
         *_target_rows(study.targets),
         *_limit_rows("limits", limits_of(study.study)),
         ("seed", str(settings["study"]["seed"])),

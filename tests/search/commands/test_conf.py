@@ -13,6 +13,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from models.complexity import cost
+from models.litv2 import LITv2
 from search import UserError
 from search.commands.cli import build, conf_dir, plain
 from search.engine.workers import WorkerEngine
@@ -21,6 +23,7 @@ from search.space.space import Space
 from search.study.storage import quiet_experimental
 from search.training.augmentation import ShiftAndFlip
 from search.training.recipe import Recipe
+from search.training.schedule import num_epochs
 from search.training.task import TrainSettings
 from tests.support.commands import ROOT
 
@@ -61,6 +64,42 @@ def test_default_space_varies_width_and_attention() -> None:
         assert 0 in stage.window_size, "a stage may do without attention"
         assert 1 < max(stage.window_size) <= side or side == 2, "and has windows that fit its map"
         side //= 2
+
+
+def test_litv2_s_is_a_network_of_its_space() -> None:
+    space: Space = build(compose("space=litv2_s").space)
+    published = space.architecture(space.baselines()["LITv2 pattern, width 96"])
+    with torch.device("meta"):
+        assert published.key == LITv2().architecture.key
+    macs = [cost(network, in_chans=3, num_classes=1000, img_size=224)[1] for network in (space.smallest(), published)]
+    assert macs[0] < macs[1] / 20
+
+
+@pytest.mark.parametrize(("name", "head_dim"), [("litv2_s", 32), ("photos", 16)])
+def test_narrower_networks_have_fewer_heads_of_the_same_width(name: str, head_dim: int) -> None:
+    space: Space = build(compose(f"space={name}").space)
+    assert space.downsample == "dtm"  # as in the authors' checkpoints
+    for network in space.covering():
+        for stage, dim in zip(network.stages, network.dims, strict=True):
+            assert not stage.window_size or stage.num_heads * head_dim == dim
+
+
+@pytest.mark.parametrize("img_size", range(96, 225, 32))
+def test_windows_for_photos_divide_their_maps(img_size: int) -> None:
+    config = compose("space=photos").space
+    side = img_size // config.patch_size
+    for stage in config.stages:
+        assert all(window <= side and side % window == 0 for window in stage.window_size if window)
+        side //= 2
+
+
+def test_search_for_photos_fits_any_number_of_them() -> None:
+    config = compose("+search=photos", "data.source.path=photos")
+    assert config.space == compose("space=photos").space
+    train: TrainSettings = build(config.train)
+    for num_images, epochs in ((1_000, 40), (10_000, 4), (50_000, 1)):
+        num_train = num_images - min(num_images // 5, 5_000)
+        assert num_epochs(train.max_epochs, train.max_steps, num_train // train.batch_size) == epochs
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from models.architecture import Architecture, StageSpec
 from models.deploy import prepare
 from models.litv2 import build
 from search.accuracy.trained_supernet import TrainedSupernet
+from search.commands.run import images_overrides
 from search.engine.local import LocalEngine
 from search.results import architecture_file
 from search.study.front import front
@@ -34,6 +35,7 @@ from search.study.trial import finished_trials
 from search.training import glyphs, sources
 from search.training.data import ImageData
 from search.training.normalisation import Normalisation
+from tests.search.commands.test_conf import compose
 from tests.support.commands import ROOT, TINY, call
 
 
@@ -61,6 +63,20 @@ def study_of(name: str) -> optuna.Study:
 
 def again(*arguments: str) -> int:
     return call("run", ["+search=cpu_latency", "study.name=first", *TINY, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["+search=cpu_latency"], "data=noisy_glyphs"),
+        (
+            ["+search=photos", "data.source.path='my photos'"],
+            "data=imagefolder 'data.source.path=my photos' data.img_size=128",
+        ),
+    ],
+)
+def test_command_that_trains_a_network_reads_the_images_of_the_search(overrides: list[str], expected: str) -> None:
+    assert images_overrides(compose(*overrides)) == expected
 
 
 def test_front_is_saved_in_every_form(folder: Path) -> None:

@@ -49,6 +49,7 @@ def toy_space(monkeypatch: pytest.MonkeyPatch) -> Space:
     """A space with a further dimension of each stage, which is declared here and nowhere else."""
     monkeypatch.setattr("models.architecture.StageSpec", ToyStage)
     monkeypatch.setattr("search.space.space.StageSpec", ToyStage)
+    monkeypatch.setattr("search.space.choices.StageSpec", ToyStage)
     monkeypatch.setattr(dimensions, "STAGE_DIMENSIONS", (*STAGE_DIMENSIONS, TOY))
     stage = {"depth": [1, 2], "window_size": [0, 2], "alpha": 0.5, "num_heads": 2, "toy": [0, 1, 2]}
     return Space(embed_dim=[8, 16], stages=[stage] * 4, patch_size=2, downsample="conv")

@@ -10,7 +10,8 @@ import pytest
 from models.architecture import Architecture
 from models.complexity import cost
 from search import UserError
-from search.space.space import PATTERN, Space, distinct_stages
+from search.space.choices import distinct_stages
+from search.space.space import PATTERN, Space
 
 STAGES: list[dict[str, Any]] = [
     {"depth": [1, 2], "window_size": [0, 2, 4], "alpha": [0.0, 0.5, 1.0], "num_heads": 2},
@@ -42,6 +43,47 @@ def test_parameters_give_back_their_architecture() -> None:
     space = make()
     for parameters, architecture in ask(space, 100):
         assert space.architecture(parameters) == architecture
+
+
+HEADS_BY_WIDTH: list[dict[str, Any]] = [
+    {"depth": [1, 2], "window_size": [0, 2], "alpha": [0.0, 0.5, 1.0]},
+    *[{"depth": 1, "window_size": [1, 2], "alpha": [0.25, 0.75]}] * 3,
+]
+
+
+def test_wider_networks_have_more_heads_of_a_fixed_width() -> None:
+    space = make(HEADS_BY_WIDTH, embed_dim=[8, 16, 24], head_dim=8)
+    networks = [space.architecture(parameters) for parameters in space.every()]
+    assert {network.embed_dim for network in networks} == {8, 16, 24}
+    for network in [*networks, *space.covering(), space.anchor(), space.largest(), space.smallest(), space.sample([3])]:
+        for stage, dim in zip(network.stages, network.dims, strict=True):
+            assert stage.num_heads == (dim // 8 if stage.window_size else 1)
+    assert len({network.key for network in networks}) == space.num_architectures()
+
+
+def test_heads_of_a_fixed_width_are_no_parameter() -> None:
+    space = make(HEADS_BY_WIDTH, embed_dim=[8, 16], head_dim=8)
+    for parameters, architecture in ask(space, 50):
+        space.check(parameters)
+        assert space.architecture(parameters) == architecture
+        assert not [name for name in parameters if "heads" in name]
+    assert not [name for name in space.searched_dimensions() if "heads" in name]
+    low, high = space.pair("embed_dim", [0])
+    assert [(network.embed_dim, network.stages[3].num_heads) for network in (low, high)] == [(8, 8), (16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embed_dim": [8, 12]}, "space.embed_dim=12 is not divisible by space.head_dim=8"),
+        ({"head_dim": 0}, "space.head_dim=0 must be a whole number of at least 1"),
+        ({"head_dim": "wide"}, "space.head_dim='wide' must be"),
+        ({"stages": STAGES}, r"space.stages\[0\].num_heads: leave it out"),
+    ],
+)
+def test_heads_that_do_not_fit_the_widths_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(**{"stages": HEADS_BY_WIDTH, "head_dim": 8, **change})
 
 
 def test_only_what_matters_is_asked() -> None:

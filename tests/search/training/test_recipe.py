@@ -19,7 +19,8 @@ from models.architecture import Architecture
 from models.litv2 import LITv2, build
 from search.results import architecture_file
 from search.training.recipe import FullTraining, Recipe
-from search.training.task import TrainSettings, fit, warmup_cosine
+from search.training.schedule import warmup_cosine
+from search.training.task import TrainSettings, fit
 from tests.search.training.test_streamed import AUGMENTATION, streamed
 from tests.support.commands import TINY, Command, call
 
