@@ -17,7 +17,7 @@ from search.study.storage import open_study
 from search.study.targets import targets_of
 from search.study.trial import finished_trials
 from search.training.metadata import ARCHITECTURE_KEY, read_metadata
-from tests.search.commands.test_conf import compose
+from tests.search.commands.test_conf import compose, files
 from tests.support.commands import TINY, call
 
 SIZED = ["+search=cpu_latency", "study.name=sized", *TINY, "space.img_size=[16,32]"]
@@ -50,6 +50,11 @@ def test_a_size_that_is_refused_ends_the_command_in_one_line(
     assert call("check", [*SIZED, "deploy.img_size=64"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: deploy.img_size=64: the search chooses the size of images")
+
+
+@pytest.mark.parametrize("name", files("space"))
+def test_every_space_takes_sizes(name: str) -> None:
+    assert compose(f"space={name}", "space.img_size=[64]").space.img_size == [64]
 
 
 @pytest.mark.parametrize("sizes", ["[16,32]", "32", "[]"])
