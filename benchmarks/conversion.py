@@ -112,7 +112,8 @@ def as_measured(architecture: Architecture, target: PairedTarget) -> Network:
     """A network as the target of a search takes it."""
     settings = target.settings
     make = partial(build_network, architecture, in_chans=settings.in_chans, num_classes=settings.num_classes)
-    return Network(make, (settings.in_chans, settings.img_size, settings.img_size))
+    side = architecture.side(settings.img_size)
+    return Network(make, (settings.in_chans, side, side))
 
 
 def convert(architecture: Architecture, target: PairedTarget) -> Converted:

@@ -129,7 +129,8 @@ def wall_times_ms(network: Architecture, target: PairedTarget) -> list[float]:
         time.sleep(SETTLE_SECONDS)  # and others have made room for it; a plain loop finds them where they like to be
     device, dtype = "cuda" if target.runtime.name == "cuda" else "cpu", DTYPES[settings.dtype]
     model = build_network(network, in_chans=settings.in_chans, num_classes=settings.num_classes).eval().to(device, dtype)
-    x = torch.rand(settings.batch_size, settings.in_chans, settings.img_size, settings.img_size).to(device, dtype)
+    side = network.side(settings.img_size)
+    x = torch.rand(settings.batch_size, settings.in_chans, side, side).to(device, dtype)
     times = []
     with torch.inference_mode():
         for _ in range(WARMUP_RUNS):

@@ -23,6 +23,7 @@ DOWNSAMPLES: Final = ("dtm", "conv")
 MAX_DEPTH: Final = 128
 MAX_EMBED_DIM: Final = 4096
 MAX_PATCH_SIZE: Final = 64
+MAX_IMG_SIZE: Final = 4096
 MAX_WINDOW_SIZE: Final = 256
 MAX_MLP_RATIO: Final = 16.0
 MAX_INT: Final = 2**63 - 1
@@ -110,6 +111,8 @@ class Architecture:
         stages: Choices of each of the four stages.
         patch_size: Side of the patches of the image that become tokens, in pixels.
         downsample: Layer between stages, "dtm" (deformable token merging) or "conv" (a plain convolution).
+        img_size: Side of the images that the network is for, in pixels; None where that is not a choice, but that of whoever
+            uses the network.
 
     Raises:
         ValueError: If such a network cannot be built; the message names the stage, the value and the remedy.
@@ -119,6 +122,7 @@ class Architecture:
     stages: tuple[StageSpec, ...]
     patch_size: int = 4
     downsample: str = "dtm"
+    img_size: int | None = None
 
     def __post_init__(self) -> None:
         check_int("embed_dim", self.embed_dim, 1, MAX_EMBED_DIM)
@@ -129,6 +133,9 @@ class Architecture:
             raise ValueError(f"an architecture has {NUM_STAGES} stages, got {len(self.stages)}")
         for number, (stage, dim) in enumerate(zip(self.stages, self.dims, strict=True), start=1):
             stage.check(f"stage {number}", dim)
+        if self.img_size is not None:
+            check_int("img_size", self.img_size, 1, MAX_IMG_SIZE)
+            check_image_fits("img_size", self.img_size, self.patch_size)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -138,22 +145,34 @@ class Architecture:
     @property
     def stride(self) -> int:
         """Input pixels for each cell of the last map: the smallest side that an image may have."""
-        return int(self.patch_size * 2 ** (NUM_STAGES - 1))
+        return smallest_image(self.patch_size)
 
     def canonical(self) -> Architecture:
         """Return the same network with every value that does not change it set to a fixed one."""
         return replace(self, stages=tuple(stage.canonical() for stage in self.stages))
 
+    def side(self, default: int) -> int:
+        """Return the side of the network's images in pixels, which is the default where the network has none of its own."""
+        return default if self.img_size is None else self.img_size
+
     @cached_property
     def key(self) -> str:
+        """String that is equal for two architectures exactly if they are the same network at the same image size."""
+        return self.weights_key if self.img_size is None else f"{self.weights_key}@{self.img_size}"
+
+    @cached_property
+    def weights_key(self) -> str:
         """String that is equal for two architectures exactly if they are the same network by construction."""
         canonical = self.canonical()
         stages = (stage.key(dim) for stage, dim in zip(canonical.stages, canonical.dims, strict=True))
         return "-".join([f"c{canonical.embed_dim}p{canonical.patch_size}{canonical.downsample}", *stages])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, ready for YAML or JSON."""
-        return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+        """Return plain data, ready for YAML or JSON; the image size only if the network has one."""
+        data = {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+        if self.img_size is None:
+            del data["img_size"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
@@ -179,7 +198,8 @@ class Architecture:
         Raises:
             ValueError: If it is not a key, or such a network cannot be built.
         """
-        first, *stage_keys = key.split("-")
+        weights_key, _, size = key.partition("@")
+        first, *stage_keys = weights_key.split("-")
         network = re.fullmatch(r"c(\d+)p(\d+)([a-z]+)", first)
         stages = [re.fullmatch(r"d(\d+)w(\d+)(?:h(\d+)l(\d+))?m(\d+)", stage) for stage in stage_keys]
         if network is None or not all(stages):
@@ -190,7 +210,8 @@ class Architecture:
             depth, window_size, heads, lo_heads, hidden = (int(value or 0) for value in stage.groups())
             alpha = min(1.0, (lo_heads + 0.5) / heads) if heads else 0.0
             specs.append(StageSpec(depth, window_size, alpha, max(1, heads), _mlp_ratio(embed_dim * 2**index, hidden)))
-        architecture = cls(embed_dim, tuple(specs), patch_size, network[3]).canonical()
+        img_size = int(size) if size.isdecimal() else None
+        architecture = cls(embed_dim, tuple(specs), patch_size, network[3], img_size).canonical()
         if architecture.key != key:
             raise ValueError(f"{key!r} is not the key of an architecture")
         return architecture
@@ -205,6 +226,21 @@ def _mlp_ratio(dim: int, hidden: int) -> float:
     """A ratio of hidden channels that `count_hidden` gives back."""
     ratio = hidden / max(dim, 1)
     return ratio if count_hidden(dim, ratio) == hidden else (hidden + 0.5) / dim
+
+
+def smallest_image(patch_size: int) -> int:
+    """Return the side of the smallest image whose last map is not empty, in pixels."""
+    return int(patch_size * 2 ** (NUM_STAGES - 1))
+
+
+def check_image_fits(name: str, img_size: int, patch_size: int) -> None:
+    """Check that an image leaves the last stage a map.
+
+    Raises:
+        ValueError: If it is too small; the message names it.
+    """
+    if img_size < (smallest := smallest_image(patch_size)):
+        raise ValueError(f"{name}={img_size} is below {smallest}, the smallest image for patches of {patch_size} pixels")
 
 
 def _width_step(stage: StageSpec, index: int) -> int:

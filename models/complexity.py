@@ -68,12 +68,13 @@ def cost(architecture: Architecture, in_chans: int, num_classes: int, img_size: 
         architecture: The network.
         in_chans: Number of channels of the images.
         num_classes: Number of classes.
-        img_size: Side of the images, in pixels.
+        img_size: Side of the images, in pixels, where the network has none of its own.
 
     Returns:
         Number of parameters, number of multiply-accumulates.
     """
-    rest = _rest(architecture.embed_dim, architecture.patch_size, architecture.downsample, in_chans, num_classes, img_size)
+    side = architecture.side(img_size)
+    rest = _rest(architecture.embed_dim, architecture.patch_size, architecture.downsample, in_chans, num_classes, side)
     num_params, num_macs = rest.num_params, rest.num_macs
     for stage, dim, map_size in zip(architecture.canonical().stages, architecture.dims, rest.map_sizes, strict=True):
         block_params, block_macs = _block_cost(dim, replace(stage, depth=1), map_size)

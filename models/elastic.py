@@ -157,7 +157,8 @@ class ElasticLITv2(nn.Module):
         """Classify images, (B, in_chans, H, W), by the active network. Returns logits, (B, num_classes)."""
         if self.active is None:
             raise RuntimeError("no network is active; call activate first")
-        skeleton, plan = _skeleton(self.active, self.bounds, self.order, **self._arguments())
+        network = replace(self.active, img_size=None)  # weights do not depend on it: one skeleton serves all sizes
+        skeleton, plan = _skeleton(network, self.bounds, self.order, **self._arguments())
         return cast(Tensor, functional_call(skeleton.train(self.training), self._share(plan), (x,), strict=True))
 
     def extract(self, architecture: Architecture) -> LITv2:

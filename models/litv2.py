@@ -173,6 +173,8 @@ class LITv2(nn.Module):
         downsample: Layer between stages, "dtm" or "conv", see `Downsample`.
         qkv_bias: Whether the query, key and value projections have biases.
         global_pool: "avg", or "" to leave the last map as it is.
+        img_size: Side of the images that the network is for, in pixels, which its architecture records; None for any. It
+            computes images of any size.
 
     Raises:
         ValueError: If such a network cannot be built; the message names the stage and the value.
@@ -196,10 +198,11 @@ class LITv2(nn.Module):
         downsample: str = "dtm",
         qkv_bias: bool = True,
         global_pool: str = "avg",
+        img_size: int | None = None,
     ) -> None:
         super().__init__()
         self.architecture = architecture_of(
-            embed_dim, depths, num_heads, window_sizes, alphas, mlp_ratio, patch_size, downsample
+            embed_dim, depths, num_heads, window_sizes, alphas, mlp_ratio, patch_size, downsample, img_size
         )
         dims = self.architecture.dims
         self.num_classes = num_classes
@@ -380,6 +383,7 @@ def architecture_of(
     mlp_ratio: float | Sequence[float],
     patch_size: int,
     downsample: str,
+    img_size: int | None = None,
 ) -> Architecture:
     """Return the architecture that constructor arguments of LITv2 describe.
 
@@ -392,7 +396,7 @@ def architecture_of(
         if len(values) != len(depths):
             raise ValueError(f"{name} has {len(values)} entries, depths has {len(depths)}; give one for each stage")
     stages = map(StageSpec, depths, window_sizes, alphas, num_heads, ratios)
-    return Architecture(embed_dim, tuple(stages), patch_size, downsample)
+    return Architecture(embed_dim, tuple(stages), patch_size, downsample, img_size)
 
 
 def arguments_of(architecture: Architecture) -> dict[str, Any]:
@@ -407,6 +411,7 @@ def arguments_of(architecture: Architecture) -> dict[str, Any]:
         "mlp_ratio": tuple(s.mlp_ratio for s in stages),
         "patch_size": architecture.patch_size,
         "downsample": architecture.downsample,
+        "img_size": architecture.img_size,
     }
 
 

@@ -55,7 +55,10 @@ def read_checked(file: Path, settings: Mapping[str, Any]) -> Checked | None:
         return None
     try:
         body = json.loads(file.read_text(encoding="utf-8"))
-        if not all(_contains(body["settings"][section], settings[section]) for section in SECTIONS if section in settings):
+        checked = body["settings"]
+        if not all(_contains(checked[section], settings[section]) for section in SECTIONS if section in settings) or (
+            "space" in settings and checked["space"].get("img_size") != settings["space"].get("img_size")
+        ):
             log.info("%s was made with other settings and is not used", file)
             return None
         quality = body["quality"]

@@ -192,7 +192,7 @@ class InitialWeights:
 
         The arguments, and what is raised, are those of `supernet`.
         """
-        if isinstance(self.weights, ElasticLITv2) or self.weights.architecture.key != architecture.key:
+        if isinstance(self.weights, ElasticLITv2) or self.weights.architecture.weights_key != architecture.weights_key:
             return self.supernet([architecture], task, batches, drop_path_rate).extract(architecture)
         adapted = copy.deepcopy(self.weights)
         adapt_first_conv(adapted, task.in_chans)

@@ -31,7 +31,7 @@ class ScratchEvaluator(ProxyTraining):
         start = time.perf_counter()
         self.set_threads_and_seed(seed)
         model = self.make_network(self.proxy_of(architecture))
-        task = ImageClassification(model, self.train, self.data.num_classes)
+        task = ImageClassification(model, self.train, self.data.num_classes, architecture.img_size)
         fit(task, self.data, progress)
         logits, labels = predict(task, self.data.val_dataloader(), self.train)
         return accuracy_of(self.metric, logits, labels, seed, time.perf_counter() - start)

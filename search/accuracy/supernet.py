@@ -3,8 +3,8 @@
 A training step computes one largest, one smallest and some random networks: the sandwich rule of "Universally Slimmable
 Networks", arXiv 1903.05134. All learn from the labels; all but the largest may learn from its outputs too (in-place
 distillation). Largest and smallest refer to width and depth; attention is random in all of them. With the same attention in
-every step, scores were 5 points lower and ranked worse. To score a network, a plain one gets a copy of its weights and new
-batch statistics.
+every step, scores were 5 points lower and ranked worse. Where the size of images is a choice of the space, it is random in
+all of them too. To score a network, a plain one gets a copy of its weights and new batch statistics, at its image size.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from search.accuracy.trained_supernet import TrainedSupernet
 from search.files import write_bytes
 from search.space.space import Size, Space
 from search.training.data import Batches
+from search.training.resizing import resized
 from search.training.task import Batch, ImageClassification, TrainSettings, check_logits, fit
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,11 @@ class SupernetTraining(ImageClassification):
         self.elastic = elastic
         self.sample_networks = sample_networks
         self.distillation = distillation
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images by the active network, at its image size if it has one."""
+        assert self.elastic.active is not None
+        return super().forward(resized(images, self.elastic.active.img_size))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -135,7 +141,7 @@ class SupernetEvaluator(ProxyTraining):
         start = time.perf_counter()
         self.set_threads_and_seed(seed)
         network = self._trained[seed].extract(self.proxy_of(architecture), self.device)
-        logits = self._logits(models.deploy.prepare_in_place(network))
+        logits = self._logits(models.deploy.prepare_in_place(network), architecture.img_size)
         progress(1.0)
         return accuracy_of(self.metric, logits, self.images.labels, seed, time.perf_counter() - start)
 
@@ -226,10 +232,11 @@ class SupernetEvaluator(ProxyTraining):
         return supernet
 
     @torch.inference_mode()
-    def _logits(self, network: nn.Module) -> Tensor:
+    def _logits(self, network: nn.Module, img_size: int | None) -> Tensor:
         """Outputs for each image, (images, classes), without a Trainer, whose overhead is an eighth of the time."""
         batches = Batches(self.data, self.images, SCORING_BATCH_SIZE)
-        return torch.cat([check_logits(network(images.to(self.device)), self.train).cpu() for images, _ in batches])
+        sized = (resized(images.to(self.device), img_size) for images, _ in batches)
+        return torch.cat([check_logits(network(images), self.train).cpu() for images in sized])
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from search.files import write_bytes
 from search.training.files import serialised, write_weights
 from search.training.metadata import SUPERNET_KEY, metadata_of, read_metadata
 from search.training.normalisation import Normalisation
+from search.training.resizing import resized
 
 IMAGES = "calibration_images"
 
@@ -49,7 +50,7 @@ class TrainedSupernet:
             ValueError: If the weights do not hold the network.
         """
         network = self.elastic.extract(architecture).to(device).eval()
-        recalibrate(network, [self.normalisation.apply(self.images).to(device)])
+        recalibrate(network, [resized(self.normalisation.apply(self.images).to(device), architecture.img_size)])
         return network
 
     def save_share(self, architecture: Architecture, path: Path, digest: str) -> None:

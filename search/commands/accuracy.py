@@ -39,7 +39,14 @@ def accuracy_settings(cfg: DictConfig) -> dict[str, Any]:
         if not file.is_file():
             raise UserError(f"init={file}: there is no such file; name a .pth or .safetensors file of weights")
         settings["init"] = f"sha256 {sha256(file)[:16]}"
+    if "space" in settings:
+        settings["space"] = space_settings(settings["space"])
     return settings
+
+
+def space_settings(space: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a space, without the sizes of images where they are no choice."""
+    return {key: value for key, value in space.items() if key != "img_size" or value is not None}
 
 
 def training_images(cfg: DictConfig, weights: InitialWeights | None) -> ImageData:

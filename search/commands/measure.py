@@ -192,7 +192,7 @@ def from_timm(name: str, img_size: int | None) -> Candidate:
 def from_file(path: Path, img_size: int | None) -> Candidate:
     """An exported architecture, for the images and classes it was searched for. Raises: UserError if it cannot be read."""
     architecture, facts = architecture_file.read(path)
-    in_chans, side, num_classes = network_input(facts)
+    in_chans, side, num_classes = network_input(architecture, facts)
     size = img_size or side
     build = partial(build_network, architecture, in_chans=in_chans, num_classes=num_classes)
     return Candidate(path.stem, build, (in_chans, size, size))

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 from rich.console import Console
 
+from models.architecture import Architecture
 from models.complexity import cost
 from models.elastic import Bounds
 from search import UserError, differences
@@ -280,10 +281,12 @@ def images_overrides(cfg: DictConfig) -> str:
     return shlex.join([f"data={cfg.data.name}", *from_path])
 
 
-def save_samples(folder: Path, targets: Mapping[str, Target], number: int, result: TrialResult) -> None:
+def save_samples(
+    folder: Path, targets: Mapping[str, Target], number: int, architecture: Architecture, result: TrialResult
+) -> None:
     """Store every time of a trial's own measurements, and the devices that they were made on."""
     folder.mkdir(exist_ok=True)
-    body = {name: samples(latency, targets[name].device) for name, latency in result.latencies.items()}
+    body = {name: samples(latency, targets[name].device_for(architecture)) for name, latency in result.latencies.items()}
     write_text(folder / f"trial-{number:05d}.json", json.dumps(body))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from models.architecture import NUM_STAGES, check_int, check_number
+from models.architecture import check_image_fits, check_int, check_number
 from search.accuracy.base import EXECUTION_KEYS as ACCURACY_EXECUTION_KEYS
-from search.commands.accuracy import accuracy_settings
+from search.commands.accuracy import accuracy_settings, space_settings
 from search.commands.cli import plain
 from search.commands.targets import SMALLEST, check_targets
 from search.latency.target import EXECUTION_KEYS as LATENCY_EXECUTION_KEYS
@@ -36,6 +36,7 @@ def study_settings(cfg: DictConfig) -> dict[str, Any]:
     settings["limits"] = {name: limit for name, limit in settings["limits"].items() if limit is not None}
     if not settings["limits"]:
         del settings["limits"]
+    settings["space"] = space_settings(settings["space"])
     return settings | {"study": {"seed": cfg.study.seed}}
 
 
@@ -67,12 +68,27 @@ def check_study(cfg: DictConfig) -> None:
     for key in ("deploy", "proxy"):
         check_int(f"{key}.img_size", cfg[key].img_size, 1)
         check_image_fits(f"{key}.img_size", cfg[key].img_size, cfg.space.patch_size)
+    check_image_sizes(cfg)
     if not isinstance(cfg.storage.url, str):
         raise ValueError(f"storage.url={cfg.storage.url} must be a database URL such as sqlite:///study.db")
 
 
-def check_image_fits(key: str, img_size: int, patch_size: int) -> None:
-    """Raises: ValueError if the last stage would have no map left."""
-    smallest = patch_size * 2 ** (NUM_STAGES - 1)
-    if img_size < smallest:
-        raise ValueError(f"{key}={img_size} is below {smallest}, the smallest image for patches of {patch_size} pixels")
+def check_image_sizes(cfg: DictConfig) -> None:
+    """Raises: ValueError if the images of networks cannot have a size of the space, or have another one beside it."""
+    sizes = cfg.space.get("img_size")
+    if sizes is None:
+        return
+    for key in ("deploy", "proxy"):
+        if not OmegaConf.is_interpolation(cfg[key], "img_size"):
+            raise ValueError(
+                f"{key}.img_size={cfg[key].img_size}: the search chooses the size of images from space.img_size; "
+                "remove one of them"
+            )
+    for size in sizes if isinstance(sizes, ListConfig) else [sizes]:
+        check_int("space.img_size", size, 1)
+        check_image_fits("space.img_size", size, cfg.space.patch_size)
+        if size > cfg.data.img_size:
+            raise ValueError(
+                f"space.img_size={size} is above data.img_size={cfg.data.img_size}, the size that images are decoded at; "
+                f"set data.img_size={size}, or leave that size out"
+            )

@@ -100,7 +100,9 @@ def train_and_report(cfg: DictConfig, network: Network, console: Console) -> Non
     setup = make_setup(cfg, network)
     test_batches = setup.data.test_dataloader()  # before the training: a missing test set shows now
     task = make_task(cfg, network, setup)
-    checkpoint = checkpoint_file(network.file, task.model, cfg.seed, setup.settings, setup.recipe, setup.data)
+    checkpoint = checkpoint_file(
+        network.file, task.model, cfg.seed, setup.settings, setup.recipe, setup.data, network.architecture.img_size
+    )
     num_epochs, seconds = train(task, setup, network.file, checkpoint, console)
     if leave_process_group() != 0:
         return
@@ -161,6 +163,10 @@ def make_setup(cfg: DictConfig, network: Network) -> Setup:
         )
     if data.img_size < (smallest := network.architecture.stride):
         raise UserError(f"data.img_size={data.img_size} is below {smallest}, the smallest image for this network")
+    if data.img_size < (size := network.architecture.side(data.img_size)):
+        raise UserError(f"data.img_size={data.img_size} is below {size}, the image size of this network; set it to {size}")
+    if data.img_size > size:
+        log.info("the network gets images of %d pixels, resized from data.img_size=%d", size, data.img_size)
     return Setup(settings, recipe, data, weights)
 
 
@@ -193,7 +199,7 @@ def make_task(cfg: DictConfig, network: Network, setup: Setup) -> FullTraining:
         log.info("%s", setup.weights.summary(data, Bounds.of([network.architecture])))
         model = setup.weights.network(network.architecture, data, measuring_batches(data), drop_path_rate)
     log.info("training %s (%s parameters)", describe(network.architecture), f"{count_params(model):,}")
-    return FullTraining(model, setup.settings, data.num_classes, setup.recipe)
+    return FullTraining(model, setup.settings, data.num_classes, setup.recipe, network.architecture.img_size)
 
 
 def initial_weights(init: str, network: Network) -> InitialWeights | None:

@@ -69,7 +69,7 @@ class BlockModel:
     """The block model of one target, and how far off its predictions were.
 
     Attributes:
-        img_size: side of the deployed network's input, in pixels.
+        img_size: side of the deployed network's input, in pixels, where a network has none of its own.
         errors: logarithms of predicted over measured latency, each predicted before its network was measured.
     """
 
@@ -114,7 +114,8 @@ class BlockModel:
 @lru_cache(maxsize=CACHED)
 def features(architecture: Architecture, img_size: int) -> Vector:
     """What the costs multiply: counts of blocks and of their work, summed over the network, (features,)."""
-    network = _summed(dimensions.NETWORK_DIMENSIONS, architecture, architecture.embed_dim, img_size)
+    side = architecture.side(img_size)
+    network = _summed(dimensions.NETWORK_DIMENSIONS, architecture, architecture.embed_dim, side)
     return _vector({"network": 1.0, **network}) + sum(features_by_stage(architecture, img_size))
 
 
@@ -122,7 +123,7 @@ def features_by_stage(architecture: Architecture, img_size: int) -> list[Vector]
     """The same for each stage, with the patch merging before it; without what the network costs as a whole."""
     stages = []
     for index, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True)):
-        side = max(1, img_size // architecture.patch_size // 2**index)
+        side = max(1, architecture.side(img_size) // architecture.patch_size // 2**index)
         features = stage.depth * _vector(_summed(dimensions.STAGE_DIMENSIONS, stage, dim, side))
         if index:
             features[1] += side**2 * dim * (dim // 2) * 4  # patch merging: a 2x2 convolution

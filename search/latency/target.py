@@ -51,7 +51,7 @@ class TargetSettings:
     """The settings that all targets share; each is a key of `latency`, or describes the deployed network.
 
     Attributes:
-        img_size: Side of the deployed network's images, in pixels.
+        img_size: Side of the deployed network's images, in pixels, where a network has none of its own.
         in_chans: Number of image channels.
         num_classes: Number of classes; 0 for a network without a head.
         batch_size: Images in one run.
@@ -209,7 +209,8 @@ class PairedTarget:
     def _network(self, architecture: Architecture) -> Network:
         settings = self.settings
         make = partial(build, architecture, in_chans=settings.in_chans, num_classes=settings.num_classes)
-        return Network(make, (settings.in_chans, settings.img_size, settings.img_size))
+        side = architecture.side(settings.img_size)
+        return Network(make, (settings.in_chans, side, side))
 
     def _model(self, network: Network) -> nn.Module:
         model = network.build().eval()

@@ -93,14 +93,15 @@ def read(path: Path) -> tuple[Architecture, Facts]:
     return architecture, _from_format_1(facts) if body["format"] == FORMAT_1 else facts
 
 
-def network_input(facts: Mapping[str, Any]) -> NetworkInput:
+def network_input(architecture: Architecture, facts: Mapping[str, Any]) -> NetworkInput:
     """The input that a network was searched for, which all its targets share; ImageNet's if the file does not have it."""
     try:
         device = next(iter(facts["targets"].values()))["device"]
         in_chans, img_size, _ = (int(part) for part in device["input_size"].split("x"))
-        return NetworkInput(in_chans, img_size, int(device["num_classes"]))
+        known = NetworkInput(in_chans, img_size, int(device["num_classes"]))
     except (AttributeError, KeyError, StopIteration, TypeError, ValueError):
-        return IMAGENET
+        known = IMAGENET
+    return known._replace(img_size=architecture.side(known.img_size))
 
 
 def _from_format_1(facts: Facts) -> Facts:

@@ -86,13 +86,13 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
     folder.mkdir(parents=True, exist_ok=True)
     comment = f"Architecture of the files in this folder; from {file}."
     architecture_file.write(folder / ARCHITECTURE, comment, architecture, facts)
-    side = network_input(facts).img_size
+    side = network_input(architecture, facts).img_size
     shape = (trained.network.in_chans, side, side)
     body = {
         "trained": trained.result,
         "weights": trained.origin,
         "expects": trained.expects(),
-        "device": target.fingerprint(),
+        "device": {**target.fingerprint(), "input_size": "x".join(map(str, shape))},
         "calibration": calibration.to_dict(),
         "input_shape": list(shape),
         "files": {name: write_and_measure(trained, name, folder, shape, target, calibration) for name in formats},
@@ -126,7 +126,7 @@ def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, 
     weights, report = file.with_suffix(".safetensors"), file.with_suffix(".result.json")
     if not weights.exists():
         log.warning("there is no %s: the files get random weights; train first with search.train arch=%s", weights, file)
-        in_chans, _, num_classes = network_input(facts)
+        in_chans, _, num_classes = network_input(architecture, facts)
         network = build(architecture, in_chans=in_chans, num_classes=num_classes).eval()
         return Trained(network, "random, untrained", metadata_of(architecture.key, facts.get(NORMALISATION_KEY)), {})
     try:
@@ -171,7 +171,7 @@ def write_and_measure(
     """Write one format. Returns the facts about it for the card."""
     path = folder / FORMATS[name].file
     parity = write_checked(trained, name, path, shape)
-    latency = measure(name, path, target, calibration)
+    latency = measure(name, path, target, calibration, shape)
     log.info("%s: %.3f ms, outputs within %.0e of PyTorch's", path, latency.latency_ms, parity)
     return {"file": path.name, "parity": parity, "latency": latency.summary()}
 
@@ -212,10 +212,14 @@ def difference(network: nn.Module, compute: Compute, x: Tensor) -> float:
     return float((compute(x) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
 
 
-def measure(name: str, path: Path, target: PairedTarget, calibration: Calibration) -> Latency:
-    """Measure the latency of a file, timed in turn with the anchor."""
+def measure(name: str, path: Path, target: PairedTarget, calibration: Calibration, shape: tuple[int, int, int]) -> Latency:
+    """Measure the latency of a file, timed in turn with the anchor.
+
+    Args:
+        shape: of an input, (C, H, W).
+    """
     settings = target.settings
-    x = torch.rand(settings.batch_size, settings.in_chans, settings.img_size, settings.img_size)
+    x = torch.rand(settings.batch_size, *shape)
 
     def load() -> Run:
         return partial(FORMATS[name].load(path, settings.num_threads), x.clone())
@@ -243,6 +247,8 @@ def measure_again(folder: Path, target: PairedTarget, trusted: bool = False) -> 
             "export it here again"
         )
     calibration = Calibration.from_dict(body["calibration"])
+    in_chans, height, width = body["input_shape"]
+    shape = (in_chans, height, width)
     safe = {name: file for name, file in body["files"].items() if trusted or not FORMATS[name].runs_code}
     refused = ", ".join(str(folder / FORMATS[name].file) for name in body["files"] if name not in safe)
     if refused:
@@ -252,7 +258,7 @@ def measure_again(folder: Path, target: PairedTarget, trusted: bool = False) -> 
             raise UserError(f"{reason}; {remedy}")
         log.warning("%s; %s", reason, remedy)
     return {
-        name: (Latency.from_summary(file["latency"]), measure(name, folder / FORMATS[name].file, target, calibration))
+        name: (Latency.from_summary(file["latency"]), measure(name, folder / FORMATS[name].file, target, calibration, shape))
         for name, file in safe.items()
     }
 

@@ -124,7 +124,7 @@ def target_facts(
         facts[name] = {"role": str(targets[name].role), "latency": latency.summary()}
         if slowdowns and name in slowdowns:
             facts[name]["sustained_ms"] = slowdowns[name].sustained * latency.latency_ms
-        facts[name]["device"] = dict(targets[name].device)
+        facts[name]["device"] = targets[name].device_for(trial.architecture)
     return facts
 
 

@@ -14,11 +14,11 @@ def picture(architecture: Architecture, img_size: int) -> str:
     """Draw a network on a background of its own, legible on light and dark pages.
 
     Args:
-        img_size: side of the input, in pixels.
+        img_size: side of the input, in pixels, where the network has none of its own.
     """
     panels = []
     for index, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True)):
-        side = max(1, img_size // architecture.patch_size // 2**index)
+        side = max(1, architecture.side(img_size) // architecture.patch_size // 2**index)
         panels.append(f'<g transform="translate({index * PANEL},0)">{_panel(index + 1, stage, dim, side)}</g>')
     width = PANEL * len(panels) + MARGIN
     height = HEIGHT + LINE * max(len(_texts(stage)) for stage in architecture.stages)

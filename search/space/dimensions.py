@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from models.architecture import NUM_STAGES, Architecture, StageSpec, count_hidden
+from models.architecture import MAX_IMG_SIZE, NUM_STAGES, Architecture, StageSpec, check_int, count_hidden
 from search.space.drawing import draw_blocks, draw_heads, draw_windows
 
 Value = bool | int | float
@@ -40,7 +40,8 @@ class Dimension(Generic[Spec]):
     Attributes:
         name: the field, and the key in conf/space.
         kind: type of its values.
-        default: value of a space that does not list any; None makes the key required.
+        default: value of a space that does not list any; None makes the key required, unless the dimension is optional.
+        is_optional: whether a space that does not list any values is without the dimension: its networks have None.
         pattern: the value of LITv2-S in each stage, which the baselines come as close to as a space allows; None takes
             the first choice.
         check: raises ValueError for a choice that no network can have; gets the key and the choice.
@@ -52,7 +53,7 @@ class Dimension(Generic[Spec]):
         largest, smallest: the choice in the most and least expensive network of a space.
         costs: multiples of named costs that one block of a stage (stage, width, side of its map in tokens), or a network
             (architecture, width, side of its image in pixels), adds to the block model; always the same names.
-        accuracy_inputs: what a linear model of accuracy gets of it; always as many numbers.
+        accuracy_inputs: what a linear model of accuracy gets of it; as many numbers for all networks of a space.
         text: how it is shown in a one-line description, "" for nothing.
         column: header on the model card, and `cell` the text below it.
         draw: SVG part of the picture of a stage (stage, side of its map); None shows a value other than the default as text.
@@ -61,6 +62,7 @@ class Dimension(Generic[Spec]):
     name: str
     kind: Callable[[Any], Value] = float
     default: Value | None = None
+    is_optional: bool = False
     pattern: Sequence[Value] | None = None
     check: Callable[[str, Value], None] = _accept
     depends_on: str | None = None
@@ -122,6 +124,10 @@ def _first(choices: Sequence[Value]) -> Value:
     return choices[0]
 
 
+def _check_img_size(key: str, size: Value) -> None:
+    check_int(key, size, 1, MAX_IMG_SIZE)
+
+
 def _check_alpha(key: str, alpha: Value) -> None:
     if not 0 <= alpha <= 1:
         raise ValueError(f"{key}={alpha} must be in [0, 1]")
@@ -160,6 +166,13 @@ def _mlp_costs(stage: StageSpec, dim: int, side: int) -> Costs:
     """Matrix products; depthwise convolution and activation."""
     hidden = count_hidden(dim, stage.mlp_ratio)
     return {"products": 2.0 * side**2 * dim * hidden, "elements": float(side**2 * hidden)}
+
+
+def _stem_costs(network: Architecture, dim: int, side: int) -> Costs:
+    """Products of the patch embedding, of colour images. Without several image sizes only the width would move them."""
+    if network.img_size is None:
+        return {}
+    return {"patch merging": float((side // network.patch_size) ** 2 * 3 * network.patch_size**2 * dim)}
 
 
 def _attention_text(stage: StageSpec) -> str:
@@ -241,7 +254,19 @@ NETWORK_DIMENSIONS: tuple[Dimension[Architecture], ...] = (
         kind=int,
         is_size=True,
         accuracy_inputs=lambda network: (math.log(network.embed_dim), math.log(network.embed_dim) ** 2),
-        text=lambda network: f"{network.embed_dim}: ",
+        text=lambda network: f"{network.embed_dim}{': ' if network.img_size is None else ' '}",
+    ),
+    Dimension(
+        "img_size",
+        kind=int,
+        is_optional=True,
+        pattern=(224,),
+        check=_check_img_size,
+        costs=_stem_costs,
+        accuracy_inputs=lambda network: (
+            () if network.img_size is None else (math.log(network.img_size), math.log(network.img_size) ** 2)
+        ),
+        text=lambda network: "" if network.img_size is None else f"at {network.img_size} pixels: ",
     ),
 )
 

@@ -38,7 +38,7 @@ class Space:
             many heads as the stages say, at every width.
         patch_size: side of the patches that become tokens, in pixels.
         downsample: "dtm" or "conv", see `models.litv2.Downsample`.
-        **choices: the choices of the whole network's dimensions, such as embed_dim.
+        **choices: the choices of the whole network's dimensions: embed_dim, and img_size where the size of images is one.
 
     Raises:
         UserError: naming the stage and the value if a list is empty or a combination cannot be built.
@@ -50,7 +50,7 @@ class Space:
         patch_size: int,
         downsample: str,
         head_dim: int | None = None,
-        **choices: int | Sequence[int],
+        **choices: int | Sequence[int] | None,
     ) -> None:
         if len(stages) != NUM_STAGES:
             raise UserError(f"space.stages has {len(stages)} entries; LITv2 has {NUM_STAGES} stages")
@@ -75,7 +75,7 @@ class Space:
         Args:
             trial: an Optuna trial, or anything that answers like one; it is asked for the dimensions that matter.
         """
-        network = _suggest(trial, "", dimensions.NETWORK_DIMENSIONS, self.network)
+        network = _suggest(trial, "", self.network_dimensions, self.network)
         stages = tuple(
             StageSpec(**_suggest(trial, f"stage{number}.", dimensions.STAGE_DIMENSIONS, choices))
             for number, choices in enumerate(self.stages_at(network["embed_dim"]), start=1)
@@ -89,6 +89,11 @@ class Space:
         return tuple(
             {**choices, HEADS: (embed_dim * 2**index // self.head_dim,)} for index, choices in enumerate(self.stages)
         )
+
+    @property
+    def network_dimensions(self) -> tuple[Dimension[Architecture], ...]:
+        """The dimensions of the whole network that this space has."""
+        return tuple(dimension for dimension in dimensions.NETWORK_DIMENSIONS if dimension.name in self.network)
 
     def architecture(self, parameters: Mapping[str, Value]) -> Architecture:
         """The architecture of given parameters; those that are fixed may be left out."""
@@ -150,9 +155,9 @@ class Space:
         return {name: named[name] for name in ("smallest", *patterns, "largest") if name in first_name.values()}
 
     def anchor(self) -> Architecture:
-        """The network that latencies are measured against: the LITv2 pattern at the middle width."""
-        widths = self.network["embed_dim"]
-        return self.architecture(self._pattern(widths[len(widths) // 2]))
+        """The network that latencies are measured against: the LITv2 pattern at the middle width and image size."""
+        middle = {name: values[len(values) // 2] for name, values in self.network.items()}
+        return self.architecture({**self._pattern(middle["embed_dim"]), **middle})
 
     def largest(self) -> Architecture:
         """Every choice at its most expensive: bounds the latencies of a space for the hypervolume."""
@@ -267,7 +272,7 @@ class Space:
 
         choose: gives a dimension's value from its choices, and the index of the stage. fixed: values that are given.
         """
-        given = {d.name: choose(d, self.network[d.name], 0) for d in dimensions.NETWORK_DIMENSIONS}
+        given = {d.name: choose(d, self.network[d.name], 0) for d in self.network_dimensions}
         for number, choices in enumerate(self.stages, start=1):
             for dimension in declared_in(choices):
                 given[f"stage{number}.{dimension.name}"] = choose(dimension, choices[dimension.name], number - 1)
@@ -301,16 +306,19 @@ def _ask(trial: TrialLike, name: str, choices: Sequence[Value], is_ordered: bool
 
 
 def _parse(key: str, declared: Sequence[Dimension[Any]], given: Mapping[str, Any]) -> Choices:
-    """The choices of every dimension. Raises: UserError naming the key and the value."""
+    """The choices of every dimension that the space has. Raises: UserError naming the key and the value."""
     names = [dimension.name for dimension in declared]
     if unknown := set(given) - set(names):
         raise UserError(f"{key}: unknown {', '.join(map(str, unknown))}; known are {', '.join(names)}")
     values = {dimension.name: dimension.default for dimension in declared if dimension.default is not None} | {**given}
-    if missing := set(names) - set(values):
+    left_out = {dimension.name for dimension in declared if dimension.is_optional and values.get(dimension.name) is None}
+    if missing := set(names) - set(values) - left_out:
         raise UserError(f"{key}: {', '.join(sorted(missing))} missing")
     try:
         return {
-            dimension.name: dimension.choices(f"{key}.{dimension.name}", values[dimension.name]) for dimension in declared
+            dimension.name: dimension.choices(f"{key}.{dimension.name}", values[dimension.name])
+            for dimension in declared
+            if dimension.name not in left_out
         }
     except ValueError as error:
         raise UserError(str(error)) from error

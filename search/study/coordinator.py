@@ -103,7 +103,7 @@ class Coordinator:
     rules: Rules
     models: Mapping[str, BlockModel]
     cost: Callable[[Architecture], tuple[int, int]]
-    save_samples: Callable[[int, TrialResult], None]
+    save_samples: Callable[[int, Architecture, TrialResult], None]
     publish: Callable[[list[TrialRecord]], None]
     view: View
     max_consecutive_failures: int
@@ -224,7 +224,7 @@ class Coordinator:
     def _finish(self, trial: RunningTrial, result: TrialResult, costs: Mapping[str, int]) -> None:
         self.view.phase(trial.number, "writing", 0.0)
         if result.measured:
-            self.save_samples(trial.number, result)
+            self.save_samples(trial.number, trial.architecture, result)
             result = result.without_samples()
         predicted_ms = {name: prediction.latency_ms for name, prediction in trial.predictions.items()}
         record = TrialRecord(

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import optuna
 
+from models.architecture import Architecture
 from search.latency.base import Calibration, Latency
 from search.study.limits import Limits, describe, exceeded, excesses, setting
 
@@ -67,7 +68,7 @@ class Target:
 
     @property
     def img_size(self) -> int:
-        """Side of the deployed network's input, in pixels."""
+        """Side of the deployed network's input, in pixels, where a network has none of its own."""
         return int(self.device["input_size"].split("x")[-1])
 
     @property
@@ -75,6 +76,19 @@ class Target:
         """Images and classes of the deployed network."""
         in_chans = int(self.device["input_size"].split("x")[0])
         return {"in_chans": in_chans, "num_classes": int(self.device["num_classes"]), "img_size": self.img_size}
+
+    @property
+    def input_text(self) -> str:
+        """The input of networks, in words."""
+        if self.calibration.anchor.img_size is None:
+            return str(self.device["input_size"])
+        return f"of {self.network_input['in_chans']} channel(s) and the size that each network has"
+
+    def device_for(self, architecture: Architecture) -> dict[str, Any]:
+        """The device as it measured a network: with the size of its images, where the network has one of its own."""
+        if (side := architecture.img_size) is None:
+            return dict(self.device)
+        return {**self.device, "input_size": f"{self.network_input['in_chans']}x{side}x{side}"}
 
     def keeps_limit(self, latency: Latency) -> bool:
         """Whether a network's latency, file and memory are within the limits that there are."""
@@ -137,7 +151,7 @@ def save_targets(study: optuna.Study, targets: Mapping[str, Target]) -> None:
 
 
 def img_size_of(targets: Mapping[str, Target]) -> int:
-    """Side of the deployed network's input, in pixels; the same on all targets of a study."""
+    """Side of the input of networks that have none of their own, in pixels; the same on all targets of a study."""
     return next(iter(targets.values())).img_size
 
 

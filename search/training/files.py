@@ -109,6 +109,7 @@ def checkpoint_file(
     settings: TrainSettings,
     recipe: Recipe,
     data: ImageData | StreamedData,
+    img_size: int | None = None,
 ) -> Path:
     """Name the file of a training's state by everything the training depends on, so that no other one resumes from it.
 
@@ -119,10 +120,13 @@ def checkpoint_file(
         settings: Optimiser and schedule.
         recipe: Augmentation, regularisation and hardware.
         data: Images to train on.
+        img_size: Side of the images that the model gets; None for that of the data.
     """
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     depends_on = {"seed": seed, "train": asdict(settings), "recipe": asdict(recipe), "data": data.fingerprint()}
+    if img_size is not None:
+        depends_on["img_size"] = img_size
     digest.update(json.dumps(depends_on, sort_keys=True).encode())
     return architecture_file.with_suffix(f".{digest.hexdigest()[:12]}.ckpt")

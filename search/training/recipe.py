@@ -135,8 +135,10 @@ class FullTraining(ImageClassification):
         recipe: Mixing of images, learning rates; the other arguments are those of `ImageClassification`.
     """
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int, recipe: Recipe) -> None:
-        super().__init__(model, settings, num_classes)
+    def __init__(
+        self, model: nn.Module, settings: TrainSettings, num_classes: int, recipe: Recipe, img_size: int | None = None
+    ) -> None:
+        super().__init__(model, settings, num_classes, img_size)
         self.recipe = recipe
         self.lr_floor, self.warmup_prefix = recipe.lr_floor, recipe.warmup_prefix
         self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")

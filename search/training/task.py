@@ -31,6 +31,7 @@ from search import UserError, one_line
 from search.training.class_weights import balanced_weights, check_class_weights
 from search.training.data import Batches, epoch_seed
 from search.training.progress import Progress
+from search.training.resizing import resized
 from search.training.schedule import num_epochs, warmup_cosine
 
 log = logging.getLogger(__name__)
@@ -106,21 +107,21 @@ class ImageClassification(lightning.LightningModule):
         model: From images to logits, (B, num_classes).
         settings: Optimiser and schedule.
         num_classes: Labels lie in [0, num_classes).
+        img_size: Side of the images that the model gets, in pixels; None for that of the data.
     """
 
     class_weights: Tensor | None  # (num_classes,), set when the training starts
     lr_floor: float = 0.0  # final learning rate over settings.lr
     warmup_prefix: bool = True  # whether the cosine begins after the warm-up
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int) -> None:
+    def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int, img_size: int | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.settings = settings
+        self.model, self.settings, self.img_size = model, settings, img_size
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.register_buffer("class_weights", None, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)  # type: ignore[no-any-return]
+        return self.model(resized(images, self.img_size))  # type: ignore[no-any-return]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch

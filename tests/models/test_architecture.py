@@ -33,7 +33,16 @@ def test_key_gives_back_the_network(architecture: Architecture) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "c8p4conv", "c8p4conv-" * 4, "c8p4conv" + "-d1w0m32" * 3, "c8p4conv" + "-d1w0h2l1m32" * 4]
+    "key",
+    [
+        "",
+        "c8p4conv",
+        "c8p4conv-" * 4,
+        "c8p4conv" + "-d1w0m32" * 3,
+        "c8p4conv" + "-d1w0h2l1m32" * 4,
+        "c8p4conv-d1w0m32-d1w0m64-d1w0m128-d1w0m256@",
+        "c8p4conv-d1w0m32-d1w0m64-d1w0m128-d1w0m256@096",
+    ],
 )
 def test_what_is_not_a_key_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r"."):
@@ -85,6 +94,23 @@ def test_different_networks_have_different_keys() -> None:
     assert len({a.key for a in [base, *changed]}) == 1 + len(changed)
 
 
+def test_image_size_belongs_to_what_is_evaluated_and_not_to_its_weights() -> None:
+    base = make()
+    sizes = [replace(base, img_size=size) for size in (32, 96)]
+    assert len({network.key for network in (base, *sizes)}) == 3
+    assert {network.weights_key for network in sizes} == {base.key}
+    for network in sizes:
+        assert Architecture.from_key(network.key) == Architecture.from_dict(network.to_dict()) == network.canonical()
+        assert network.scaled(0.5).img_size == network.img_size
+    assert [network.side(224) for network in (base, *sizes)] == [224, 32, 96]
+
+
+def test_network_without_an_image_size_has_the_key_and_the_data_that_it_had_before() -> None:
+    stages = ["d1w2h4l2m64", "d1w2h4l2m128", "d1w2h4l2m256", "d1w2h4l2m512"]
+    assert make().key == "-".join(["c16p4dtm", *stages])
+    assert list(make().to_dict()) == ["embed_dim", "stages", "patch_size", "downsample"]
+
+
 def test_official_head_split() -> None:
     assert count_lo_heads(12, 2, 0.9) == 10
     assert count_lo_heads(12, 1, 0.5) == 12
@@ -103,6 +129,9 @@ def test_scaled_width_stays_divisible_by_heads() -> None:
         ({"embed_dim": True}, "embed_dim=True"),
         ({"embed_dim": 10**9}, "embed_dim=1000000000"),
         ({"downsample": "pool"}, "downsample='pool'.*dtm, conv"),
+        ({"img_size": 31}, "img_size=31 is below 32, the smallest image for patches of 4 pixels"),
+        ({"img_size": 96.0}, "img_size=96.0 must be a whole number"),
+        ({"img_size": 10**9}, "img_size=1000000000 must be a whole number from 1 to 4096"),
         ({"stages": (StageSpec(1),) * 3}, "4 stages, got 3"),
         ({"stages": (StageSpec(0), *[StageSpec(1)] * 3)}, "stage 1: depth=0"),
         ({"stages": (StageSpec(1, -1), *[StageSpec(1)] * 3)}, "stage 1: window_size=-1"),

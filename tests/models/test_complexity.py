@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -69,3 +71,4 @@ def test_cost_from_blocks_equals_that_of_the_whole_network(in_chans: int, num_cl
             model = build(architecture, in_chans=in_chans, num_classes=num_classes)
         expected = count_params(model), count_macs(model, (in_chans, img_size, img_size))
         assert cost(architecture, in_chans, num_classes, img_size) == expected
+        assert cost(replace(architecture, img_size=img_size), in_chans, num_classes, 224) == expected

@@ -205,7 +205,7 @@ def coordinator(
         "rules": Rules(seed=0, limits=limits),
         "models": {name: BlockModel(32) for name in chosen},
         "cost": lambda architecture: (1000, 2000),
-        "save_samples": lambda number, result: None,
+        "save_samples": lambda number, architecture, result: None,
         "publish": lambda trials: None,
         "view": LogView(),
         "max_consecutive_failures": 3,

@@ -63,9 +63,7 @@ def _target_text(target: Target) -> str:
 
 def _runtime(target: Target) -> str:
     device = target.device
-    return (
-        f"{device['backend']}, {device['num_threads']} thread(s), batch {device['batch_size']}, input {device['input_size']}"
-    )
+    return f"{device['backend']}, {device['num_threads']} thread(s), batch {device['batch_size']}, input {target.input_text}"
 
 
 def _goal(target: Target) -> str:

@@ -82,9 +82,9 @@ class StudyLimits:
         """What the costs multiply: a constant, weights, blocks, those with attention, elements of the largest map, (5,)."""
         blocks = sum(stage.depth for stage in architecture.stages)
         with_attention = sum(stage.depth for stage in architecture.stages if stage.window_size)
-        img_size = next(iter(self.targets.values())).img_size
+        side = architecture.side(next(iter(self.targets.values())).img_size)
         largest_map = max(
-            max(1, img_size // architecture.patch_size // 2**index) ** 2 * dim * stage.mlp_ratio
+            max(1, side // architecture.patch_size // 2**index) ** 2 * dim * stage.mlp_ratio
             for index, (stage, dim) in enumerate(zip(architecture.stages, architecture.dims, strict=True))
         )
         return np.array([1.0, self._costs(architecture)["num_params"], blocks, with_attention, largest_map])

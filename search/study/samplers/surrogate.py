@@ -87,7 +87,7 @@ class SurrogateSampler(BaseSampler):
 
     Args:
         space: what may be proposed.
-        img_size: side of the deployed network's input, in pixels.
+        img_size: side of the deployed network's input, in pixels, where a network has none of its own.
         n_startup_trials: random networks to begin with.
         population_size: how many networks children are bred from.
         num_children: how many are compared for a proposal.

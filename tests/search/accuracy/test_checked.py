@@ -55,6 +55,15 @@ def test_a_check_of_other_settings_is_not_used(file: Path, section: str) -> None
     assert read_checked(file, settings) is None
 
 
+def test_a_check_of_other_image_sizes_is_not_used(file: Path) -> None:
+    sized = {**SETTINGS, "space": {**SETTINGS["space"], "img_size": [96, 128]}}
+    assert read_checked(file, sized) is None
+    body = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**body, "settings": {**body["settings"], "space": sized["space"]}}), encoding="utf-8")
+    assert read_checked(file, sized) is not None
+    assert read_checked(file, SETTINGS) is None
+
+
 @pytest.mark.parametrize("text", ["{torn", "[]", '{"spread": 0.1, "settings": {}}', '{"quality": {"residual": "none"}}'])
 def test_a_check_that_cannot_be_read_is_named(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "check.json"

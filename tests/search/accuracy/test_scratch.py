@@ -170,3 +170,28 @@ def test_accuracy_is_by_the_chosen_metric(architecture: Architecture, metric: st
 def test_unknown_metric_is_named(data: ImageData) -> None:
     with pytest.raises(ValueError, match=r"accuracy.metric=top5 must be one of"):
         ScratchEvaluator(data, SETTINGS, width_multiplier=1.0, num_threads=1, metric="top5")
+
+
+def test_network_is_trained_and_validated_at_its_image_size(data: ImageData, architecture: Architecture) -> None:
+    evaluator, sizes = ScratchEvaluator(data, SETTINGS, 1.0, 1), list[tuple[int, ...]]()
+    make = evaluator.make_network
+
+    def make_network(proxy: Architecture) -> nn.Module:
+        network = make(proxy)
+        network.register_forward_pre_hook(lambda module, args: sizes.append((module.training, *args[0].shape[-2:])))
+        return network
+
+    evaluator.make_network = make_network  # type: ignore[assignment, method-assign]
+    evaluator.evaluate(dataclasses.replace(architecture, img_size=24), 0, lambda share: None)
+    assert set(sizes) == {(True, 24, 24), (False, 24, 24)}
+
+
+def test_accuracies_of_a_network_at_two_image_sizes_are_two(data: ImageData, architecture: Architecture) -> None:
+    evaluator = ScratchEvaluator(data, SETTINGS, 1.0, 1)
+    correct = {
+        evaluator.evaluate(dataclasses.replace(architecture, img_size=size), 0, lambda share: None).correct
+        for size in (16, 32)
+    }
+    assert len(correct) == 2
+    of_data = evaluator.evaluate(architecture, 0, lambda share: None).correct
+    assert of_data in correct  # images have 32 pixels

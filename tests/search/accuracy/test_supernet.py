@@ -35,6 +35,7 @@ from search.training import sources
 from search.training.data import Batches, ImageData, Images
 from search.training.files import save_weights
 from search.training.normalisation import Normalisation
+from search.training.resizing import resized
 from search.training.task import NonFiniteLoss, TrainSettings, ignore_loader_warnings, make_trainer
 from tests.contracts.accuracy_evaluator import *  # noqa: F403
 from tests.contracts.shared_weights import *  # noqa: F403
@@ -55,6 +56,18 @@ SPACE = Space(
     patch_size=2,
     downsample="conv",
 )
+SIZES = (16, 24, 32)
+SIZED, MORE_SIZES = (
+    Space(
+        embed_dim=[8, 16],
+        stages=[{"depth": [1, 2], "window_size": [0, 2], "alpha": [0.0, 0.5], "num_heads": 2}] * 4,
+        patch_size=2,
+        downsample="conv",
+        img_size=sizes,
+    )
+    for sizes in (SIZES, (16, 20, 24, 32))
+)
+STATISTICS = "layers.0.downsample.norm_layer.running_mean"
 
 
 def make_data() -> ImageData:
@@ -251,6 +264,67 @@ def test_execution_keys_do_not_change_the_supernet(evaluator: SupernetEvaluator,
 def test_other_images_give_another_supernet(evaluator: SupernetEvaluator) -> None:
     images = ImageData("glyphs", partial(sources.glyphs, seed=1), 32, 1, 192, 100, 0, 2, False)
     assert make_evaluator(images, Path(evaluator.cache)).cache_folder(0) != evaluator.cache_folder(0)
+
+
+def test_image_sizes_are_drawn_in_every_step(data: ImageData, tmp_path: Path) -> None:
+    evaluator = make_evaluator(data, tmp_path, space=SIZED)
+    task = evaluator.make_task(evaluator.make_supernet(0), 0)
+    steps = [[network.img_size for network in task.sample_networks(step)] for step in range(40)]
+    assert all(set(sizes) == set(SIZES) for sizes in zip(*steps, strict=True))  # largest, smallest and random networks
+    assert all(step == [network.img_size for network in task.sample_networks(i)] for i, step in enumerate(steps))
+
+
+def test_each_network_of_a_step_gets_images_of_its_size(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator, seen = make_evaluator(data, tmp_path, space=SIZED), list[tuple[int | None, torch.Size]]()
+    plain = ElasticLITv2.forward
+
+    def forward(elastic: ElasticLITv2, x: Tensor) -> Tensor:
+        seen.append((elastic.active.img_size if elastic.active else None, x.shape))
+        return plain(elastic, x)
+
+    monkeypatch.setattr(ElasticLITv2, "forward", forward)
+    evaluator.prepare(0, lambda share: None)
+    assert {size for size, _ in seen} == set(SIZES)
+    assert all(shape == (32, 1, size, size) for size, shape in seen)
+
+
+def test_score_is_that_of_images_of_the_networks_size(data: ImageData, tmp_path: Path) -> None:
+    """With a network's predictions on resized images for labels, it has an accuracy of 1 at this size alone."""
+    evaluator = make_evaluator(data, tmp_path, space=SIZED)
+    evaluator.prepare(0, lambda share: None)
+    supernet, images = TrainedSupernet.open(evaluator.weights_file(0)), data.normalisation.apply(data.val.images)
+    largest = SIZED.largest()
+    small, large = (dataclasses.replace(largest, img_size=size) for size in (16, 32))
+    scoring = make_evaluator(data, tmp_path, space=SIZED)
+    for architecture in (small, large):
+        with torch.inference_mode():
+            network = models.deploy.prepare(supernet.extract(architecture))
+            predictions = network(resized(images, architecture.img_size)).argmax(1)
+        scoring.images = Images(data.val.images, predictions)
+        accuracies = [scoring.evaluate(other, 0, lambda share: None).accuracy for other in (small, large)]
+        assert [accuracy == 1 for accuracy in accuracies] == [other == architecture for other in (small, large)]
+
+
+def test_batch_statistics_are_those_of_the_networks_size(data: ImageData, tmp_path: Path) -> None:
+    evaluator = make_evaluator(data, tmp_path, space=SIZED)
+    supernet = TrainedSupernet(evaluator.make_supernet(0).eval(), data.train.images[:64], data.normalisation)
+    means = [
+        supernet.extract(dataclasses.replace(SIZED.largest(), img_size=size)).state_dict()[STATISTICS] for size in SIZES
+    ]
+    assert not torch.allclose(means[0], means[-1], rtol=1e-3)
+
+
+def test_image_sizes_give_another_supernet_and_a_network_at_two_sizes_two_scores(
+    evaluator: SupernetEvaluator, data: ImageData, tmp_path: Path
+) -> None:
+    folders = {make_evaluator(data, tmp_path, space=space).cache_folder(0) for space in (SPACE, SIZED, MORE_SIZES)}
+    assert len(folders) == 3
+    cache = AccuracyCache(evaluator, {}, tmp_path / "check.jsonl")
+    small, large = (dataclasses.replace(SPACE.anchor(), img_size=size) for size in (16, 32))
+    cache.evaluate(small, 0)
+    assert cache.get(large, 0) is None
 
 
 @pytest.mark.parametrize("distillation", [0.0, 0.25, 1.0])

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from models.architecture import Architecture, StageSpec
-from search.latency.block_model import CONFIDENCE, MIN_ERRORS, MIN_NETWORKS, BlockModel, Prediction, features, fit
+from search.latency.block_model import (
+    CONFIDENCE,
+    MIN_ERRORS,
+    MIN_NETWORKS,
+    BlockModel,
+    Prediction,
+    columns,
+    features,
+    fit,
+)
 
 
 def draw(rng: random.Random) -> Architecture:
@@ -41,6 +51,29 @@ def test_finds_the_costs_of_an_additive_device(costs: np.ndarray) -> None:
         prediction = model.predict(architecture)
         assert prediction is not None
         assert prediction.latency_ms == pytest.approx(true_ms(architecture, costs), rel=0.03)
+
+
+def test_costs_are_those_of_the_image_size_that_a_network_has() -> None:
+    rng = random.Random(8)
+    stem = columns().index("patch merging")
+    for size in (32, 64, 96):
+        architecture = draw(rng)
+        known, expected = features(replace(architecture, img_size=size), 224), features(architecture, size)
+        difference = known - expected  # the patch embedding costs the same in all networks of a width and size
+        assert difference[stem] == (size // 4) ** 2 * 48 * architecture.embed_dim
+        assert np.count_nonzero(difference) == 1
+
+
+def test_latencies_at_several_image_sizes_are_predicted(costs: np.ndarray) -> None:
+    rng = random.Random(9)
+    model = BlockModel(224)
+    for number in range(80):
+        architecture = replace(draw(rng), img_size=rng.choice([32, 48, 64]))
+        prediction = model.predict(architecture)
+        if number >= 60:
+            assert prediction is not None
+            assert prediction.latency_ms == pytest.approx(true_ms(architecture, costs), rel=0.03)
+        model.observe(architecture, true_ms(architecture, costs))
 
 
 def test_costs_are_never_negative() -> None:

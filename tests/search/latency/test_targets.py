@@ -75,6 +75,20 @@ def test_converted_network_computes_the_same(make: Any) -> None:
     assert ready.prepare_seconds > 0
 
 
+def test_network_is_measured_at_the_image_size_that_it_has() -> None:
+    shapes: list[tuple[int, ...]] = []
+    plain = cpu_target(**SETTINGS)
+
+    def convert(model: nn.Module, x: Tensor, dtype: str, num_threads: int) -> Any:
+        shapes.append(tuple(x.shape))
+        return plain.runtime.convert(model, x, dtype, num_threads)
+
+    target = PairedTarget(plain.settings, dataclasses.replace(plain.runtime, convert=convert), plain.host)
+    for size in (None, 16, 64):
+        target.make_ready(target._network(dataclasses.replace(SMALL, img_size=size)))
+    assert shapes == [(1, 1, 32, 32), (1, 1, 16, 16), (1, 1, 64, 64)]
+
+
 class Reversed(nn.Module):
     """No runtime takes it: what it does depends on its input's values."""
 

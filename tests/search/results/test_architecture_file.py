@@ -11,7 +11,7 @@ import yaml
 
 import models.litv2  # noqa: F401 - registers the variants
 from examples.detection import main as detect
-from models.architecture import Architecture
+from models.architecture import Architecture, StageSpec
 from models.litv2 import build
 from search import UserError
 from search.results import architecture_file
@@ -122,7 +122,7 @@ def test_file_of_format_1_is_read_as_one_of_format_2(tmp_path: Path) -> None:
             },
         },
     }
-    assert network_input(facts) == (1, 32, 10)
+    assert network_input(architecture, facts) == (1, 32, 10)
     architecture_file.write(file, "a network", architecture, facts)
     assert architecture_file.read(file) == (architecture, facts)
 
@@ -152,7 +152,8 @@ def test_file_of_format_1_is_a_backbone(tmp_path: Path, monkeypatch: pytest.Monk
     "facts", [{}, {"targets": {}}, {"targets": 3}, {"targets": {"first": {"device": {"input_size": 3}}}}]
 )
 def test_input_that_a_file_does_not_have_is_imagenets(facts: dict[str, object]) -> None:
-    assert network_input(facts) == (3, 224, 1000)
+    assert network_input(Architecture(8, (StageSpec(1),) * 4), facts) == (3, 224, 1000)
+    assert network_input(Architecture(8, (StageSpec(1),) * 4, img_size=96), facts) == (3, 96, 1000)
 
 
 @pytest.mark.parametrize("text", ["format: 3\narchitecture: {}", "architecture: {}", "[]", "format: [1]\narchitecture: {}"])

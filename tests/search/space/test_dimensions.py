@@ -15,7 +15,7 @@ from search.latency import block_model
 from search.results.card import stage_header, stage_rows
 from search.results.picture import picture
 from search.space import Space, dimensions
-from search.space.dimensions import STAGE_DIMENSIONS, Dimension, accuracy_inputs, describe
+from search.space.dimensions import NETWORK_DIMENSIONS, STAGE_DIMENSIONS, Dimension, accuracy_inputs, describe
 from search.study.samplers.surrogate import SurrogateSampler
 from tests.support.known_engine import SPACE, run, sampler
 
@@ -103,6 +103,17 @@ def test_declarations_are_complete() -> None:
         assert all(np.isfinite(dimension.inputs(stage)))
         assert dimension.depends_on is None or dimension.depends_on in {other.name for other in STAGE_DIMENSIONS}
     assert {dimension.name for dimension in STAGE_DIMENSIONS} == set(asdict(stage))
+    of_network = {dimension.name for dimension in NETWORK_DIMENSIONS}
+    assert of_network | {"stages", "patch_size", "downsample"} == set(asdict(SPACE.anchor()))
+
+
+def test_image_size_is_described_and_drawn() -> None:
+    network = SPACE.anchor()
+    small, large = (replace(network, img_size=size) for size in (32, 64))
+    assert describe(network).startswith("16: ")
+    assert describe(small) == describe(network).replace("16: ", "16 at 32 pixels: ", 1)
+    assert picture(small, 64) == picture(network, 32) != picture(large, 32)
+    assert len(accuracy_inputs(small)) == len(accuracy_inputs(large)) > len(accuracy_inputs(network))
 
 
 def test_choices_of_the_wrong_type_are_named() -> None:

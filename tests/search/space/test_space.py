@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import optuna
@@ -269,6 +270,69 @@ def test_wrong_number_of_stages() -> None:
         make(STAGES[:3])
     with pytest.raises(UserError, match=r"space.embed_dim is empty"):
         make(embed_dim=[])
+
+
+def test_image_size_is_a_choice_of_the_space() -> None:
+    plain, space = make(), make(img_size=[96, 32, 64])
+    assert space.num_architectures() == 3 * plain.num_architectures()
+    assert space.searched_dimensions()["img_size"] == (32, 64, 96)
+    asked = ask(space, 100)
+    assert {parameters["img_size"] for parameters, _ in asked} == {32, 64, 96}
+    for parameters, architecture in asked:
+        assert architecture.img_size == parameters["img_size"]
+        assert space.architecture(parameters) == architecture
+    with pytest.raises(ValueError, match="img_size=48 is not in the space; choose from 32, 64, 96"):
+        space.check({**asked[0][0], "img_size": 48})
+
+
+def test_extremes_are_at_the_extreme_sizes_and_the_anchor_at_the_middle_one() -> None:
+    space = make(img_size=[32, 64, 96])
+    assert (space.smallest().img_size, space.anchor().img_size, space.largest().img_size) == (32, 64, 96)
+    patterns = [values["img_size"] for name, values in space.baselines().items() if name.startswith(PATTERN)]
+    assert patterns == [96, 96]  # the nearest to 224
+    for size in ("largest", "smallest"):
+        assert {space.sample([0, number], size).img_size for number in range(50)} == {32, 64, 96}  # type: ignore[arg-type]
+
+
+def test_pair_of_image_sizes_is_one_network() -> None:
+    low, high = make(img_size=[32, 64, 96]).pair("img_size", [3])
+    assert (low.img_size, high.img_size) == (32, 96)
+    assert low.weights_key == high.weights_key
+
+
+def test_cheapest_network_of_several_sizes_is_the_smallest_image() -> None:
+    space = make(img_size=[32, 64])
+    macs = {size: cost(replace(space.anchor(), img_size=size), 3, 10, 224)[1] for size in (32, 64)}
+    assert macs[32] < macs[64] / 3
+    assert space.cheapest(lambda network: cost(network, 3, 10, 224)[1]).img_size == 32
+
+
+@pytest.mark.parametrize("none", [{}, {"img_size": None}])
+def test_space_without_image_sizes_is_what_it_was(none: dict[str, None]) -> None:
+    space = make(**none)
+    assert "img_size" not in space.searched_dimensions()
+    assert space.anchor().img_size is None
+    assert not any("img_size" in parameters for parameters, _ in ask(space, 20))
+
+
+def test_a_single_image_size_is_not_asked() -> None:
+    space = make(img_size=48)
+    assert {architecture.img_size for _, architecture in ask(space, 20)} == {48}
+    assert "img_size" not in space.searched_dimensions()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], "space.img_size is empty"),
+        (["large"], "space.img_size: 'large' is not a number"),
+        ([64.5], "space.img_size=64.5 must be a whole number"),
+        ([15, 64], "space: img_size=15 is below 16, the smallest image for patches of 2 pixels"),
+    ],
+)
+def test_impossible_image_sizes_are_named(sizes: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(img_size=sizes)
 
 
 def test_cheapest_network_is_the_cheapest_of_all() -> None:

@@ -175,7 +175,7 @@ def test_raw_samples_and_progress_are_handed_on(storage: str) -> None:
     run(
         storage,
         60,
-        save_samples=lambda number, result: saved.__setitem__(number, result.latencies[FIRST]),
+        save_samples=lambda number, network, result: saved.__setitem__(number, result.latencies[FIRST]),
         publish=lambda trials: published.append(len(trials)),
     )
     assert sorted(saved) == list(range(60))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from models.architecture import Architecture
+from models.complexity import cost
+from search.accuracy.base import Accuracy
+from search.latency.base import Latency
 from search.space.dimensions import accuracy_inputs
 from search.space.space import Space
 from search.study.front import front, front_hypervolume
-from search.study.samplers.surrogate import SurrogateSampler
+from search.study.samplers.limit_model import StudyLimits
+from search.study.samplers.surrogate import Row, SurrogateSampler
 from search.study.storage import open_study
-from tests.support.known_engine import SPACE, KnownEngine, run, sampler
+from tests.support.known_engine import SPACE, KnownEngine, known_targets, run, sampler
 
 SETTINGS: dict[str, Any] = {
     "space": SPACE,
@@ -31,6 +37,14 @@ TINY_SPACE = Space(
     stages=[{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": 1}] * 4,
     patch_size=2,
     downsample="conv",
+)
+
+SIZED_SPACE = Space(
+    embed_dim=[8, 16],
+    stages=[{"depth": [1, 2], "window_size": 0, "alpha": 0.0, "num_heads": 1}] * 4,
+    patch_size=2,
+    downsample="conv",
+    img_size=[16, 32, 64],
 )
 
 
@@ -48,6 +62,44 @@ def test_nothing_is_proposed_twice(storage: str) -> None:
     trials = run(storage, 60, engine, make_sampler=surrogate())
     assert len({trial.architecture.key for trial in trials}) == 60
     assert len(engine.trained) == 60
+
+
+class SizedEngine(KnownEngine):
+    """Larger images take longer and give better accuracies."""
+
+    def latency(self, architecture: Architecture, factor: int = 1) -> Latency:
+        latency = super().latency(architecture, factor)
+        return replace(latency, estimate=latency.estimate.scaled((architecture.side(0) / 32) ** 2))
+
+    def accuracy(self, architecture: Architecture, seed: int) -> Accuracy:
+        accuracy = super().accuracy(architecture, seed)
+        return replace(accuracy, accuracy=accuracy.accuracy - 0.4 * (1 - architecture.side(0) / 64))
+
+
+def test_image_sizes_are_searched(storage: str) -> None:
+    """A network at two sizes is two networks, and both models see how the size moves them."""
+    engine = SizedEngine()
+    trials = run(storage, 60, engine, space=SIZED_SPACE, make_sampler=surrogate(space=SIZED_SPACE))
+    keys = {trial.architecture.key for trial in trials}
+    assert len(keys) == len(engine.trained) == 60
+    assert len({trial.architecture.weights_key for trial in trials}) < 60
+    assert {trial.architecture.img_size for trial in front(trials)} == {16, 32, 64}
+    proposer = surrogate(space=SIZED_SPACE)(0)
+    assert isinstance(proposer, SurrogateSampler)
+    rows = [Row.of(trial, 32) for trial in trials]
+    children = [replace(SIZED_SPACE.anchor(), img_size=size) for size in (16, 32, 64)]
+    small, middle, large = proposer.latencies(children, rows, "first")
+    assert large > 2 * middle > 4 * small  # it is four times from each to the next
+    assert (np.diff(proposer.accuracies(children, rows).mean(0)) > 0.05).all()
+
+
+def test_limit_of_multiply_accumulates_is_that_of_the_image_size() -> None:
+    small, large = (replace(SPACE.anchor(), img_size=size) for size in (16, 32))
+    num_macs = cost(small, 1, 100, 32)[1]
+    limits = StudyLimits(known_targets(KnownEngine()), {"num_macs": num_macs})
+    assert limits.are_kept(small)
+    assert not limits.are_kept(large)
+    assert not limits.are_kept(SPACE.anchor())  # the targets' images have 32 pixels
 
 
 FAMILIES: dict[str, Callable[[Architecture], bool]] = {
