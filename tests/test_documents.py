@@ -87,7 +87,7 @@ def test_page_leads_to_an_onnx_file(page: str, empty: Path, capsys: pytest.Captu
     for words in commands(text):
         run([word.replace("trial-00023", picked).replace("=FOLDER", "=images") for word in words])
         printed = capsys.readouterr().out
-        if match := re.search(r"picked: .*(trial-\d+)\.yaml", printed):
+        if match := re.search(r"picked.*: .*(trial-\d+)\.yaml", printed):
             picked = match[1]
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
