@@ -9,11 +9,16 @@ import lightning
 import torch
 
 from models.architecture import Architecture, check_int, check_number
+from models.litv2 import LITv2, build
 from search.accuracy.base import Metric
 from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.metrics import check_metric
 from search.training.data import ImageData
 from search.training.task import TrainSettings, make_trainer
+from search.training.teacher import Teacher
+
+FLOAT32 = "32-true"
+PRECISIONS = (FLOAT32, "bf16-mixed")  # as in `lightning.Trainer`; 16-mixed would have to scale the loss of each network
 
 
 @dataclass
@@ -27,6 +32,8 @@ class ProxyTraining:
         num_threads: Number of threads of a training, which its result depends on; None takes torch's default.
         metric: What counts as accuracy, one of `Metric`.
         init: Weights to start from; None for random ones.
+        teacher: A trained network whose outputs the trainings learn from; None for none.
+        precision: Of the trainings, one of `PRECISIONS`; validation and scores are in float32.
 
     Raises:
         ValueError: If a setting is out of range or the accelerator is missing; the message names it.
@@ -38,11 +45,15 @@ class ProxyTraining:
     num_threads: int | None
     metric: str = field(default=Metric.TOP1.value, kw_only=True)
     init: InitialWeights | None = field(default=None, kw_only=True)
+    teacher: Teacher | None = field(default=None, kw_only=True)
+    precision: str = field(default=FLOAT32, kw_only=True)
 
     def __post_init__(self) -> None:
         self.num_threads = torch.get_num_threads() if self.num_threads is None else self.num_threads
         check_int("accuracy.num_threads", self.num_threads, 1)
         check_metric(self.metric)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"accuracy.precision={self.precision} must be one of {', '.join(PRECISIONS)}")
         check_number("proxy.width_multiplier", self.width_multiplier, 1e-3, 1e3)
         try:
             trainer = make_trainer(self.train)
@@ -57,11 +68,29 @@ class ProxyTraining:
         setup: dict[str, str | int] = {
             "num_threads": threads, "accelerator": self.accelerator, "torch": torch.__version__
         }  # fmt: skip
-        return setup if self.init is None else {**setup, "init": self.init.digest}
+        if self.init is not None:
+            setup["init"] = self.init.digest
+        if self.teacher is not None:
+            setup["teacher"] = self.teacher.fingerprint
+        if self.precision != FLOAT32:
+            setup["precision"] = self.precision
+        return setup
 
     def proxy_of(self, architecture: Architecture) -> Architecture:
         """Return the architecture that is trained in place of another one."""
         return architecture if self.width_multiplier == 1 else architecture.scaled(self.width_multiplier)
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """Shape of a batch of training images, (B, C, H, W)."""
+        data = self.data
+        return min(self.train.batch_size, data.num_train), data.in_chans, data.img_size, data.img_size
+
+    def shape_of(self, proxy: Architecture) -> LITv2:
+        """Build a network without storage for its weights."""
+        data, drop_path_rate = self.data, self.train.drop_path_rate
+        with torch.device("meta"):
+            return build(proxy, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=drop_path_rate)
 
     def set_threads_and_seed(self, seed: int) -> None:
         """Bring this process into the state that a training starts from."""

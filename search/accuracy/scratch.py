@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from models.architecture import Architecture
@@ -12,6 +12,7 @@ from search.accuracy.base import Accuracy, Progress
 from search.accuracy.initial_weights import measuring_batches
 from search.accuracy.metrics import accuracy_of
 from search.accuracy.proxy_training import ProxyTraining
+from search.training.step_memory import log_step_memory
 from search.training.task import ImageClassification, fit, predict
 
 
@@ -20,6 +21,8 @@ class ScratchEvaluator(ProxyTraining):
     """Train every architecture with the same images, batch order and schedule. Arguments as in `ProxyTraining`."""
 
     scores_before_measuring: ClassVar[bool] = False
+
+    _is_memory_known: bool = field(default=False, init=False, repr=False)
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         """Train the architecture's proxy and validate it.
@@ -31,8 +34,11 @@ class ScratchEvaluator(ProxyTraining):
         start = time.perf_counter()
         self.set_threads_and_seed(seed)
         model = self.make_network(self.proxy_of(architecture))
-        task = ImageClassification(model, self.train, self.data.num_classes, architecture.img_size)
-        fit(task, self.data, progress)
+        if not self._is_memory_known:  # of the first network: it takes half a second
+            log_step_memory([model], model, self.batch_shape, self.device, self.precision)
+            self._is_memory_known = True
+        task = ImageClassification(model, self.train, self.data.num_classes, architecture.img_size, teacher=self.teacher)
+        fit(task, self.data, progress, precision=self.precision)
         logits, labels = predict(task, self.data.val_dataloader(), self.train)
         return accuracy_of(self.metric, logits, labels, seed, time.perf_counter() - start)
 

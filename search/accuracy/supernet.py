@@ -1,10 +1,9 @@
 """Accuracy from shared weights: one supernet is trained once, then every network of the space is scored with its share.
 
-A training step computes one largest, one smallest and some random networks: the sandwich rule of "Universally Slimmable
-Networks", arXiv 1903.05134. All learn from the labels; all but the largest may learn from its outputs too (in-place
-distillation). Largest and smallest refer to width and depth; attention is random in all of them. With the same attention in
-every step, scores were 5 points lower and ranked worse. Where the size of images is a choice of the space, it is random in
-all of them too. To score a network, a plain one gets a copy of its weights and new batch statistics, at its image size.
+`supernet_training.py` is how it is trained. Largest and smallest networks of a step refer to width and depth; attention is
+random in all of them, and so is the size of images where that is a choice of the space. With the same attention in every
+step, scores were 5 points lower and ranked worse. To score a network, a plain one gets a copy of its weights and new batch
+statistics, at its image size.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import models.deploy
 from models.architecture import Architecture, check_int, check_number
@@ -33,62 +32,22 @@ from search.accuracy.base import Accuracy, Progress
 from search.accuracy.initial_weights import measuring_batches
 from search.accuracy.metrics import accuracy_of
 from search.accuracy.proxy_training import ProxyTraining
+from search.accuracy.supernet_training import SupernetTraining
 from search.accuracy.trained_supernet import TrainedSupernet
 from search.files import write_bytes
 from search.space.space import Size, Space
 from search.training.data import Batches
+from search.training.processes import train_together, world_size_and_rank
 from search.training.resizing import resized
-from search.training.task import Batch, ImageClassification, TrainSettings, check_logits, fit
+from search.training.step_memory import log_step_memory
+from search.training.task import check_logits, fit
 
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
 TRAINING_VERSION = 3  # raise it with every change of the training that moves the weights: cached ones are then not used
 NUM_CALIBRATION_IMAGES = 256  # with 1,024 images networks rank no better, and a score takes a quarter longer
 SCORING_BATCH_SIZE = 256
-
-
-class SupernetTraining(ImageClassification):
-    """Train a supernet by the sandwich rule.
-
-    Args:
-        elastic: The supernet.
-        settings: Optimiser and schedule.
-        num_classes: Labels lie in [0, num_classes).
-        sample_networks: Returns the networks of a step, the largest first.
-        distillation: Weight of the first network's outputs in the targets of the others; the labels have the rest.
-    """
-
-    def __init__(
-        self,
-        elastic: ElasticLITv2,
-        settings: TrainSettings,
-        num_classes: int,
-        sample_networks: Callable[[int], Sequence[Architecture]],
-        distillation: float = 0.0,
-    ) -> None:
-        super().__init__(elastic, settings, num_classes)
-        self.elastic = elastic
-        self.sample_networks = sample_networks
-        self.distillation = distillation
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images by the active network, at its image size if it has one."""
-        assert self.elastic.active is not None
-        return super().forward(resized(images, self.elastic.active.img_size))
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
-        teacher, *students = self.sample_networks(self.global_step)
-        self.elastic.activate(teacher)
-        logits = self(images)
-        losses = [self.label_loss(logits, labels)]
-        outputs = logits.detach().softmax(1)
-        for student in students:
-            self.elastic.activate(student)
-            logits = self(images)
-            hard = self.label_loss(logits, labels)
-            losses.append(torch.lerp(hard, F.cross_entropy(logits, outputs), self.distillation))
-        return self.check_loss(torch.stack(losses).mean())
+NUM_STEPS_OF_ESTIMATE = 4  # whose largest networks the memory of a step is estimated from
 
 
 @dataclass
@@ -103,6 +62,7 @@ class SupernetEvaluator(ProxyTraining):
         distillation: Weight of the largest network's outputs in the targets of the others, from 0 to 1.
         num_images: Largest number of validation images to score with; None for all.
         cache: Folder of trained supernets, for further studies.
+        devices: Number of processes that train the supernet together, each on a device with batches of its own.
 
     Raises:
         ValueError: If a setting is out of range or the accelerator is missing; the message names it.
@@ -115,12 +75,23 @@ class SupernetEvaluator(ProxyTraining):
     distillation: float
     num_images: int | None
     cache: str
+    devices: int = 1
     _trained: dict[int, TrainedSupernet] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("accuracy.num_random", self.num_random, 0)
         check_number("accuracy.distillation", self.distillation, 0, 1)
+        check_int("accuracy.devices", self.devices, 1)
+        if self.device.type == "cuda" and self.devices > torch.cuda.device_count():
+            raise ValueError(
+                f"accuracy.devices={self.devices} is above the {torch.cuda.device_count()} GPUs of this machine"
+            )
+        if self.data.num_train < self.devices * min(self.train.batch_size, self.data.num_train):
+            raise ValueError(
+                f"accuracy.devices={self.devices} with train.batch_size={self.train.batch_size} need more than the "
+                f"{self.data.num_train} training images; lower one of them"
+            )
         if self.num_images is not None:
             check_int("accuracy.num_images", self.num_images, 1)
         count = min(self.num_images or self.data.num_val, self.data.num_val)
@@ -128,6 +99,10 @@ class SupernetEvaluator(ProxyTraining):
         self.bounds = Bounds.of(map(self.proxy_of, self.space.covering()))
         if self.init is not None:
             self.init.check(self.bounds)
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """Return what accuracies depend on beyond the configuration."""
+        return super().fingerprint() | ({} if self.devices == 1 else {"devices": self.devices})
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         """Score an architecture of the space with its share of the supernet's weights.
@@ -190,7 +165,7 @@ class SupernetEvaluator(ProxyTraining):
         settings = {
             "version": TRAINING_VERSION,
             "architectures": sorted({self.proxy_of(architecture).key for architecture in self.space.covering()}),
-            "train": {name: value for name, value in asdict(self.train).items() if value is not None},
+            "train": self.train.to_dict(),
             "num_random": self.num_random,
             "distillation": self.distillation,
             "seed": seed,
@@ -211,25 +186,42 @@ class SupernetEvaluator(ProxyTraining):
 
     def make_task(self, elastic: ElasticLITv2, seed: int) -> SupernetTraining:
         """Make the training of a supernet; its networks depend on the seed and the step."""
+        sample_networks = partial(self.sample_networks, seed)
+        return SupernetTraining(elastic, self.train, self.data.num_classes, sample_networks, self.distillation, self.teacher)
 
-        def sample(step: int, index: int) -> Architecture:
-            size: Size = "largest" if index == 0 else "smallest" if index == 1 else "any"
-            return self.proxy_of(self.space.sample([seed, step, index], size))
-
-        def sample_networks(step: int) -> list[Architecture]:
-            return [sample(step, index) for index in range(2 + self.num_random)]
-
-        return SupernetTraining(elastic, self.train, self.data.num_classes, sample_networks, self.distillation)
+    def sample_networks(self, seed: int, step: int) -> list[Architecture]:
+        """Return the networks of a step of the training, the largest first."""
+        others: list[Size] = ["any"] * self.num_random
+        sizes: list[Size] = ["largest", "smallest", *others]
+        return [self.proxy_of(self.space.sample([seed, step, index], size)) for index, size in enumerate(sizes)]
 
     def _train(self, weights: Path, seed: int, progress: Progress) -> TrainedSupernet:
+        if self.devices > 1:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            train_together(partial(self._train_here, weights, seed), self.devices, backend, progress)
+        else:
+            self._train_here(weights, seed, progress)
+        return TrainedSupernet.open(weights)
+
+    def _train_here(self, weights: Path, seed: int, progress: Progress) -> None:
+        """Train in this process, alone or together with others, of which the first one writes the weights."""
+        rank = world_size_and_rank()[1]
         elastic = self.make_supernet(seed)
+        task = self.make_task(elastic, seed)
+        if rank == 0:
+            self._log_memory(task)
         checkpoint = weights.with_name("epoch.ckpt")
-        fit(self.make_task(elastic, seed), self.data, progress, checkpoint)
-        images = self.data.train.images[:NUM_CALIBRATION_IMAGES]
-        supernet = TrainedSupernet(elastic.cpu().eval(), images, self.data.normalisation)
-        supernet.save(weights)
-        checkpoint.unlink(missing_ok=True)
-        return supernet
+        devices = [rank] if self.device.type == "cuda" and self.devices > 1 else 1
+        fit(task, self.data, progress, checkpoint, precision=self.precision, devices=devices)
+        if rank == 0:
+            images = self.data.train.images[:NUM_CALIBRATION_IMAGES]
+            TrainedSupernet(elastic.cpu().eval(), images, self.data.normalisation).save(weights)
+            checkpoint.unlink(missing_ok=True)
+
+    def _log_memory(self, task: SupernetTraining) -> None:
+        """Say what a step takes: that of the largest networks of a few steps, whose attention differs."""
+        largest = {task.sample_networks(step)[0] for step in range(NUM_STEPS_OF_ESTIMATE)}
+        log_step_memory(map(self.shape_of, largest), task.elastic, self.batch_shape, self.device, self.precision)
 
     @torch.inference_mode()
     def _logits(self, network: nn.Module, img_size: int | None) -> Tensor:

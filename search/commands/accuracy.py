@@ -1,10 +1,11 @@
 """What gives networks their accuracies, from the configuration: the evaluator of a search, and long standalone trainings.
 
-Both have the same images and the same metric, and start from the same weights.
+Both have the same images and the same metric, start from the same weights and learn from the same teacher.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,16 @@ from search import UserError
 from search.accuracy.base import AccuracyEvaluator
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.initial_weights import InitialWeights
+from search.accuracy.proxy_training import FLOAT32
 from search.accuracy.scratch import ScratchEvaluator
+from search.accuracy.teachers import TeacherSettings, read_teacher
 from search.commands.cli import build, construct, plain
 from search.files import sha256
 from search.training.data import ImageData
+from search.training.streamed import StreamedData
+from search.training.teacher import Teacher
+
+log = logging.getLogger(__name__)
 
 
 def initial_weights(cfg: DictConfig) -> InitialWeights | None:
@@ -29,11 +36,13 @@ def initial_weights(cfg: DictConfig) -> InitialWeights | None:
 
 
 def accuracy_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings of the evaluator; those of weights to start from are their digest, wherever the file is.
+    """The settings of the evaluator; those of weights to start from, or of a teacher, are their digest.
 
     Raises: UserError if there is no such file.
     """
     settings = plain(cfg.accuracy)
+    if settings.get("teacher") is not None:
+        settings["teacher"] = build(cfg.accuracy.teacher).to_dict()
     if settings.get("init") is not None:
         file = Path(str(settings["init"]))
         if not file.is_file():
@@ -60,9 +69,20 @@ def training_images(cfg: DictConfig, weights: InitialWeights | None) -> ImageDat
     return data
 
 
+def teacher_of(cfg: DictConfig, data: ImageData | StreamedData) -> Teacher | None:
+    """Read the trained network that others learn from, if there is one. Raises: UserError if it cannot be used."""
+    settings: TeacherSettings = build(cfg.teacher)
+    return read_teacher(settings, data)
+
+
 def evaluator_factory(cfg: DictConfig, data: ImageData, weights: InitialWeights | None) -> Callable[[], AccuracyEvaluator]:
     """Return what makes the evaluator, here or in another process."""
     make = partial(build(cfg.accuracy), data=data, train=build(cfg.train))
+    if "teacher" in cfg.accuracy:
+        teacher = teacher_of(cfg, data)
+        make = partial(make, teacher=teacher)
+        if teacher is not None:
+            log.info("learning from %s", teacher)
     return make if weights is None else partial(make, init=weights)
 
 
@@ -85,7 +105,16 @@ def standalone_trainings(
         weights: What the search starts from, and these trainings too; None for random weights.
     """
     metric, threads = cfg.accuracy.metric, cfg.accuracy.num_threads
-    evaluator = ScratchEvaluator(data, build(train), cfg.proxy.width_multiplier, threads, metric=metric, init=weights)
+    evaluator = ScratchEvaluator(
+        data,
+        build(train),
+        cfg.proxy.width_multiplier,
+        threads,
+        metric=metric,
+        init=weights,
+        teacher=teacher_of(cfg, data),
+        precision=cfg.accuracy.get("precision", FLOAT32),
+    )
     return cached(evaluator, {"train": plain(train), "proxy": plain(cfg.proxy), "metric": metric}, data, file)
 
 

@@ -15,13 +15,13 @@ from hydra.core.override_parser.types import Quote, QuotedString
 NAMES = (
     "study.name", "data.name", "data.cache",
     "data.source.train", "data.source.test", "data.source.image", "data.source.label",
-    "storage.url", "engine.address", "host", "pick", "model",
+    "storage.url", "engine.address", "host", "pick", "model", "teacher.model",
     "latency.host", "latency.python",
     "latency.devices.*.host", "latency.devices.*.python",
 )  # fmt: skip
 PATHS = (
     "data.source.path", "data.cache_folder", "accuracy.cache", "accuracy.init", "arch", "init", "deployed", "output",
-    "latency.identity_file", "latency.known_hosts",
+    "teacher.weights", "latency.identity_file", "latency.known_hosts",
     "latency.devices.*.identity_file", "latency.devices.*.known_hosts",
 )  # fmt: skip
 """As NAMES, of files and folders on this machine: a leading ~ is the home folder."""

@@ -26,6 +26,7 @@ from search import UserError
 from search.accuracy.base import Metric, metric_name
 from search.accuracy.initial_weights import InitialWeights, measuring_batches
 from search.accuracy.metrics import accuracy_of, check_metric
+from search.commands.accuracy import teacher_of
 from search.commands.cli import build, construct, plain, set_up_logging
 from search.files import sha256
 from search.results import architecture_file
@@ -38,8 +39,10 @@ from search.training.data import ImageData
 from search.training.files import TrainingResult, checkpoint_file, save_weights
 from search.training.normalisation import Normalisation
 from search.training.recipe import FullTraining, Recipe
+from search.training.step_memory import log_step_memory
 from search.training.streamed import StreamedData
-from search.training.task import TrainSettings, fit, predict, test_accuracy
+from search.training.task import TrainSettings, fit, make_trainer, predict, test_accuracy
+from search.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 VARIANTS = ("litv2_s", "litv2_m", "litv2_b")
@@ -66,12 +69,13 @@ class Network:
 
 @dataclass(frozen=True)
 class Setup:
-    """Configuration of a training: optimiser and schedule, recipe, images, weights to start from."""
+    """Configuration of a training: optimiser and schedule, recipe, images, weights to start from, teacher."""
 
     settings: TrainSettings
     recipe: Recipe
     data: ImageData | StreamedData
     weights: InitialWeights | None
+    teacher: Teacher | None
 
 
 def main(cfg: DictConfig) -> None:
@@ -101,7 +105,14 @@ def train_and_report(cfg: DictConfig, network: Network, console: Console) -> Non
     test_batches = setup.data.test_dataloader()  # before the training: a missing test set shows now
     task = make_task(cfg, network, setup)
     checkpoint = checkpoint_file(
-        network.file, task.model, cfg.seed, setup.settings, setup.recipe, setup.data, network.architecture.img_size
+        network.file,
+        task.model,
+        cfg.seed,
+        setup.settings,
+        setup.recipe,
+        setup.data,
+        img_size=network.architecture.img_size,
+        teacher=setup.teacher,
     )
     num_epochs, seconds = train(task, setup, network.file, checkpoint, console)
     if leave_process_group() != 0:
@@ -155,6 +166,7 @@ def make_setup(cfg: DictConfig, network: Network) -> Setup:
     construct(check_int, name="seed", value=cfg.seed, low=0, high=2**32 - 1)
     settings: TrainSettings = build(cfg.train)
     recipe: Recipe = build(cfg.recipe)
+    build(cfg.teacher)  # a missing file shows before images are decoded
     weights = initial_weights(str(cfg.init), network)
     data = make_data(cfg, recipe, None if weights is None else weights.normalisation_for(cfg.data.in_chans))
     if recipe.mixes_images and settings.batch_size % 2:
@@ -167,7 +179,10 @@ def make_setup(cfg: DictConfig, network: Network) -> Setup:
         raise UserError(f"data.img_size={data.img_size} is below {size}, the image size of this network; set it to {size}")
     if data.img_size > size:
         log.info("the network gets images of %d pixels, resized from data.img_size=%d", size, data.img_size)
-    return Setup(settings, recipe, data, weights)
+    teacher = teacher_of(cfg, data)
+    if teacher is not None:
+        log.info("learning from %s", teacher)
+    return Setup(settings, recipe, data, weights, teacher)
 
 
 def make_data(cfg: DictConfig, recipe: Recipe, normalisation: Normalisation | None) -> ImageData | StreamedData:
@@ -199,7 +214,8 @@ def make_task(cfg: DictConfig, network: Network, setup: Setup) -> FullTraining:
         log.info("%s", setup.weights.summary(data, Bounds.of([network.architecture])))
         model = setup.weights.network(network.architecture, data, measuring_batches(data), drop_path_rate)
     log.info("training %s (%s parameters)", describe(network.architecture), f"{count_params(model):,}")
-    return FullTraining(model, setup.settings, data.num_classes, setup.recipe, network.architecture.img_size)
+    img_size = network.architecture.img_size
+    return FullTraining(model, setup.settings, data.num_classes, setup.recipe, img_size, teacher=setup.teacher)
 
 
 def initial_weights(init: str, network: Network) -> InitialWeights | None:
@@ -222,6 +238,9 @@ def train(task: FullTraining, setup: Setup, architecture: Path, checkpoint: Path
     recipe, data = setup.recipe, setup.data
     folder = architecture.with_suffix(".logs")
     options = construct(recipe.trainer_options, accelerator=setup.settings.accelerator, folder=folder)
+    batch = (min(setup.settings.batch_size, data.num_train), data.in_chans, data.img_size, data.img_size)
+    device = make_trainer(setup.settings).strategy.root_device
+    log_step_memory([task.model], task.model, batch, device, options["precision"])
     validation = data.val_dataloader() if recipe.validate_every and data.num_val else None
     start = time.perf_counter()
     with progress_of(console, "training") as progress:
@@ -259,6 +278,7 @@ def evaluate(
         seconds=seconds,
         weights_sha256=sha256(weights_file(network.file)),
         class_names=data.class_names,
+        teacher=None if setup.teacher is None else f"{setup.teacher}, sha256 {setup.teacher.digest}",
         search_accuracy=network.search_accuracy if is_same_task else None,
         metric=network.metric,
         test_metric=metric_value(task, test_batches, network.metric, settings),

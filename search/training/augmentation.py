@@ -145,8 +145,8 @@ class PhotoAugmentation:
         factors = 1 + strengths * (2 * torch.rand(3, len(images), generator=generator) - 1)
         brightness, contrast, saturation = factors[:, :, None, None, None].to(images.device)
         images = (images * brightness).clamp(0, 255)
-        images = _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), contrast)
-        return _blend(images, _grey(images), saturation) if images.shape[1] == 3 else images
+        images = _blend(images, grey(images).mean((1, 2, 3), keepdim=True), contrast)
+        return _blend(images, grey(images), saturation) if images.shape[1] == 3 else images
 
     def _mix(self, images: Tensor, labels: Tensor, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         choices = [
@@ -163,7 +163,7 @@ class PhotoAugmentation:
         return mixed, probabilities
 
 
-def _grey(images: Tensor) -> Tensor:
+def grey(images: Tensor) -> Tensor:
     """Grey values, (B, 1, H, W)."""
     if images.shape[1] == 1:
         return images

@@ -23,6 +23,7 @@ from search.training.decoding import Decoder, Levels
 from search.training.image_cache import ImageCache, labels_of
 from search.training.images import Images
 from search.training.normalisation import Normalisation
+from search.training.processes import world_size_and_rank
 from search.training.splits import Source, split
 
 EXECUTION_KEYS: frozenset[str] = frozenset({"source.path", "cache", "cache_folder"})
@@ -193,6 +194,8 @@ class ImageData(SplitData):
 class Batches:
     """Iterable over normalised batches: images (B, C, H, W) float32; labels (B,) int64, or (B, num_classes) of mixed images.
 
+    Processes that train together take turns: with two of them the first one gets batches 0, 2, 4 and so on.
+
     Args:
         data: Whose normalisation and augmentation apply.
         images: What the batches are taken from.
@@ -215,7 +218,7 @@ class Batches:
 
     def __len__(self) -> int:
         total = len(self.images.labels)
-        return -(-total // self.batch_size) if self.seed is None else total // self.batch_size
+        return -(-total // self.batch_size) if self.seed is None else total // self.batch_size // world_size_and_rank()[0]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.seed is None:
@@ -223,7 +226,13 @@ class Batches:
             return
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         self.epoch += 1
-        yield from self._batches(torch.randperm(len(self.images.labels), generator=generator), generator)
+        order = torch.randperm(len(self.images.labels), generator=generator)
+        world_size, rank = world_size_and_rank()
+        if world_size > 1:
+            batches = order[: len(self) * world_size * self.batch_size].view(-1, self.batch_size)
+            order = batches[rank::world_size].flatten()
+            generator.manual_seed(epoch_seed(self.seed, self.epoch) + rank)  # of augmentation
+        yield from self._batches(order, generator)
 
     def _batches(self, order: Tensor, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         for index in range(len(self)):

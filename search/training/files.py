@@ -20,6 +20,7 @@ from search.training.normalisation import Normalisation
 from search.training.recipe import Recipe
 from search.training.streamed import StreamedData
 from search.training.task import TrainSettings
+from search.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class TrainingResult:
         weights_sha256: Digest of the file of the weights that these accuracies are of.
         search_accuracy: Accuracy that the search gave the network on the same validation split; None if there is none.
         class_names: Name of each class, in the order of the outputs.
+        teacher: Network whose outputs the training learned from; None if there is none.
         metric: What the search counted as accuracy.
         test_metric: Value and standard error of the metric on the test set; None if it is top-1 accuracy.
         validation_metric: The same on the validation split; None without one.
@@ -58,6 +60,7 @@ class TrainingResult:
     weights_sha256: str
     search_accuracy: float | None = None
     class_names: list[str] = field(default_factory=list)
+    teacher: str | None = None
     metric: str = "top1"
     test_metric: Mapping[str, float] | None = None
     validation_metric: Mapping[str, float] | None = None
@@ -72,6 +75,8 @@ class TrainingResult:
         """Return plain data; what is known of the search only if there is something."""
         result = asdict(self) | {"seconds": round(self.seconds, 1)}
         del result["search_accuracy"]
+        if self.teacher is None:
+            del result["teacher"]
         if self.test_metric is None:
             result = {key: value for key, value in result.items() if key not in ("test_metric", "validation_metric")}
         return result if self.gap is None else result | {"search_accuracy": self.search_accuracy, "gap": self.gap}
@@ -109,7 +114,9 @@ def checkpoint_file(
     settings: TrainSettings,
     recipe: Recipe,
     data: ImageData | StreamedData,
+    *,
     img_size: int | None = None,
+    teacher: Teacher | None = None,
 ) -> Path:
     """Name the file of a training's state by everything the training depends on, so that no other one resumes from it.
 
@@ -121,12 +128,15 @@ def checkpoint_file(
         recipe: Augmentation, regularisation and hardware.
         data: Images to train on.
         img_size: Side of the images that the model gets; None for that of the data.
+        teacher: Network that the training learns from.
     """
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
-    depends_on = {"seed": seed, "train": asdict(settings), "recipe": asdict(recipe), "data": data.fingerprint()}
+    depends_on = {"seed": seed, "train": settings.to_dict(), "recipe": asdict(recipe), "data": data.fingerprint()}
     if img_size is not None:
         depends_on["img_size"] = img_size
+    if teacher is not None:
+        depends_on["teacher"] = teacher.fingerprint
     digest.update(json.dumps(depends_on, sort_keys=True).encode())
     return architecture_file.with_suffix(f".{digest.hexdigest()[:12]}.ckpt")

@@ -46,3 +46,9 @@ def read_metadata(file: Path) -> dict[str, str]:
     """Read the metadata of a safetensors file. Raises: OSError or SafetensorError if the file is not whole."""
     with safe_open(file, "np") as weights:
         return weights.metadata() or {}
+
+
+def class_names_of(file: Path) -> list[str]:
+    """Read the names of the classes, in the order of the outputs; none if a file does not have them."""
+    text = read_metadata(file).get(CLASS_NAMES_KEY) if file.suffix == ".safetensors" else None
+    return [] if text is None else [str(name) for name in json.loads(text)]

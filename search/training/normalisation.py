@@ -76,5 +76,15 @@ class Normalisation:
 
     def apply(self, images: Tensor) -> Tensor:
         """Normalise images, (B, C, H, W) with values from 0 to 255. Returns float32 of the same shape."""
-        mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = self._tensors(images.device)
         return (images.float() / 255 - mean) / std
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Return pixel values from 0 to 1 of normalised images, (B, C, H, W)."""
+        mean, std = self._tensors(images.device)
+        return images * std + mean
+
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (1, C, 1, 1)."""
+        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return mean, std

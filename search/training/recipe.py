@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from models.architecture import check_int, check_number
 from search.training.streamed import Augmentation
 from search.training.task import Batch, ImageClassification, TrainSettings
+from search.training.teacher import Teacher
 
 LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
 
@@ -136,9 +137,16 @@ class FullTraining(ImageClassification):
     """
 
     def __init__(
-        self, model: nn.Module, settings: TrainSettings, num_classes: int, recipe: Recipe, img_size: int | None = None
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        num_classes: int,
+        recipe: Recipe,
+        img_size: int | None = None,
+        *,
+        teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(model, settings, num_classes, img_size)
+        super().__init__(model, settings, num_classes, img_size, teacher=teacher)
         self.recipe = recipe
         self.lr_floor, self.warmup_prefix = recipe.lr_floor, recipe.warmup_prefix
         self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -151,14 +159,16 @@ class FullTraining(ImageClassification):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self.mixup is None:
-            loss = super().training_step(batch, batch_idx)
-        else:
-            images, targets = self.mixup(*batch)
-            loss = self.check_loss(F.cross_entropy(self(images), targets, self.class_weights))
+        loss = super().training_step(batch if self.mixup is None else self.mixup(*batch), batch_idx)
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"loss": loss.detach(), "lr": lr}, on_step=False, on_epoch=True)
         return loss
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy; labels of mixed images, (B, num_classes), are smoothed already."""
+        if self.mixup is None:
+            return super().label_loss(logits, labels)
+        return F.cross_entropy(logits, labels, self.class_weights)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch

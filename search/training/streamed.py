@@ -34,6 +34,7 @@ from search.training.decoding import (
 )
 from search.training.image_cache import Rows, rows_digest
 from search.training.normalisation import Normalisation
+from search.training.processes import world_size_and_rank
 from search.training.splits import Source
 
 Loader = DataLoader[tuple[Tensor, int]]
@@ -255,16 +256,9 @@ class EpochSampler(Sampler[int]):
         self.images.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.images) // _world_size_and_rank()[0]
+        return len(self.images) // world_size_and_rank()[0]
 
     def __iter__(self) -> Iterator[int]:
-        world_size, rank = _world_size_and_rank()
+        world_size, rank = world_size_and_rank()
         order = np.random.default_rng(epoch_seed(self.seed, self.images.epoch)).permutation(len(self.images))
         yield from order[rank : len(self) * world_size : world_size].tolist()
-
-
-def _world_size_and_rank() -> tuple[int, int]:
-    """Number of processes that train together, and the number of this one."""
-    distributed = torch.distributed
-    ready = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_world_size(), distributed.get_rank()) if ready else (1, 0)

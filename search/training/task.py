@@ -10,7 +10,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import lightning
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,12 +27,15 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from models.architecture import check_int, check_number
 from models.deploy.memory import keep_freed_memory
-from search import UserError, one_line
+from search import UserError
 from search.training.class_weights import balanced_weights, check_class_weights
-from search.training.data import Batches, epoch_seed
+from search.training.data import Batches
+from search.training.processes import world_size_and_rank
 from search.training.progress import Progress
 from search.training.resizing import resized
+from search.training.resuming import epoch_checkpoint, num_finished_epochs, seed_epochs
 from search.training.schedule import num_epochs, warmup_cosine
+from search.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class TrainSettings:
 
     Args:
         max_epochs: Number of passes over the training images.
-        batch_size: Number of images per step and device.
+        batch_size: Number of images per device that are computed at a time.
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay of AdamW.
         warmup: Fraction of the steps in which the learning rate rises to its peak, in [0, 1).
@@ -69,6 +72,7 @@ class TrainSettings:
         class_weights: "balanced" to weight the loss of each image by the inverse frequency of its class; None for equal
             weights.
         max_steps: Largest number of steps, in whole epochs, of which there is at least one; None for no limit.
+        accumulate: Number of batches per step, whose gradients are averaged.
 
     Raises:
         ValueError: If a setting is out of range; the message names it.
@@ -85,9 +89,11 @@ class TrainSettings:
     accelerator: str
     class_weights: str | None = None
     max_steps: int | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         check_class_weights(self.class_weights)
+        check_int("train.accumulate", self.accumulate, 1)
         check_int("train.max_epochs", self.max_epochs, 1)
         if self.max_steps is not None:
             check_int("train.max_steps", self.max_steps, 1)
@@ -97,6 +103,11 @@ class TrainSettings:
             check_number(f"train.{name}", getattr(self, name), 0)
         for name in ("warmup", "label_smoothing", "drop_path_rate"):
             check_number(f"train.{name}", getattr(self, name), 0, 0.999)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, without optional settings that are at their defaults: a new one changes no digest."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
 class ImageClassification(lightning.LightningModule):
@@ -108,15 +119,24 @@ class ImageClassification(lightning.LightningModule):
         settings: Optimiser and schedule.
         num_classes: Labels lie in [0, num_classes).
         img_size: Side of the images that the model gets, in pixels; None for that of the data.
+        teacher: A trained network whose outputs the model learns from too; None for none.
     """
 
     class_weights: Tensor | None  # (num_classes,), set when the training starts
     lr_floor: float = 0.0  # final learning rate over settings.lr
     warmup_prefix: bool = True  # whether the cosine begins after the warm-up
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, num_classes: int, img_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        num_classes: int,
+        img_size: int | None = None,
+        *,
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.settings, self.img_size = model, settings, img_size
+        self.model, self.settings, self.img_size, self.teacher = model, settings, img_size, teacher
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.register_buffer("class_weights", None, persistent=False)
 
@@ -125,7 +145,18 @@ class ImageClassification(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        return self.check_loss(self.label_loss(self(images), labels))
+        return self.check_loss(self.taught_loss(self(images), labels, self.soft_targets(images)))
+
+    def soft_targets(self, images: Tensor) -> Tensor | None:
+        """Return the teacher's probabilities, (B, num_classes), for normalised images; None without a teacher."""
+        return None if self.teacher is None else self.teacher.probabilities(images)
+
+    def taught_loss(self, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
+        """Return the loss of logits, (B, num_classes), against labels and, unless None, the teacher's probabilities."""
+        loss = self.label_loss(logits, labels)
+        if taught is None or self.teacher is None:
+            return loss
+        return torch.lerp(loss, F.cross_entropy(logits, taught), self.teacher.distillation)
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy of logits, (B, num_classes), with labels, smoothed and weighted as the settings say."""
@@ -149,7 +180,9 @@ class ImageClassification(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = self.parameter_groups()
-        optimizer = torch.optim.AdamW(groups, lr=self.settings.lr, fused=True)
+        # Lightning clips no gradients of a fused optimiser in mixed precision, since it might still have to unscale them.
+        is_fused = "mixed" not in str(self.trainer.precision)
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.lr, fused=is_fused)
         peaks = [float(group.get("lr", self.settings.lr)) for group in groups]
         # LambdaLR: Lightning steps and checkpoints torch's schedulers, and timm's CosineLRScheduler is not one of them.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, list(map(self.learning_rate_factor, peaks)))
@@ -209,6 +242,7 @@ def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = (), **
         "accelerator": settings.accelerator,
         "devices": 1,
         "gradient_clip_val": settings.clip_norm,
+        "accumulate_grad_batches": settings.accumulate,
         "callbacks": list(callbacks),
         "logger": False,
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
@@ -264,7 +298,7 @@ def fit(
         task.class_weights = balanced_weights(data.class_counts())
     seed, batches = torch.initial_seed(), data.train_dataloader(task.settings.batch_size)
     settings = task.settings
-    epochs = num_epochs(settings.max_epochs, settings.max_steps, len(batches))
+    epochs = num_epochs(settings.max_epochs, settings.max_steps, -(-len(batches) // settings.accumulate))
 
     num_finished = num_finished_epochs(checkpoint)
     if checkpoint is not None and num_finished >= epochs:  # Lightning would ignore averaged weights
@@ -272,7 +306,7 @@ def fit(
         return epochs
     if isinstance(batches, DataLoader):
         batches.sampler.set_epoch(num_finished)  # type: ignore[attr-defined]  # Lightning sets that of later epochs in time
-    if checkpoint is not None:
+    if checkpoint is not None and world_size_and_rank()[1] == 0:
         callbacks = [*callbacks, epoch_checkpoint(checkpoint)]
     callbacks = [ReportProgress(progress), seed_epochs(batches, seed), *callbacks]
     trainer = make_trainer(task.settings, callbacks, **{"max_epochs": epochs, **options})
@@ -285,35 +319,6 @@ def fit(
         except SystemExit as stop:  # Lightning turns Ctrl-C into it
             raise KeyboardInterrupt from stop
     return epochs
-
-
-def seed_epochs(batches: Iterable[Any], seed: int) -> Callback:
-    """Seed each epoch by its number, so that a resumed training draws what an uninterrupted one would."""
-
-    def start_epoch(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        if isinstance(batches, Batches):
-            batches.epoch, batches.device = trainer.current_epoch, trainer.strategy.root_device
-        seed_of_epoch = epoch_seed(seed, trainer.current_epoch)
-        lightning.seed_everything((seed_of_epoch + trainer.global_rank) % 2**32, verbose=False)
-
-    return LambdaCallback(on_train_epoch_start=start_epoch)
-
-
-def epoch_checkpoint(file: Path) -> Callback:
-    """Write the state of the training to one file after each epoch."""
-    return ModelCheckpoint(file.parent, file.stem, save_on_train_epoch_end=True, enable_version_counter=False)
-
-
-def num_finished_epochs(checkpoint: Path | None) -> int:
-    """Return the number of epochs before a checkpoint, 0 if there is none. One that cannot be read is removed."""
-    if checkpoint is None or not checkpoint.exists():
-        return 0
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
-    except Exception as error:  # from pickle, zip or torch, depending on where the file is cut
-        log.warning("%s cannot be read (%s); training from the start", checkpoint, one_line(error))
-        checkpoint.unlink()
-        return 0
 
 
 def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> float:

@@ -253,7 +253,7 @@ def documented_keys() -> set[str]:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     code = " ".join(re.findall(r"`[^`]+`|```bash.*?```", text, re.DOTALL))
-    entries = "|".join([*GROUPS, "study", "deploy", "proxy", "check", "confirm", "limits"])
+    entries = "|".join([*GROUPS, "study", "deploy", "proxy", "check", "confirm", "limits", "teacher"])
     named = re.findall(rf"(?<![\w./-])((?:{entries})\.[a-z_.0-9]+?)(?=[=`\s),]|$)", code)
     return {
         key for key in named if not key.endswith((".py", ".md", ".yaml", ".db", ".json")) and not key.startswith("search.")

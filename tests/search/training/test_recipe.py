@@ -92,6 +92,12 @@ def test_logs_contain_loss_learning_rate_and_validation(tmp_path: Path, architec
     assert list(tmp_path.glob("logs/tensorboard/version_0/events.*"))
 
 
+def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path, architecture: Architecture) -> None:
+    """As recipe.precision=auto trains on a GPU."""
+    weights = trained(architecture, tmp_path, replace(RECIPE, precision="bf16-mixed"))
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
 def test_offsets_have_their_own_learning_rate(architecture: Architecture) -> None:
     model = build(replace(architecture, downsample="dtm"), in_chans=1, num_classes=10)
     groups = FullTraining(model, SETTINGS, 10, RECIPE).parameter_groups()
