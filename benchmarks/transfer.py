@@ -223,14 +223,15 @@ def show(transfer: Transfer, results: dict[Arm, list[Result]], checks: dict[str,
     headers = [f"at most {limit_ms:.3g} ms" for limit_ms in transfer.latencies_ms]
     table = Table("search from", "minutes", *headers, title="test accuracy after training on, mean ± standard deviation")
     nothing = results[ARMS[0]]
-    for arm, found in results.items():
-        columns = zip(*(result.accuracies for result in found), strict=True)
+    for arm, of_arm in results.items():
+        columns = zip(*(result.accuracies for result in of_arm), strict=True)
         table.add_row(
-            arm.name, spread([result.minutes for result in found], ".1f"), *(spread(each, ".4f") for each in columns)
+            arm.name, spread([result.minutes for result in of_arm], ".1f"), *(spread(each, ".4f") for each in columns)
         )
         if arm.starts_from_weights:
-            gains = zip(*(np.subtract(a.accuracies, b.accuracies) for a, b in zip(found, nothing, strict=True)), strict=True)
-            table.add_row("  gain over nothing", "", *(spread(each, "+.4f") for each in gains))
+            pairs = zip(of_arm, nothing, strict=True)
+            gains = np.array([np.subtract(started.accuracies, other.accuracies) for started, other in pairs])
+            table.add_row("  gain over nothing", "", *(spread(list(each), "+.4f") for each in gains.T))
     transfer.console.print(table)
     for name, checked in checks.items():
         taus = {of: checked["quality"][key] for of, key in (("scores", "evaluator"), ("multiply-accumulates", "macs"))}

@@ -28,6 +28,9 @@ class Unequal:
     def train_dataloader(self, batch_size: int) -> Unequal:
         return self
 
+    def __len__(self) -> int:
+        return 1
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield self.images, LABELS
 
