@@ -69,6 +69,7 @@ def train_together(train: Callable[[Progress], None], num_processes: int, backen
         try:
             while not started.join(POLL_SECONDS):
                 _pass_on(receiving, progress)
+            _pass_on(receiving, progress)
         except ProcessException as error:
             _pass_on(receiving, progress)
             raise SearchStopped(f"a process that trains with others died ({error.msg.strip().splitlines()[-1]})") from error
