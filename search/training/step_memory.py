@@ -93,9 +93,9 @@ def step_memory(
     precision: str,
 ) -> StepMemory:
     """Compute the peak memory of a training step; arguments as in `log_step_memory`."""
-    held = COPIES * sum(parameter.nbytes for parameter in weights.parameters())
+    weights_bytes = COPIES * sum(parameter.nbytes for parameter in weights.parameters())
     activations = max(activation_bytes(network, images, device, precision) for network in networks)
-    return StepMemory(held, activations, images[0])
+    return StepMemory(weights_bytes, activations, images[0])
 
 
 def activation_bytes(network: nn.Module, images: tuple[int, int, int, int], device: torch.device, precision: str) -> int:
