@@ -145,7 +145,8 @@ class Transfer:
             trials = finished_trials(study)
             if not self.latencies_ms:  # those of the first search serve all
                 self.latencies_ms = levels([t.result.latencies_ms[0] for t in trials], self.options.levels)
-            minutes = (study.user_attrs[SHARED_SECONDS] + seconds_of_trials(study)) / 60
+            of_supernet = study.user_attrs.get(SHARED_SECONDS, 0.0)  # none if another search has trained the same one
+            minutes = (of_supernet + seconds_of_trials(study)) / 60
         accuracies = []
         for limit_ms in self.latencies_ms:
             (member,) = pick(front(trials), f"latency<={limit_ms:.6f}ms")

@@ -63,9 +63,9 @@ def test_model_speed_compares_implementations(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_transfer_compares_searches_from_weights_and_from_nothing(tmp_path: Path) -> None:
-    few = ["--images", "100", "--val-images", "60", "--epochs", "1", "--pretrain-epochs", "1", "--train-epochs", "1"]
+    few = ["--images", "100", "--val-images", "60", "--epochs", "4", "--pretrain-epochs", "1", "--train-epochs", "1"]
     fewer = ["--trials", "4", "--checked", "4", "--seeds", "1", "--levels", "1", "--folder", str(tmp_path / "transfer")]
     overrides = [
         "data=digits",
