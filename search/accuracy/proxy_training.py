@@ -80,11 +80,10 @@ class ProxyTraining:
         """Return the architecture that is trained in place of another one."""
         return architecture if self.width_multiplier == 1 else architecture.scaled(self.width_multiplier)
 
-    @property
-    def batch_shape(self) -> tuple[int, int, int, int]:
-        """Shape of a batch of training images, (B, C, H, W)."""
-        data = self.data
-        return min(self.train.batch_size, data.num_train), data.in_chans, data.img_size, data.img_size
+    def batch_shape(self, *networks: Architecture) -> tuple[int, int, int, int]:
+        """Shape of a batch of training images, (B, C, H, W), of the largest size that one of the networks gets."""
+        data, side = self.data, max(network.side(self.data.img_size) for network in networks)
+        return min(self.train.batch_size, data.num_train), data.in_chans, side, side
 
     def shape_of(self, proxy: Architecture) -> LITv2:
         """Build a network without storage for its weights."""

@@ -35,7 +35,7 @@ class ScratchEvaluator(ProxyTraining):
         self.set_threads_and_seed(seed)
         model = self.make_network(self.proxy_of(architecture))
         if not self._is_memory_known:  # of the first network: it takes half a second
-            log_step_memory([model], model, self.batch_shape, self.device, self.precision)
+            log_step_memory([model], model, self.batch_shape(architecture), self.device, self.precision)
             self._is_memory_known = True
         task = ImageClassification(model, self.train, self.data.num_classes, architecture.img_size, teacher=self.teacher)
         fit(task, self.data, progress, precision=self.precision)

@@ -221,7 +221,7 @@ class SupernetEvaluator(ProxyTraining):
     def _log_memory(self, task: SupernetTraining) -> None:
         """Say what a step takes: that of the largest networks of a few steps, whose attention differs."""
         largest = {task.sample_networks(step)[0] for step in range(NUM_STEPS_OF_ESTIMATE)}
-        log_step_memory(map(self.shape_of, largest), task.elastic, self.batch_shape, self.device, self.precision)
+        log_step_memory(map(self.shape_of, largest), task.elastic, self.batch_shape(*largest), self.device, self.precision)
 
     @torch.inference_mode()
     def _logits(self, network: nn.Module, img_size: int | None) -> Tensor:

@@ -76,7 +76,7 @@ def test_every_training_has_its_own_checkpoint(tmp_path: Path, architecture: Arc
         checkpoint_file(tmp_path / "a.yaml", first, 1, settings, recipe, data),
         checkpoint_file(tmp_path / "a.yaml", first, 0, replace(settings, max_epochs=2), recipe, data),
         checkpoint_file(tmp_path / "a.yaml", first, 0, settings, replace(recipe, mixup=0.1), data),
-        checkpoint_file(tmp_path / "a.yaml", first, 0, settings, recipe, data, 16),
+        checkpoint_file(tmp_path / "a.yaml", first, 0, settings, recipe, data, img_size=16),
     }
     assert len(files) == 6
     assert checkpoint_file(tmp_path / "a.yaml", first, 0, settings, recipe, data) == expected
