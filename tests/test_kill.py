@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.search_process import SearchProcess, Tally
 
 
@@ -22,6 +24,7 @@ def processes_in(folder: Path) -> list[int]:
     return pids
 
 
+@pytest.mark.timeout(900)  # it starts a search four times
 def test_stopped_search_goes_on(tmp_path: Path) -> None:
     """One study, stopped in three ways one after the other."""
     with SearchProcess(tmp_path, 6) as search:
