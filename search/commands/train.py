@@ -238,7 +238,8 @@ def train(task: FullTraining, setup: Setup, architecture: Path, checkpoint: Path
     recipe, data = setup.recipe, setup.data
     folder = architecture.with_suffix(".logs")
     options = construct(recipe.trainer_options, accelerator=setup.settings.accelerator, folder=folder)
-    batch = (min(setup.settings.batch_size, data.num_train), data.in_chans, data.img_size, data.img_size)
+    side = task.img_size or data.img_size
+    batch = (min(setup.settings.batch_size, data.num_train), data.in_chans, side, side)
     device = make_trainer(setup.settings).strategy.root_device
     log_step_memory([task.model], task.model, batch, device, options["precision"])
     validation = data.val_dataloader() if recipe.validate_every and data.num_val else None

@@ -1,4 +1,4 @@
-"""Images at another size than the data have: the one function that trainings, scores and batch statistics make them with."""
+"""Images at another size than the data have: one function for trainings, scores, batch statistics and teachers."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from search.training.augmentation import grey
 from search.training.normalisation import Normalisation
+from search.training.resizing import resized
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +66,7 @@ class Teacher:
         if self.normalisation != self.given:
             images = _converted(self.given.undo(images), len(self.normalisation.mean))
             images = self.normalisation.apply(255 * images)
-        if self.img_size in (None, images.shape[-1]):
-            return images
-        return F.interpolate(images, (self.img_size, self.img_size), mode="bilinear", antialias=True)
+        return resized(images, self.img_size)
 
 
 def _converted(images: Tensor, channels: int) -> Tensor:
