@@ -107,6 +107,16 @@ def test_commands_for_one_machine_run(empty: Path) -> None:
         run([word if word not in budgets else word.replace("=5", "=1000") for word in words])
 
 
+def test_int8_page_leads_to_int8_files(empty: Path) -> None:
+    search, *others = commands((ROOT / "docs/int8.md").read_text(encoding="utf-8"))
+    run(search)
+    member = sorted(Path("outputs/int8/pareto").glob("trial-*.yaml"))[0].stem
+    for words in others:
+        run([word.replace("trial-00023", member) for word in words])
+    assert list(Path("outputs/int8/deploy").glob("*/model.int8.onnx"))
+    assert Path(f"outputs/int8/pareto/{member}.int8.safetensors").exists()
+
+
 @pytest.mark.parametrize("page", ["accuracy", "extending", "images", "latency", "training"])
 def test_commands_of_a_page_run(empty: Path, page: str) -> None:
     run(["python", "-m", "search.run", "+search=cpu_latency"])

@@ -7,17 +7,25 @@ from typing import cast
 
 import lightning
 import torch
+from torch import Tensor, nn
 
+import models.deploy
 from models.architecture import Architecture, check_int, check_number
+from models.deploy.int8 import calibrated
 from models.litv2 import LITv2, build
 from search.accuracy.base import Metric
 from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.metrics import check_metric
 from search.training.data import ImageData
+from search.training.resizing import resized
 from search.training.task import TrainSettings, make_trainer
 from search.training.teacher import Teacher
 
 FLOAT32 = "32-true"
+INT8 = "int8"
+DTYPES = ("float32", INT8)
+NUM_CALIBRATION_IMAGES = 256  # that ranges of inputs are taken from
+CALIBRATION_BATCH_SIZE = 64
 PRECISIONS = (FLOAT32, "bf16-mixed")  # as in `lightning.Trainer`; 16-mixed would have to scale the loss of each network
 
 
@@ -33,7 +41,8 @@ class ProxyTraining:
         metric: What counts as accuracy, one of `Metric`.
         init: Weights to start from; None for random ones.
         teacher: A trained network whose outputs the trainings learn from; None for none.
-        precision: Of the trainings, one of `PRECISIONS`; validation and scores are in float32.
+        precision: Of the trainings, one of `PRECISIONS`.
+        dtype: Of validation and scores: "int8" to compute accuracies as the deployed network does in 8-bit integers.
 
     Raises:
         ValueError: If a setting is out of range or the accelerator is missing; the message names it.
@@ -47,6 +56,7 @@ class ProxyTraining:
     init: InitialWeights | None = field(default=None, kw_only=True)
     teacher: Teacher | None = field(default=None, kw_only=True)
     precision: str = field(default=FLOAT32, kw_only=True)
+    dtype: str = field(default=DTYPES[0], kw_only=True)
 
     def __post_init__(self) -> None:
         self.num_threads = torch.get_num_threads() if self.num_threads is None else self.num_threads
@@ -54,6 +64,8 @@ class ProxyTraining:
         check_metric(self.metric)
         if self.precision not in PRECISIONS:
             raise ValueError(f"accuracy.precision={self.precision} must be one of {', '.join(PRECISIONS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"the dtype {self.dtype} of accuracies must be one of {', '.join(DTYPES)}")
         check_number("proxy.width_multiplier", self.width_multiplier, 1e-3, 1e3)
         try:
             trainer = make_trainer(self.train)
@@ -64,6 +76,10 @@ class ProxyTraining:
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what accuracies depend on beyond the configuration."""
+        return self.training_setup() | ({"dtype": INT8} if self.dtype == INT8 else {})
+
+    def training_setup(self) -> dict[str, str | int]:
+        """Return what trained weights depend on beyond the configuration."""
         threads = cast(int, self.num_threads)
         setup: dict[str, str | int] = {
             "num_threads": threads, "accelerator": self.accelerator, "torch": torch.__version__
@@ -90,6 +106,19 @@ class ProxyTraining:
         data, drop_path_rate = self.data, self.train.drop_path_rate
         with torch.device("meta"):
             return build(proxy, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=drop_path_rate)
+
+    def deployed_form(self, network: nn.Module, images: Tensor, img_size: int | None) -> nn.Module:
+        """Return a trained network as it is deployed.
+
+        Args:
+            network: In evaluation mode; it is used up.
+            images: Training images to calibrate 8-bit integers with, normalised, (N, C, H, W).
+            img_size: Side of the images that the network gets; None for that of the data.
+        """
+        prepared = models.deploy.prepare_in_place(network)
+        if self.dtype != INT8:
+            return prepared
+        return calibrated(prepared, (resized(batch, img_size) for batch in torch.split(images, CALIBRATION_BATCH_SIZE)))
 
     def set_threads_and_seed(self, seed: int) -> None:
         """Bring this process into the state that a training starts from."""

@@ -24,7 +24,6 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-import models.deploy
 from models.architecture import Architecture, check_int, check_number
 from models.elastic import Bounds, ElasticLITv2
 from search import UserError
@@ -45,7 +44,7 @@ from search.training.task import check_logits, fit
 log = logging.getLogger(__name__)
 WEIGHTS = "supernet.safetensors"
 TRAINING_VERSION = 3  # raise it with every change of the training that moves the weights: cached ones are then not used
-NUM_CALIBRATION_IMAGES = 256  # with 1,024 images networks rank no better, and a score takes a quarter longer
+NUM_STATISTICS_IMAGES = 256  # with 1,024 images networks rank no better, and a score takes a quarter longer
 SCORING_BATCH_SIZE = 256
 NUM_STEPS_OF_ESTIMATE = 4  # whose largest networks the memory of a step is estimated from
 
@@ -100,9 +99,9 @@ class SupernetEvaluator(ProxyTraining):
         if self.init is not None:
             self.init.check(self.bounds)
 
-    def fingerprint(self) -> dict[str, str | int]:
-        """Return what accuracies depend on beyond the configuration."""
-        return super().fingerprint() | ({} if self.devices == 1 else {"devices": self.devices})
+    def training_setup(self) -> dict[str, str | int]:
+        """Return what trained weights depend on beyond the configuration."""
+        return super().training_setup() | ({} if self.devices == 1 else {"devices": self.devices})
 
     def evaluate(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
         """Score an architecture of the space with its share of the supernet's weights.
@@ -115,8 +114,10 @@ class SupernetEvaluator(ProxyTraining):
         self.prepare(seed, progress)
         start = time.perf_counter()
         self.set_threads_and_seed(seed)
-        network = self._trained[seed].extract(self.proxy_of(architecture), self.device)
-        logits = self._logits(models.deploy.prepare_in_place(network), architecture.img_size)
+        supernet = self._trained[seed]
+        network = supernet.extract(self.proxy_of(architecture), self.device)
+        images = supernet.normalised_images().to(self.device)
+        logits = self._logits(self.deployed_form(network, images, architecture.img_size), architecture.img_size)
         progress(1.0)
         return accuracy_of(self.metric, logits, self.images.labels, seed, time.perf_counter() - start)
 
@@ -170,7 +171,7 @@ class SupernetEvaluator(ProxyTraining):
             "distillation": self.distillation,
             "seed": seed,
             "data": self.data.fingerprint(),
-            **self.fingerprint(),
+            **self.training_setup(),
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return Path(self.cache) / digest[:16]
@@ -214,7 +215,7 @@ class SupernetEvaluator(ProxyTraining):
         devices = [rank] if self.device.type == "cuda" and self.devices > 1 else 1
         fit(task, self.data, progress, checkpoint, precision=self.precision, devices=devices)
         if rank == 0:
-            images = self.data.train.images[:NUM_CALIBRATION_IMAGES]
+            images = self.data.train.images[:NUM_STATISTICS_IMAGES]
             TrainedSupernet(elastic.cpu().eval(), images, self.data.normalisation).save(weights)
             checkpoint.unlink(missing_ok=True)
 

@@ -50,8 +50,12 @@ class TrainedSupernet:
             ValueError: If the weights do not hold the network.
         """
         network = self.elastic.extract(architecture).to(device).eval()
-        recalibrate(network, [resized(self.normalisation.apply(self.images).to(device), architecture.img_size)])
+        recalibrate(network, [resized(self.normalised_images().to(device), architecture.img_size)])
         return network
+
+    def normalised_images(self) -> Tensor:
+        """Return the training images as the networks get them, (N, C, H, W) float32."""
+        return self.normalisation.apply(self.images)
 
     def save_share(self, architecture: Architecture, path: Path, digest: str) -> None:
         """Write the weights of one network, with their normalisation, its key and the digest of this supernet's file."""

@@ -17,7 +17,7 @@ from search import UserError
 from search.accuracy.base import AccuracyEvaluator
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.initial_weights import InitialWeights
-from search.accuracy.proxy_training import FLOAT32
+from search.accuracy.proxy_training import FLOAT32, INT8
 from search.accuracy.scratch import ScratchEvaluator
 from search.accuracy.teachers import TeacherSettings, read_teacher
 from search.commands.cli import build, construct, plain
@@ -83,7 +83,14 @@ def evaluator_factory(cfg: DictConfig, data: ImageData, weights: InitialWeights 
         make = partial(make, teacher=teacher)
         if teacher is not None:
             log.info("learning from %s", teacher)
+    if scores_int8(cfg):
+        make = partial(make, dtype=INT8)
     return make if weights is None else partial(make, init=weights)
+
+
+def scores_int8(cfg: DictConfig) -> bool:
+    """Whether accuracies are those of networks in 8-bit integers: they are deployed so on all targets."""
+    return bool(cfg.latency.dtype == INT8)
 
 
 def cached_evaluator(cfg: DictConfig, data: ImageData, file: Path, weights: InitialWeights | None) -> AccuracyCache:
@@ -114,6 +121,7 @@ def standalone_trainings(
         init=weights,
         teacher=teacher_of(cfg, data),
         precision=cfg.accuracy.get("precision", FLOAT32),
+        dtype=INT8 if scores_int8(cfg) else "float32",
     )
     return cached(evaluator, {"train": plain(train), "proxy": plain(cfg.proxy), "metric": metric}, data, file)
 

@@ -26,7 +26,7 @@ from search.study.targets import Target, targets_of
 from search.study.trial import finished_trials
 
 log = logging.getLogger(__name__)
-FORMATS = ("yaml", "safetensors", "torch_export", "onnx")
+FORMATS = ("yaml", "safetensors", "torch_export", "onnx", "onnx_int8", "openvino", "openvino_int8")
 
 
 def main(cfg: DictConfig) -> None:
@@ -96,6 +96,7 @@ def deploy_all(
     Raises:
         UserError: if weights cannot be read, or a format cannot be written.
     """
+    from search.commands.images import images_of_search
     from search.latency.target import PairedTarget  # torch takes seconds, and the front alone is exported without it
     from search.results.deployment import check_runs_files, deploy
 
@@ -112,6 +113,7 @@ def deploy_all(
     else:
         log.info("the study was not measured on this device with these settings: calibrating its anchor network here")
         calibration = target.calibrate(any_target.calibration.anchor)
+    images = images_of_search(folder.parent, cfg.data_path) if any(name.endswith("int8") for name in formats) else None
     for file in files:
-        written = deploy(file, formats, target, calibration, folder / file.stem)
+        written = deploy(file, formats, target, calibration, folder / file.stem, images)
         console.print(f"deployable files and their card: {written}", soft_wrap=True)

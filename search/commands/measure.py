@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,10 @@ from models.litv2 import build as build_network
 from search import BUGS, SearchStopped, UserError, one_line
 from search.commands.cli import construct, set_up_logging, target_of
 from search.files import write_text
+from search.latency import cpu, cpu_compiled, onnxruntime, openvino
 from search.latency.base import Calibration, Latency
-from search.latency.target import Network, PairedTarget
+from search.latency.runtime import Runtime
+from search.latency.target import Form, Network, PairedTarget, check_form
 from search.results import architecture_file
 from search.results.architecture_file import IMAGENET, network_input
 from search.results.deployment import check_runs_files, measure_again, read_facts
@@ -40,6 +43,9 @@ log = logging.getLogger(__name__)
 
 # The network that all models are timed beside: it takes a few milliseconds and has every kind of block.
 ANCHOR = Architecture(32, (StageSpec(1), StageSpec(1), StageSpec(2, 2, 0.5, 4), StageSpec(1, 1, 1.0, 8)), downsample="conv")
+RUNTIMES: dict[str, Runtime[Any]] = {
+    module.RUNTIME.name: module.RUNTIME for module in (cpu, cpu_compiled, onnxruntime, openvino)
+}
 REPEATED = (ANCHOR, replace(ANCHOR, embed_dim=16), replace(ANCHOR, embed_dim=64))  # show how well the target repeats
 
 
@@ -73,9 +79,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model with its cost and its latency."""
+    """A model with its cost and its latency. form: the runtime and the dtype that it was measured in."""
 
     candidate: Candidate
+    form: Form
     num_params: int
     num_macs: int
     latency: Latency
@@ -106,15 +113,23 @@ def main(cfg: DictConfig) -> None:
             "files (deployed=FOLDER)"
         )
     target: PairedTarget = construct(target_of(cfg.latency, **IMAGENET._asdict()))
-    costs = [checked_cost(candidate) for candidate in candidates]
-    calibration, latencies = time_all(target, candidates)
+    forms = [construct(form_of, name=name) for name in listed(cfg.runtimes)]
+    if forms:
+        check_runs_files(target)
+    costs = {candidate.name: checked_cost(candidate) for candidate in candidates}
+    turns = list(itertools.product(candidates, forms or [Form(target.runtime, target.settings.dtype)]))
+    calibration, latencies = time_all(target, turns)
     measured = [
-        Measured(candidate, *cost, latency) for candidate, cost, latency in zip(candidates, costs, latencies, strict=True)
+        Measured(candidate, form, *costs[candidate.name], latency)
+        for (candidate, form), latency in zip(turns, latencies, strict=True)
     ]
     console.print(latency_table(target, measured))
     for model in measured:
         if model.latency.warning:
             log.warning("%s: %s", model.candidate.name, model.latency.warning)
+    if len(forms) > 1:
+        for candidate in candidates:
+            console.print(fastest_text([model for model in measured if model.candidate is candidate]), soft_wrap=True)
     if output is not None:
         write_text(output, json.dumps(results(target, calibration, measured)))
         console.print(f"saved in {output}", soft_wrap=True)
@@ -143,8 +158,35 @@ def measure_deployed(folder: Path, latency: DictConfig, trusted: bool, console: 
     console.print(table)
 
 
-def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibration, list[Latency]]:
-    """Calibrate the anchor, then measure all candidates in turn.
+def form_of(name: str) -> Form:
+    """A runtime of this machine from its name, such as `openvino`, or `openvino:int8` in another dtype than float32.
+
+    Raises:
+        ValueError: if there is none of that name, or it does not have the dtype.
+    """
+    runtime, _, dtype = name.partition(":")
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtimes: {runtime} is unknown; choose from {', '.join(RUNTIMES)}, in int8 as onnxruntime:int8")
+    form = Form(RUNTIMES[runtime], dtype or "float32")
+    check_form(form)
+    return form
+
+
+def fastest_text(measured: Sequence[Measured]) -> str:
+    """Which runtime is the fastest for a model, and which ones may be as fast."""
+    fastest = min(measured, key=lambda model: model.latency.latency_ms)
+    level = [model for model in measured if model is not fastest and model.latency.low_ms < fastest.latency.high_ms]
+    text = f"{fastest.candidate.name} is the fastest in {form_name(fastest.form)}"
+    return text + (f", perhaps level with {', '.join(form_name(model.form) for model in level)}" if level else "")
+
+
+def form_name(form: Form) -> str:
+    """A runtime as `runtimes` names it."""
+    return form.runtime.name if form.dtype == "float32" else f"{form.runtime.name}:{form.dtype}"
+
+
+def time_all(target: PairedTarget, turns: Sequence[tuple[Candidate, Form]]) -> tuple[Calibration, list[Latency]]:
+    """Calibrate the anchor, then measure all candidates in turn, each in its form.
 
     Raises:
         UserError: if the target repeats too badly for latency.tolerance.
@@ -153,8 +195,8 @@ def time_all(target: PairedTarget, candidates: list[Candidate]) -> tuple[Calibra
     try:
         log.info("calibrating the anchor network and how well this target repeats")
         calibration = target.calibrate(ANCHOR, REPEATED)
-        ready = [target.make_ready(candidate.network()) for candidate in candidates]
-        log.info("timing %d model(s) in turn, %g s each at most", len(candidates), target.settings.max_seconds)
+        ready = [target.make_ready(candidate.network(), form) for candidate, form in turns]
+        log.info("timing %d model(s) in turn, %g s each at most", len(turns), target.settings.max_seconds)
         return calibration, target.time(ready, calibration)
     except BUGS:
         raise
@@ -220,9 +262,13 @@ def output_path(value: Any) -> Path | None:
 def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
     """The models as rows, with latency, throughput and cost."""
     device = target.fingerprint()
-    title = f"{device['backend']} on {device['device']}: {target.settings.dtype}, batch {target.settings.batch_size}"
-    table = Table(title=f"{title}, {target.settings.num_threads} thread(s)", title_justify="left")
+    forms = {form_name(model.form) for model in measured}
+    what = f"{device['backend']} on {device['device']}: {measured[0].form.dtype}" if len(forms) == 1 else device["device"]
+    title = f"{what}, batch {target.settings.batch_size}, {target.settings.num_threads} thread(s)"
+    table = Table(title=title, title_justify="left")
     table.add_column("model", overflow="fold")
+    if len(forms) > 1:
+        table.add_column("runtime", no_wrap=True)
     for header in ("input", "median, ms", "95 % CI", "ratio", "images/s", "MACs", "params", "memory"):
         table.add_column(header, justify="right", no_wrap=True)
     are_converted = any(model.latency.parity is not None for model in measured)
@@ -233,6 +279,7 @@ def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
         latency = model.latency
         cells = [
             model.candidate.name,
+            *([form_name(model.form)] if len(forms) > 1 else []),
             "x".join(map(str, model.candidate.input_shape)),
             f"{latency.latency_ms:.3f}",
             escape(f"[{latency.low_ms:.3f}, {latency.high_ms:.3f}]"),
@@ -243,7 +290,7 @@ def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
             "-" if latency.peak_bytes is None else f"{latency.peak_bytes / 2**20:,.1f} MiB",
         ]
         if are_converted:
-            cells += [f"{latency.prepare_seconds:.1f} s", f"{latency.parity:.0e}"]
+            cells += [f"{latency.prepare_seconds:.1f} s", "-" if latency.parity is None else f"{latency.parity:.0e}"]
         table.add_row(*cells)
     return table
 
@@ -264,6 +311,8 @@ def results(target: PairedTarget, calibration: Calibration, measured: list[Measu
         "models": [
             {
                 "name": model.candidate.name,
+                "runtime": model.form.runtime.name,
+                "dtype": model.form.dtype,
                 "input_shape": model.candidate.input_shape,
                 "parameters": model.num_params,
                 "multiply_accumulates": model.num_macs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.architecture import check_number
 from search import BUGS, SearchStopped, UserError, one_line
 from search.accuracy.base import AccuracyEvaluator
+from search.accuracy.proxy_training import INT8
 from search.commands.cli import build, construct, plain, target_of
 from search.commands.limits import check_limits, check_smallest, resource_limits
 from search.engine.base import HERE, Engine, Fingerprint, TargetSource
@@ -70,6 +71,7 @@ def check_targets(cfg: DictConfig) -> None:
         raise ValueError(f"latency.objectives={cfg.latency.objectives} must be all or first")
     if FIRST in cfg.latency.devices:
         raise ValueError(f"latency.devices.{FIRST}: this is the name of the target that latency configures; choose another")
+    check_dtypes(target_configs(cfg))
     for name, latency in target_configs(cfg).items():
         budget_on(latency.budget_on, name)
         if latency.budget_ms is not None:
@@ -77,6 +79,14 @@ def check_targets(cfg: DictConfig) -> None:
         elif role_of(cfg, name) is Role.CONSTRAINT:
             raise ValueError(f"{limit_key(name)}=null: with latency.objectives=first every further device needs a budget")
     check_limits(cfg, target_configs(cfg))
+
+
+def check_dtypes(targets: Mapping[str, DictConfig]) -> None:
+    """Raises: ValueError if networks would run in 8-bit integers on some targets only: a network has one accuracy."""
+    dtypes = {limit_key(name, "dtype"): latency.dtype for name, latency in targets.items()}
+    if len({dtype == INT8 for dtype in dtypes.values()}) > 1:
+        listed = ", ".join(f"{key}={dtype}" for key, dtype in dtypes.items())
+        raise ValueError(f"{listed}: accuracies in {INT8} are others; set {INT8} for all targets, or run a search for each")
 
 
 def deployed_network(cfg: DictConfig, data: ImageData) -> dict[str, int]:

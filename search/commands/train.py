@@ -19,6 +19,8 @@ from rich.console import Console
 
 from models.architecture import Architecture, check_int
 from models.complexity import count_params
+from models.deploy import prepare
+from models.deploy.int8 import calibrated
 from models.elastic import Bounds
 from models.litv2 import LITv2
 from models.litv2 import build as build_network
@@ -36,9 +38,10 @@ from search.space.dimensions import describe
 from search.study.locks import training_lock
 from search.training.augmentation import BatchAugmentation, PhotoAugmentation, ShiftAndFlip
 from search.training.data import ImageData
-from search.training.files import TrainingResult, checkpoint_file, save_weights
+from search.training.files import TrainingResult, checkpoint_file, result_file, save_weights, weights_file
 from search.training.normalisation import Normalisation
 from search.training.recipe import FullTraining, Recipe
+from search.training.resizing import resized
 from search.training.step_memory import log_step_memory
 from search.training.streamed import StreamedData
 from search.training.task import TrainSettings, fit, make_trainer, predict, test_accuracy
@@ -46,6 +49,10 @@ from search.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 VARIANTS = ("litv2_s", "litv2_m", "litv2_b")
+INIT_REMEDIES = {
+    "supernet": "init=supernet needs a study with accuracy=supernet, exported",
+    "trained": "init=trained needs an earlier search.train of this network",
+}
 
 
 @dataclass(frozen=True)
@@ -118,11 +125,12 @@ def train_and_report(cfg: DictConfig, network: Network, console: Console) -> Non
     if leave_process_group() != 0:
         return
     data = setup.data
-    save_weights(cast(LITv2, task.model), data.normalisation, weights_file(network.file), data.class_names)
+    dtype = setup.settings.quantise or "float32"
+    save_weights(cast(LITv2, task.model), data.normalisation, weights_file(network.file, dtype), data.class_names)
     result = evaluate(task, test_batches, cfg, network, setup, num_epochs, seconds)
-    result.save(result_file(network.file))
+    result.save(result_file(network.file, dtype))
     checkpoint.unlink(missing_ok=True)
-    log_result(result, network.file)
+    log_result(result, network.file, dtype)
 
 
 def read_network(file: Path) -> Network:
@@ -145,14 +153,6 @@ def variant_file(name: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     architecture_file.write(file, f"{name} of the LITv2 paper, arXiv 2205.13213.", network.architecture, {})
     return file
-
-
-def weights_file(architecture: Path) -> Path:
-    return architecture.with_suffix(".safetensors")
-
-
-def result_file(architecture: Path) -> Path:
-    return architecture.with_suffix(".result.json")
 
 
 def warn_of_other_data(network: Network, data: str) -> None:
@@ -222,12 +222,10 @@ def initial_weights(init: str, network: Network) -> InitialWeights | None:
     """Read the weights to start from; None for a random initialisation. Raises: UserError if they cannot be used."""
     if init == "scratch":
         return None
-    file = shared_weights_file(network.file) if init == "supernet" else Path(init)
+    files = {"supernet": shared_weights_file(network.file), "trained": weights_file(network.file)}
+    file = files.get(init, Path(init))
     if not file.is_file():
-        remedy = (
-            "init=supernet needs a study with accuracy=supernet, exported" if init == "supernet" else "choose init=scratch"
-        )
-        raise UserError(f"there is no {file} to start from; {remedy}")
+        raise UserError(f"there is no {file} to start from; {INIT_REMEDIES.get(init, 'choose init=scratch')}")
     weights = InitialWeights.read(file, network.architecture)
     construct(weights.check, bounds=Bounds.of([network.architecture]))
     return weights
@@ -263,8 +261,12 @@ def leave_process_group() -> int:
 def evaluate(
     task: FullTraining, test_batches: Any, cfg: DictConfig, network: Network, setup: Setup, num_epochs: int, seconds: float
 ) -> TrainingResult:
-    """Compute the accuracies of a trained network."""
+    """Compute the accuracies of a trained network; after a training in 8-bit integers, those that it has in them."""
     settings, data = setup.settings, setup.data
+    weights = weights_file(network.file, settings.quantise or "float32")
+    if settings.quantise is not None:
+        batches = (resized(images, task.img_size) for images in measuring_batches(data))
+        task.model = calibrated(prepare(task.model), batches)
     is_same_task = network.search_data == cfg.data.name and data.num_val
     return TrainingResult(
         test_accuracy=test_accuracy(task, test_batches, settings),
@@ -277,7 +279,7 @@ def evaluate(
         recipe=setup.recipe,
         normalisation=data.normalisation,
         seconds=seconds,
-        weights_sha256=sha256(weights_file(network.file)),
+        weights_sha256=sha256(weights),
         class_names=data.class_names,
         teacher=None if setup.teacher is None else f"{setup.teacher}, sha256 {setup.teacher.digest}",
         search_accuracy=network.search_accuracy if is_same_task else None,
@@ -295,7 +297,7 @@ def metric_value(task: FullTraining, batches: Any, metric: str, settings: TrainS
     return {"value": accuracy.accuracy, "standard_error": accuracy.standard_error}
 
 
-def log_result(result: TrainingResult, architecture: Path) -> None:
+def log_result(result: TrainingResult, architecture: Path, dtype: str) -> None:
     """Log the accuracies, and where weights and figures are."""
     validation = "not measured" if result.validation_accuracy is None else f"{result.validation_accuracy:.4f}"
     log.info(
@@ -304,8 +306,8 @@ def log_result(result: TrainingResult, architecture: Path) -> None:
         validation,
         result.max_epochs,
         result.seconds,
-        weights_file(architecture),
-        result_file(architecture),
+        weights_file(architecture, dtype),
+        result_file(architecture, dtype),
     )
     if result.test_metric is not None:
         log.info("test %s %.4f ±%.4f", metric_name(result.metric), *result.test_metric.values())

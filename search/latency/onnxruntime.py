@@ -1,7 +1,8 @@
 """latency=onnxruntime: ONNX Runtime on this machine's CPU, from an ONNX file (https://onnxruntime.ai). The default.
 
 All of ONNX Runtime's graph optimisations are on. LITv2 is recorded, which takes a fraction of the time of timing it; other
-models are exported by PyTorch. See `models.deploy.onnx` for why the two files run alike.
+models are exported by PyTorch. See `models.deploy.onnx` for why the two files run alike. With `latency.dtype=int8` the file
+computes in 8-bit integers (int8_file.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from models.deploy.onnx import NoOnnxForm, export_onnx, record_onnx
 from models.litv2 import LITv2
+from search.latency.int8_file import int8_file
 from search.latency.local import local_target
 from search.latency.onnx_session import open_session
 from search.latency.protocol import Run
@@ -51,6 +53,24 @@ def onnx_file(model: nn.Module, x: Tensor) -> bytes:
     return exported_file(model, x)
 
 
+def file_of(model: nn.Module, x: Tensor, dtype: str) -> tuple[bytes, nn.Module]:
+    """Convert a model to an ONNX file of a dtype.
+
+    Args:
+        model: The network, in evaluation mode.
+        x: An input; the file takes inputs of its shape.
+        dtype: "float32" or "int8".
+
+    Returns:
+        The content of the file, and what its outputs are compared with.
+
+    Raises:
+        ConversionError: If the model has no such form.
+    """
+    content = onnx_file(model, x)
+    return (content, model) if dtype == "float32" else int8_file(content, model, x)
+
+
 def exported_file(model: nn.Module, x: Tensor) -> bytes:
     """Convert any model by `torch.onnx.export`; arguments, result and errors as in `onnx_file`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +83,7 @@ def exported_file(model: nn.Module, x: Tensor) -> bytes:
 
 
 def convert(model: nn.Module, x: Tensor, dtype: str, num_threads: int) -> Converted:
-    content = onnx_file(model, x)
+    content, reference = file_of(model, x, dtype)
     try:
         session = open_session(content, num_threads)
     except Exception as error:  # ONNX Runtime's exceptions have no common class
@@ -76,12 +96,13 @@ def convert(model: nn.Module, x: Tensor, dtype: str, num_threads: int) -> Conver
         feed = {name: x.numpy().copy()}
         return lambda: copied.run(None, feed)
 
-    return Converted(load, check_parity(RUNTIME.name, model, x, output, dtype), len(content))
+    return Converted(load, check_parity(RUNTIME.name, reference, x, output, dtype), len(content))
 
 
 RUNTIME = Runtime(
     "onnxruntime",
     backend="onnxruntime, CPUExecutionProvider",
     convert=convert,
+    dtypes=("float32", "int8"),
     packages=(*PYTORCH, "onnx", "onnxscript", "onnxruntime"),
 )

@@ -19,8 +19,11 @@ from search.latency.protocol import Run
 NetworkT = TypeVar("NetworkT")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PARITY = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest allowed difference of a converted network's outputs from eager float32, relative to the largest output."""
+PARITY = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2, "int8": 0.2}
+"""Largest allowed difference of a converted network's outputs from eager float32, relative to the largest output.
+
+LITv2 in int8 is compared with the same rounding in PyTorch. Most networks agree within 1e-4, but a number that lies between
+two steps may be rounded to either, and outputs of deep networks then differ by hundredths."""
 PYTORCH = ("torch", "torchvision", "timm")
 
 
@@ -76,7 +79,7 @@ def require(package: str, target: str, extra: str) -> None:
 
     Args:
         package: Name of the package.
-        target: Name of the target that needs it.
+        target: The setting that needs it, such as "latency=openvino".
         extra: The project's extra that installs it, or an empty text.
 
     Raises:
@@ -86,9 +89,7 @@ def require(package: str, target: str, extra: str) -> None:
         version(package)
     except PackageNotFoundError:
         install = f"'hilo-nas[{extra}]'" if extra else package
-        raise ValueError(
-            f"latency={target} needs the package {package}, which is not installed: pip install {install}"
-        ) from None
+        raise ValueError(f"{target} needs the package {package}, which is not installed: pip install {install}") from None
 
 
 def check_parity(target: str, model: nn.Module, x: Tensor, output: Tensor, dtype: str) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -89,6 +89,13 @@ class TargetSettings:
             raise ValueError(f"latency.prepared={self.prepared} must be true or false")
 
 
+class Form(NamedTuple):
+    """A runtime, and the dtype that a network has in it."""
+
+    runtime: Runtime[Any]
+    dtype: str
+
+
 @dataclass(frozen=True)
 class Network:
     """A network to measure.
@@ -130,10 +137,7 @@ class PairedTarget:
 
     def __post_init__(self) -> None:
         dtype, runtime = self.settings.dtype, self.runtime
-        if dtype not in runtime.dtypes:
-            raise ValueError(f"latency.dtype={dtype} does not run with {runtime.name}; take {', '.join(runtime.dtypes)}")
-        for package in runtime.packages:
-            require(package, runtime.name, runtime.extra)
+        check_form(Form(runtime, dtype))
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what measurements depend on, as in `LatencyTarget`."""
@@ -167,15 +171,19 @@ class PairedTarget:
         """Measure the latency of an architecture, as in `LatencyTarget`."""
         return self.time([self.make_ready(self._network(architecture))], calibration)[0]
 
-    def make_ready(self, network: Network) -> Ready:
+    def make_ready(self, network: Network, form: Form | None = None) -> Ready:
         """Build, convert and load a network.
+
+        Args:
+            network: The network.
+            form: Another runtime of the same host, to compare with; None for the target's.
 
         Raises:
             ConversionError: If the runtime cannot take the network.
             Exception: Whatever building it raises.
         """
         start = time.perf_counter()
-        return Ready(self._loader(network)(), time.perf_counter() - start)
+        return Ready(self._loader(network, form)(), time.perf_counter() - start)
 
     def ready(self, load: Callable[[], Run]) -> Ready:
         """Make anything ready that runs in this process, such as a deployable file.
@@ -223,12 +231,13 @@ class PairedTarget:
         network = self._network(architecture)
         return eager_copy(self._model(network), torch.rand(self.settings.batch_size, *network.input_shape), torch.float32)
 
-    def _loader(self, network: Network) -> Callable[[], Any]:
+    def _loader(self, network: Network, form: Form | None = None) -> Callable[[], Any]:
         """Build and convert a network, as `make_ready` does. Returns how to load it, each time anew."""
         self.host.set_up()
         model = self._model(network)
         x = torch.rand(self.settings.batch_size, *network.input_shape)
-        converted = self.runtime.convert(model, x, self.settings.dtype, self.settings.num_threads)
+        runtime, dtype = form or (self.runtime, self.settings.dtype)
+        converted = runtime.convert(model, x, dtype, self.settings.num_threads)
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         return partial(self.host.load, converted, self._num_copies(num_bytes))
 
@@ -279,6 +288,15 @@ class PairedTarget:
             file_bytes=timing.file_bytes,
             rounds=tuple(series.rounds),
         )
+
+
+def check_form(form: Form) -> None:
+    """Raises: ValueError if a runtime does not have a dtype, or one of its packages is missing."""
+    runtime, dtype = form
+    if dtype not in runtime.dtypes:
+        raise ValueError(f"latency.dtype={dtype} does not run with {runtime.name}; take {', '.join(runtime.dtypes)}")
+    for package in runtime.packages:
+        require(package, f"latency={runtime.name}", runtime.extra)
 
 
 def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:

@@ -12,7 +12,7 @@ from search.results.templating import render
 from search.space import dimensions
 from search.space.dimensions import describe
 
-FILE_HEADER = ("file", "ms", "95 % CI", "max. difference from PyTorch's outputs", "use")
+FILE_HEADER = ("file", "MB", "ms", "95 % CI", "test accuracy", "max. difference from PyTorch's outputs", "use")
 
 
 def card(
@@ -39,6 +39,7 @@ def card(
         stage_rows=stage_rows(architecture),
         file_header=FILE_HEADER,
         file_rows=_file_rows(body["files"], uses),
+        int8_files=[file for file in body["files"].values() if "float32_layers" in file],
         source=source,
     )
 
@@ -72,7 +73,8 @@ def _file_rows(files: Mapping[str, Any], uses: Mapping[str, str]) -> list[list[s
     for name, file in files.items():
         latency = file["latency"]
         interval = f"[{latency['low_ms']:.3f}, {latency['high_ms']:.3f}]"
-        rows.append(
-            [f"`{file['file']}`", f"{latency['latency_ms']:.3f}", interval, f"{file['parity']:.0e}", f"`{uses[name]}`"]
-        )
+        accuracy = f"{file['test_accuracy']:.4f}" if "test_accuracy" in file else "-"
+        size, milliseconds = f"{file['bytes'] / 1e6:.2f}", f"{latency['latency_ms']:.3f}"
+        cells = [size, milliseconds, interval, accuracy, f"{file['parity']:.0e}"]
+        rows.append([f"`{file['file']}`", *cells, f"`{uses[name]}`"])
     return rows

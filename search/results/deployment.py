@@ -13,58 +13,65 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.architecture import Architecture
-from models.litv2 import LITv2, build
+from models.deploy import prepare
+from models.deploy.int8 import Int8Network, calibrated, float_layers, without_sensitive_layers
+from models.litv2 import LITv2
 from search import SearchStopped, UserError, one_line
-from search.files import sha256, write_text
+from search.files import write_text
 from search.latency.base import Calibration, Latency
 from search.latency.protocol import Run
+from search.latency.runtime import require
 from search.latency.target import PairedTarget
 from search.results import architecture_file
 from search.results.architecture_file import network_input
 from search.results.card import card
-from search.results.formats import ARCHITECTURE, FORMATS, Compute, network_with
-from search.training.metadata import CLASS_NAMES_KEY, NORMALISATION_KEY, metadata_of, read_metadata
+from search.results.deployed_images import BATCH_SIZE, DeployedImages
+from search.results.formats import ARCHITECTURE, FORMATS, TRACED_BATCH, Compute
+from search.results.trained import FLOAT32, INT8, Trained, trained_network
 
 log = logging.getLogger(__name__)
 CARD, FACTS = "README.md", "card.json"
-PARITY = 1e-4  # greatest difference of a file's outputs from eager PyTorch's, relative to the greatest output
+PARITY = {"float32": 1e-4, "int8": 0.2}
+"""Greatest difference of a file's outputs from eager PyTorch's, relative to the greatest output, as for latency targets; of
+int8, from those of PyTorch with the same rounding."""
 BATCHES = (1, 3)  # that every file must take, whatever it was traced with
-TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network with weights.
+class Deployable:
+    """A network as files of one dtype compute it.
 
     Attributes:
-        origin: where the weights come from, for people.
-        metadata: of their file, as `search.training.metadata` describes it; the deployed files get it too.
-        result: what search.train reported about them.
+        network: A LITv2, or for int8 an `Int8Network`.
+        examples: Of its input, (N, C, H, W).
+        trained: Where the weights come from.
+        float_layers: Names of the linear layers of an int8 network that stay in float32.
     """
 
-    network: LITv2
-    origin: str
-    metadata: Mapping[str, str]
-    result: Mapping[str, Any]
-
-    def expects(self) -> dict[str, Any]:
-        """Normalisation of images and names of classes, as far as they are known."""
-        return {key: json.loads(self.metadata[key]) for key in (NORMALISATION_KEY, CLASS_NAMES_KEY) if key in self.metadata}
+    network: LITv2 | Int8Network
+    examples: Tensor
+    trained: Trained
+    float_layers: Sequence[str] = ()
 
 
-def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration: Calibration, folder: Path) -> Path:
+def deploy(
+    file: Path,
+    formats: Sequence[str],
+    target: PairedTarget,
+    calibration: Calibration,
+    folder: Path,
+    images: DeployedImages | None = None,
+) -> Path:
     """Write an exported network in some formats, with a card.
 
     Args:
@@ -73,6 +80,7 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
         target: measures the files.
         calibration: of the anchor on the target.
         folder: where to write.
+        images: to calibrate int8 files with, and to compute the accuracy of all files; None for float32 files alone.
 
     Returns:
         The folder.
@@ -88,6 +96,17 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
     architecture_file.write(folder / ARCHITECTURE, comment, architecture, facts)
     side = network_input(architecture, facts).img_size
     shape = (trained.network.in_chans, side, side)
+    networks = {FLOAT32: Deployable(trained.network, torch.rand(TRACED_BATCH, *shape), trained)}
+    if INT8 in {FORMATS[name].dtype for name in formats}:
+        assert images is not None
+        fine_tuned = trained_network(file, architecture, facts, INT8)
+        networks[INT8] = int8_network(fine_tuned, images, side, file)
+    files = {}
+    for name in formats:
+        network = networks[FORMATS[name].dtype]
+        files[name] = write_and_measure(network, name, folder, shape, target, calibration)
+        if images is not None and network.trained.is_trained:
+            files[name] |= accuracy_of_file(name, folder, images, network.trained, side)
     body = {
         "trained": trained.result,
         "weights": trained.origin,
@@ -95,7 +114,7 @@ def deploy(file: Path, formats: Sequence[str], target: PairedTarget, calibration
         "device": {**target.fingerprint(), "input_size": "x".join(map(str, shape))},
         "calibration": calibration.to_dict(),
         "input_shape": list(shape),
-        "files": {name: write_and_measure(trained, name, folder, shape, target, calibration) for name in formats},
+        "files": files,
     }
     write_text(folder / FACTS, json.dumps(body, indent=2) + "\n")
     uses = {name: FORMATS[name].use for name in formats}
@@ -121,47 +140,36 @@ def check_runs_files(target: PairedTarget) -> None:
         raise UserError(f"latency={name}: exported files run on this machine's CPU here; choose latency=onnxruntime")
 
 
-def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, Any]) -> Trained:
-    """Build the network with the weights that search.train left beside its file, or else with random ones."""
-    weights, report = file.with_suffix(".safetensors"), file.with_suffix(".result.json")
-    if not weights.exists():
-        log.warning("there is no %s: the files get random weights; train first with search.train arch=%s", weights, file)
-        in_chans, _, num_classes = network_input(architecture, facts)
-        network = build(architecture, in_chans=in_chans, num_classes=num_classes).eval()
-        return Trained(network, "random, untrained", metadata_of(architecture.key, facts.get(NORMALISATION_KEY)), {})
-    try:
-        network = network_with(architecture, load_file(weights))
-        metadata, result = read_metadata(weights), result_of(weights, report)
-        if NORMALISATION_KEY not in metadata and NORMALISATION_KEY in result:  # weights of version 0.1
-            metadata |= metadata_of(architecture.key, result[NORMALISATION_KEY])
-        return Trained(network, f"trained by search.train, {weights.name}", metadata, result)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{weights} cannot be read ({one_line(error)}); train again with search.train arch={file}"
-        ) from error
+def int8_network(trained: Trained, images: DeployedImages, side: int, file: Path) -> Deployable:
+    """Round a network to 8-bit integers, but for its most sensitive layers."""
+    examples = images.calibration(trained.normalisation(file), side)
+    batches = torch.split(examples, BATCH_SIZE)
+    rounded = without_sensitive_layers(calibrated(prepare(trained.network), batches), batches)
+    names = float_layers(rounded, examples[:1])
+    listed = f": {', '.join(names)}" if names else ""
+    log.info("int8: %d of %d linear layers stay in float32%s", len(names), len(rounded.ranges), listed)
+    return Deployable(rounded, examples, trained, names)
 
 
-def result_of(weights: Path, report: Path) -> Mapping[str, Any]:
-    """What search.train reported about weights; nothing, with a warning, if its report is of other ones.
+def accuracy_of_file(name: str, folder: Path, images: DeployedImages, trained: Trained, side: int) -> dict[str, Any]:
+    """Run a file on the test set. Returns facts for the card.
 
     Raises:
-        ValueError, OSError: if the report cannot be read.
+        UserError: if the network has other classes.
     """
-    result = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
-    if not isinstance(result, dict):
-        raise ValueError(f"{report} is not a result of search.train")
-    if result.get("weights_sha256") == sha256(weights):
-        return result
-    log.warning(
-        "%s: the card gets no accuracy of %s; run search.train to its end",
-        f"{report} is of other weights" if result else f"there is no {report}",
-        weights,
-    )
-    return {}
+    path = folder / FORMATS[name].file
+    if trained.network.num_classes != images.num_classes:
+        raise UserError(
+            f"the weights are for {trained.network.num_classes} classes, the data of the search have {images.num_classes}: "
+            "train on the data of the search, or ask for float32 formats alone"
+        )
+    accuracy = images.test_accuracy(FORMATS[name].load(path, os.cpu_count() or 1), trained.normalisation(path), side)
+    log.info("%s: test accuracy %.4f ±%.4f", path, accuracy.accuracy, accuracy.standard_error)
+    return {"test_accuracy": accuracy.accuracy, "test_images": accuracy.num_images}
 
 
 def write_and_measure(
-    trained: Trained,
+    deployable: Deployable,
     name: str,
     folder: Path,
     shape: tuple[int, int, int],
@@ -170,13 +178,22 @@ def write_and_measure(
 ) -> dict[str, Any]:
     """Write one format. Returns the facts about it for the card."""
     path = folder / FORMATS[name].file
-    parity = write_checked(trained, name, path, shape)
+    parity = write_checked(deployable, name, path, shape)
     latency = measure(name, path, target, calibration, shape)
     log.info("%s: %.3f ms, outputs within %.0e of PyTorch's", path, latency.latency_ms, parity)
-    return {"file": path.name, "parity": parity, "latency": latency.summary()}
+    facts = {"file": path.name, "bytes": size_of(path), "parity": parity, "latency": latency.summary()}
+    if FORMATS[name].dtype == INT8:
+        facts |= {"weights": deployable.trained.origin, "float32_layers": list(deployable.float_layers)}
+    return facts
 
 
-def write_checked(trained: Trained, name: str, path: Path, shape: tuple[int, int, int]) -> float:
+def size_of(path: Path) -> int:
+    """Bytes of a file, and of OpenVINO's weights beside it."""
+    weights = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
+    return sum(file.stat().st_size for file in [path, *weights])
+
+
+def write_checked(deployable: Deployable, name: str, path: Path, shape: tuple[int, int, int]) -> float:
     """Write a file and run it on batches of several sizes.
 
     Args:
@@ -188,19 +205,24 @@ def write_checked(trained: Trained, name: str, path: Path, shape: tuple[int, int
     Raises:
         UserError: if it cannot be written, or computes something else.
     """
-    kind, network = FORMATS[name], trained.network
+    kind, network = FORMATS[name], deployable.network
+    if kind.package:
+        try:
+            require(kind.package, f"format={name}", kind.package)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     try:
-        kind.write(network, torch.rand(TRACED_BATCH, *shape), path, trained.metadata)
+        kind.write(network, deployable.examples, path, deployable.trained.metadata)
         compute = kind.load(path, 1)
         differences = [difference(network, compute, torch.rand(batch, *shape)) for batch in BATCHES]
     except SearchStopped:  # the file cannot be written
         raise
     except Exception as error:  # whatever an exporter or a runtime raises
         raise UserError(f"format={name}: {path} cannot be written and run ({one_line(error)}); omit that format") from error
-    if not max(differences) <= PARITY:
+    if not max(differences) <= PARITY[kind.dtype]:
         raise UserError(
             f"format={name}: the outputs of {path} differ from PyTorch's by {max(differences):.1e}, which is above "
-            f"{PARITY:.0e}; omit that format"
+            f"{PARITY[kind.dtype]:.0e}; omit that format"
         )
     return max(differences)
 

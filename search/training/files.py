@@ -86,6 +86,16 @@ class TrainingResult:
         write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
+def weights_file(architecture: Path, dtype: str = "float32") -> Path:
+    """The file of a network's trained weights, beside that of its architecture; those trained for int8 have their own."""
+    return architecture.with_suffix(".safetensors" if dtype == "float32" else f".{dtype}.safetensors")
+
+
+def result_file(architecture: Path, dtype: str = "float32") -> Path:
+    """The file of what search.train reports about these weights."""
+    return architecture.with_suffix(".result.json" if dtype == "float32" else f".{dtype}.result.json")
+
+
 def save_weights(model: LITv2, normalisation: Normalisation, file: Path, class_names: Sequence[str] = ()) -> None:
     """Write the weights of a model, with its architecture, and the images and classes that they are for."""
     write_weights(model, metadata_of(model.architecture.key, asdict(normalisation), class_names), file)

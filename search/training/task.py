@@ -10,7 +10,6 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,16 +24,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from models.architecture import check_int, check_number
+from models.deploy.int8 import RoundedLayers
 from models.deploy.memory import keep_freed_memory
 from search import UserError
-from search.training.class_weights import balanced_weights, check_class_weights
+from search.training.class_weights import balanced_weights
 from search.training.data import Batches
 from search.training.processes import world_size_and_rank
 from search.training.progress import Progress
 from search.training.resizing import resized
 from search.training.resuming import epoch_checkpoint, num_finished_epochs, seed_epochs
 from search.training.schedule import num_epochs, warmup_cosine
+from search.training.settings import TrainSettings as TrainSettings
 from search.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -53,61 +53,6 @@ class TrainingData(Protocol):
 
 class NonFiniteLoss(UserError):
     """Training diverged: a mistake in the settings, or in a search a failed trial."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Optimiser and schedule: AdamW without weight decay on norms and biases, linear warm-up, cosine decay.
-
-    Args:
-        max_epochs: Number of passes over the training images.
-        batch_size: Number of images per device that are computed at a time.
-        lr: Peak learning rate.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Fraction of the steps in which the learning rate rises to its peak, in [0, 1).
-        label_smoothing: Probability that is spread over all classes, in [0, 1).
-        clip_norm: Largest norm of the gradient; 0 for no limit.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        accelerator: As in `lightning.Trainer`; "auto" uses a GPU if there is one.
-        class_weights: "balanced" to weight the loss of each image by the inverse frequency of its class; None for equal
-            weights.
-        max_steps: Largest number of steps, in whole epochs, of which there is at least one; None for no limit.
-        accumulate: Number of batches per step, whose gradients are averaged.
-
-    Raises:
-        ValueError: If a setting is out of range; the message names it.
-    """
-
-    max_epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    warmup: float
-    label_smoothing: float
-    clip_norm: float
-    drop_path_rate: float
-    accelerator: str
-    class_weights: str | None = None
-    max_steps: int | None = None
-    accumulate: int = 1
-
-    def __post_init__(self) -> None:
-        check_class_weights(self.class_weights)
-        check_int("train.accumulate", self.accumulate, 1)
-        check_int("train.max_epochs", self.max_epochs, 1)
-        if self.max_steps is not None:
-            check_int("train.max_steps", self.max_steps, 1)
-        check_int("train.batch_size", self.batch_size, 1)
-        check_number("train.lr", self.lr, 1e-12)
-        for name in ("weight_decay", "clip_norm"):
-            check_number(f"train.{name}", getattr(self, name), 0)
-        for name in ("warmup", "label_smoothing", "drop_path_rate"):
-            check_number(f"train.{name}", getattr(self, name), 0, 0.999)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, without optional settings that are at their defaults: a new one changes no digest."""
-        defaults = {field.name: field.default for field in fields(self)}
-        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
 class ImageClassification(lightning.LightningModule):
@@ -141,7 +86,9 @@ class ImageClassification(lightning.LightningModule):
         self.register_buffer("class_weights", None, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(resized(images, self.img_size))  # type: ignore[no-any-return]
+        is_rounded = self.training and self.settings.quantise is not None
+        with RoundedLayers() if is_rounded else contextlib.nullcontext():
+            return self.model(resized(images, self.img_size))  # type: ignore[no-any-return]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch

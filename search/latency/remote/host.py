@@ -40,11 +40,13 @@ class OnnxNetwork:
         content: Its ONNX file.
         x: An input, (B, C, H, W), float32.
         model: The same network in PyTorch, whose outputs the device's are compared with.
+        dtype: That of the file.
     """
 
     content: bytes
     x: Tensor
     model: nn.Module
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +176,7 @@ class NetworksOnDevice:
             shape = (len(network.x), *network.model(network.x[:1]).shape[1:])
         if outputs.numel() != math.prod(shape):
             raise ProtocolError(f"the device returned {outputs.numel()} outputs instead of {math.prod(shape)}")
-        self.parities[name] = check_parity("ssh", network.model, network.x, outputs.reshape(shape), "float32")
+        self.parities[name] = check_parity("ssh", network.model, network.x, outputs.reshape(shape), network.dtype)
         return name
 
     def drop_all_but(self, anchor: RemoteNetwork) -> None:

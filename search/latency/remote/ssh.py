@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from search.latency.onnxruntime import onnx_file
+from search.latency.onnxruntime import file_of
 from search.latency.remote.access import SshAccess
 from search.latency.remote.host import OnnxNetwork, SshHost
 from search.latency.runtime import PYTORCH, Runtime
@@ -43,13 +43,15 @@ def ssh_target(
 
 
 def convert(model: nn.Module, x: Tensor, dtype: str, num_threads: int) -> OnnxNetwork:
-    return OnnxNetwork(onnx_file(model, x), x, model)
+    content, reference = file_of(model, x, dtype)
+    return OnnxNetwork(content, x, reference, dtype)
 
 
 RUNTIME = Runtime(
     "ssh",
     backend="onnxruntime over ssh, CPUExecutionProvider",
     convert=convert,
+    dtypes=("float32", "int8"),
     packages=(*PYTORCH, "onnx", "onnxscript"),
     runs_files=False,
 )

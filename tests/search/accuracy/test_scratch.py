@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from models.architecture import Architecture
+from models.deploy.int8 import Int8Network
 from models.litv2 import build
 from search.accuracy.base import Accuracy
 from search.accuracy.cache import AccuracyCache
@@ -23,7 +24,15 @@ from search.accuracy.scratch import ScratchEvaluator
 from search.training import sources
 from search.training.data import ImageData
 from search.training.files import save_weights
-from search.training.task import ImageClassification, NonFiniteLoss, TrainSettings, fit, ignore_loader_warnings, make_trainer
+from search.training.task import (
+    ImageClassification,
+    NonFiniteLoss,
+    TrainSettings,
+    fit,
+    ignore_loader_warnings,
+    make_trainer,
+    predict,
+)
 from search.training.task import test_accuracy as evaluate  # pytest would collect it under its own name
 from tests.contracts.accuracy_evaluator import *  # noqa: F403
 from tests.support.networks import enliven
@@ -61,6 +70,25 @@ def test_result_after_a_line_that_was_cut_short_is_read(
     file.write_text('{"name": "torn', encoding="utf-8")
     accuracy = AccuracyCache(evaluator, {}, file).evaluate(architecture, seed=0)
     assert AccuracyCache(evaluator, {}, file).get(architecture, seed=0) == accuracy
+
+
+def test_networks_of_an_int8_search_are_validated_in_int8(
+    data: ImageData, evaluator: ScratchEvaluator, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated: list[nn.Module] = []
+
+    def watched(task: ImageClassification, *args: Any) -> Any:
+        validated.append(task.model)
+        return predict(task, *args)
+
+    monkeypatch.setattr("search.accuracy.scratch.predict", watched)
+    int8 = ScratchEvaluator(data, SETTINGS, width_multiplier=1.0, num_threads=1, dtype="int8")
+    assert int8.fingerprint() == evaluator.fingerprint() | {"dtype": "int8"}
+    accuracies = [each.evaluate(architecture, 0, lambda share: None) for each in (evaluator, int8)]
+    assert [isinstance(model, Int8Network) for model in validated] == [False, True]
+    assert accuracies[1].accuracy == pytest.approx(accuracies[0].accuracy, abs=0.1)
+    with pytest.raises(ValueError, match="the dtype int4 of accuracies must be one of float32, int8"):
+        ScratchEvaluator(data, SETTINGS, width_multiplier=1.0, num_threads=1, dtype="int4")
 
 
 def test_proxy_is_narrower_than_the_deployed_network(

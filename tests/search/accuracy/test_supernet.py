@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models.deploy
+from models.deploy.int8 import calibrated
+from models.deploy.onnx import record_onnx
+from models.deploy.onnx_int8 import quantise_onnx
 from models.elastic import Bounds, ElasticLITv2
 from models.litv2 import LITv2, build
 from search import UserError
@@ -29,6 +32,7 @@ from search.accuracy.cache import AccuracyCache
 from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.supernet import SupernetEvaluator, SupernetTraining
 from search.accuracy.trained_supernet import TrainedSupernet
+from search.latency.onnx_session import open_session
 from search.results.export import origin_of_share
 from search.space.space import Space
 from search.training import sources
@@ -134,6 +138,23 @@ def test_further_study_takes_the_supernet_from_the_cache(
     request.getfixturevalue("untrainable")
     other = make_evaluator(data, Path(evaluator.cache))
     assert other.evaluate(SPACE.sample([0]), 0, lambda share: None).accuracy == expected.accuracy
+
+
+def test_int8_score_is_the_accuracy_of_the_int8_file(evaluator: SupernetEvaluator, data: ImageData) -> None:
+    architecture, int8 = SPACE.sample([1]), dataclasses.replace(evaluator, dtype="int8")
+    assert int8.cache_folder(0) == evaluator.cache_folder(0)  # one supernet, whatever its networks are deployed as
+    assert int8.fingerprint() == evaluator.fingerprint() | {"dtype": "int8"}
+    evaluator.prepare(0, lambda share: None)
+    score = int8.evaluate(architecture, 0, lambda share: None)
+    trained = TrainedSupernet.open(evaluator.weights_file(0))
+    form = models.deploy.prepare(trained.extract(architecture))
+    images = trained.normalised_images()
+    content = quantise_onnx(record_onnx(form, images[:1]), calibrated(form, images.split(64)).ranges)
+    outputs = open_session(content, 1).run(None, {"x": data.normalisation.apply(data.val.images).numpy()})[0]
+    is_right = outputs.argmax(1) == data.val.labels.numpy()
+    correct = score.correct_images()
+    assert correct is not None
+    assert (correct == is_right).mean() >= 0.98  # a number between two steps may be rounded to the other one
 
 
 def test_exported_share_predicts_what_the_search_scored(

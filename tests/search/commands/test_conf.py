@@ -181,7 +181,7 @@ def test_sampler(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "needed"), [("accuracy", {"data", "train"}), ("engine", {"targets", "make_evaluator", "settings"})]
+    ("group", "needed"), [("accuracy", {"data", "dtype", "train"}), ("engine", {"targets", "make_evaluator", "settings"})]
 )
 def test_partial_roles(group: str, needed: set[str]) -> None:
     for name in files(group):

@@ -51,6 +51,22 @@ def test_measures_models_and_files_in_turn(tmp_path: Path, exported: Path, capsy
         assert model["images_per_second"] == pytest.approx(1e3 / latency["latency_ms"])
 
 
+def test_runtimes_are_compared_in_one_run(tmp_path: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "latency.json"
+    runtimes = ["cpu", "onnxruntime", "onnxruntime:int8"]
+    assert call("measure", [*QUICK, f"arch={exported}", f"runtimes=[{','.join(runtimes)}]", f"output={output}"]) == 0
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert [(model["runtime"], model["dtype"]) for model in data["models"]] == [
+        ("cpu", "float32"), ("onnxruntime", "float32"), ("onnxruntime", "int8"),
+    ]  # fmt: skip
+    fastest = min(data["models"], key=lambda model: model["latency"]["latency_ms"])
+    printed = capsys.readouterr().out
+    assert all(runtime in printed for runtime in runtimes)
+    name = fastest["runtime"] + (":int8" if fastest["dtype"] == "int8" else "")
+    assert f"trial-00003 is the fastest in {name}" in printed
+    assert data["models"][2]["latency"]["file_bytes"] < data["models"][1]["latency"]["file_bytes"]
+
+
 def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path) -> None:
     output = tmp_path / "latency.json"
     assert call("measure", [*QUICK, f"arch={exported}", f"output={output}"]) == 0
@@ -68,7 +84,15 @@ def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path)
         (["model=qqqqqq"], "timm.list_models"),
         (["arch=missing.yaml"], "arch=missing.yaml cannot be read"),
         (["model=litv2_s", "latency.input_size=0"], "latency.input_size=0 must be"),
-        (["model=litv2_s", "latency.dtype=int8"], "latency.dtype=int8 does not run with onnxruntime; take float32"),
+        (
+            ["model=litv2_s", "latency.dtype=bfloat16"],
+            "latency.dtype=bfloat16 does not run with onnxruntime; take float32, int8",
+        ),
+        (
+            ["model=litv2_s", "runtimes=[cpu,tpu]"],
+            "runtimes: tpu is unknown; choose from cpu, cpu_compiled, onnxruntime, openvino",
+        ),
+        (["model=litv2_s", "runtimes=cpu:int8"], "latency.dtype=int8 does not run with cpu; take float32, bfloat16"),
         (["model=litv2_s", "output=nowhere/out.json"], "there is no folder nowhere"),
         (["model=litv2_s", "latency=tpu"], "tpu"),
         (["model=litv2_s", "latency.input_size=8"], "litv2_s does not take an input of 3x8x8"),

@@ -38,9 +38,9 @@ def test_head_of_zeros_is_compared_too() -> None:
 
 def test_missing_extra_is_named() -> None:
     with pytest.raises(ValueError, match=r"latency=openvino needs the package no-such-package.*hilo-nas\[openvino\]"):
-        require("no-such-package", "openvino", "openvino")
+        require("no-such-package", "latency=openvino", "openvino")
     with pytest.raises(ValueError, match=r"latency=onnxruntime needs.*pip install no-such-package$"):
-        require("no-such-package", "onnxruntime", "")
+        require("no-such-package", "latency=onnxruntime", "")
 
 
 def test_every_installation_has_what_the_default_runtime_needs() -> None:

@@ -37,9 +37,16 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+def int8_target(**settings: Any) -> PairedTarget:
+    return onnxruntime_target(**{**settings, "dtype": "int8"})
+
+
 TARGETS = [
     cpu_target,
     onnxruntime_target,
+    int8_target,
     pytest.param(openvino_target, marks=pytest.mark.slow),
     pytest.param(compiled_cpu_target, marks=[pytest.mark.slow, needs_compiler]),
     pytest.param(cuda_target, marks=needs_gpu),
@@ -73,6 +80,39 @@ def test_converted_network_computes_the_same(make: Any) -> None:
     assert ready.loaded.parity is not None
     assert ready.loaded.parity <= 1e-4
     assert ready.prepare_seconds > 0
+
+
+@pytest.mark.parametrize("make", [onnxruntime_target, openvino_target])
+def test_int8_network_computes_the_same_as_rounded_in_pytorch(make: Any) -> None:
+    architecture = dataclasses.replace(LARGE, downsample="dtm")
+    target = make(**{**SETTINGS, "dtype": "int8"})
+    parity = target.make_ready(Network(partial(with_live_offsets, architecture), (1, 32, 32))).loaded.parity
+    assert parity is not None
+    assert parity < 0.02
+
+
+def test_other_models_are_quantised_with_their_convolutions() -> None:
+    ready = {
+        dtype: onnxruntime_target(**{**SETTINGS, "dtype": dtype}).make_ready(CONVOLUTIONS) for dtype in ("float32", "int8")
+    }
+    assert ready["float32"].loaded.parity < 1e-4 < ready["int8"].loaded.parity < 0.1
+    assert ready["int8"].loaded.file_bytes < 0.4 * ready["float32"].loaded.file_bytes
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 3),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+CONVOLUTIONS = Network(convolutions, (1, 32, 32))
 
 
 def test_network_is_measured_at_the_image_size_that_it_has() -> None:

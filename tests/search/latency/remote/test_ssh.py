@@ -101,6 +101,14 @@ def test_outputs_are_those_of_pytorch(target: PairedTarget, calibration: Calibra
     assert parity < 1e-5
 
 
+def test_int8_network_computes_on_the_device_what_it_does_in_pytorch(access: dict[str, Any]) -> None:
+    target = ssh_target(**{**SETTINGS, "dtype": "int8"}, **access)
+    latency = target.measure(LARGE, target.calibrate(SMALL))
+    assert latency.parity is not None
+    assert latency.parity < 0.02
+    connection_of(target).close()
+
+
 def test_fingerprint_says_what_the_device_is_and_not_how_it_is_reached(target: PairedTarget, access: dict[str, Any]) -> None:
     fingerprint = target.fingerprint()
     assert fingerprint["target"] == "ssh"

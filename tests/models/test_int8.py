@@ -1,0 +1,160 @@
+"""Networks in 8-bit integers: an int8 file and its counterpart in PyTorch compute the same, by the formula of the paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.architecture import Architecture
+from models.deploy import prepare
+from models.deploy.int8 import InputRange, Int8Network, RoundedLayers, calibrated, rounded_linear
+from models.deploy.onnx import NoOnnxForm, export_onnx, record_onnx
+from models.deploy.onnx_int8 import quantise_onnx
+from models.litv2 import LITv2, build
+from tests.support.networks import NETWORKS, enliven
+
+SAME_STEPS = 0.5  # of the effect of rounding: what remains where a number between two steps is rounded to the other one
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda architecture: architecture.key)
+def network(request: pytest.FixtureRequest) -> LITv2:
+    return make_network(request.param)
+
+
+def make_network(architecture: Architecture) -> LITv2:
+    return enliven(build(architecture, num_classes=5)).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def run(content: bytes, x: Tensor) -> Tensor:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_file_computes_what_the_network_computes_in_pytorch(network: LITv2, images: Tensor, is_prepared: bool) -> None:
+    form = prepare(network) if is_prepared else network
+    rounded = calibrated(form, [images])
+    with torch.no_grad():
+        expected, plain = rounded(images), network(images)
+    outputs = run(quantise_onnx(record_onnx(form, images), rounded.ranges), images)
+    assert 1e-4 < relative(expected, plain) < 0.1
+    assert relative(outputs, expected) < SAME_STEPS * relative(outputs, plain)
+
+
+def test_exported_file_takes_any_number_of_images(images: Tensor, tmp_path: Path) -> None:
+    network, file = make_network(NETWORKS[0]), tmp_path / "model.onnx"
+    form = prepare(network)
+    rounded = calibrated(form, [images])
+    export_onnx(form, images, file, any_batch=True)
+    content = quantise_onnx(file.read_bytes(), rounded.ranges)
+    for batch in (images[:1], torch.cat([images, images.flip(0), images])):
+        with torch.no_grad():
+            expected, plain = rounded(batch), network(batch)
+        outputs = run(content, batch)
+        assert relative(outputs, expected) < SAME_STEPS * relative(outputs, plain)
+
+
+def test_every_weight_of_a_linear_layer_is_stored_in_8_bits(network: LITv2, images: Tensor) -> None:
+    form = prepare(network)
+    rounded = calibrated(form, [images])
+    model = onnx.load_from_string(quantise_onnx(record_onnx(form, images), rounded.ranges))
+    onnx.checker.check_model(model, full_check=True)
+    stored = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    matrices = [tensor for tensor in stored if len(tensor.dims) == 2]
+    assert len(matrices) == len(rounded.ranges) > 10
+    in_8_bits = sum(int(np.prod(tensor.dims)) for tensor in matrices)
+    assert in_8_bits > 0.85 * sum(parameter.numel() for parameter in form.parameters())
+
+
+def test_layers_compute_in_integers_in_onnx_runtime(images: Tensor, tmp_path: Path) -> None:
+    form = prepare(make_network(NETWORKS[1]))
+    rounded = calibrated(form, [images])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(
+        quantise_onnx(record_onnx(form, images), rounded.ranges), options, providers=["CPUExecutionProvider"]
+    )
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert sum(kinds.count(kind) for kind in ("MatMulIntegerToFloat", "QGemm")) == len(rounded.ranges)
+
+
+def test_layer_is_rounded_by_the_formula() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = 3 * torch.randn(50, 16) + 1, torch.randn(8, 16), torch.randn(8)
+    of_input = InputRange(-2.0, 5.0)
+    stored_x = np.clip(np.rint(x.numpy() / np.float32(of_input.scale)) + of_input.zero_point, 0, 255).astype(np.int64)
+    scales = np.abs(weight.numpy()).max(1) / 127
+    stored_weight = np.rint(weight.numpy() / scales[:, None]).astype(np.int64)
+    sums = (stored_x - of_input.zero_point) @ stored_weight.T  # whole numbers, as in a file
+    expected = sums * of_input.scale * scales + bias.numpy()
+    np.testing.assert_allclose(rounded_linear(x, weight, bias, of_input).numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_zero_stays_zero() -> None:
+    """Padding and what ReLU leaves must not change."""
+    for low, high in ((-1.0, 3.0), (0.0, 7.3), (-2.2, 0.0), (0.0, 0.0)):
+        of_input = InputRange.of(torch.tensor([low, high]))
+        rounded = rounded_linear(torch.zeros(1, 4), torch.randn(2, 4), None, of_input)
+        assert (rounded == 0).all()
+    assert InputRange.of(torch.tensor([2.0, 3.0])) == InputRange(0.0, 3.0)
+
+
+def test_calibration_covers_all_batches(network: LITv2, images: Tensor) -> None:
+    form = prepare(network)
+    apart, together = calibrated(form, images.split(1)).ranges, calibrated(form, [images]).ranges
+    assert len(apart) == len(together)
+    for first, second in zip(apart, together, strict=True):
+        assert first is not None
+        assert second is not None
+        assert (first.low, first.high) == pytest.approx((second.low, second.high), rel=1e-4, abs=1e-5)
+
+
+def test_layer_without_a_range_stays_in_float32(images: Tensor) -> None:
+    form = prepare(make_network(NETWORKS[0]))
+    rounded = calibrated(form, [images])
+    first_only = Int8Network(form, [rounded.ranges[0], *[None] * (len(rounded.ranges) - 1)])
+    none = Int8Network(form, [None] * len(rounded.ranges))
+    with torch.no_grad():
+        plain = form(images)
+        assert relative(none(images), plain) < 1e-5
+        assert relative(none(images), plain) < relative(first_only(images), plain) < relative(rounded(images), plain)
+        content = quantise_onnx(record_onnx(form, images), first_only.ranges)
+        assert relative(run(content, images), first_only(images)) < 1e-4
+
+
+def test_file_of_another_network_is_refused(images: Tensor) -> None:
+    small, other = (prepare(make_network(architecture)) for architecture in NETWORKS[:2])
+    with pytest.raises(NoOnnxForm, match="linear layers"):
+        quantise_onnx(record_onnx(small, images), calibrated(other, [images]).ranges)
+
+
+def test_training_goes_on_through_the_rounding(network: LITv2, images: Tensor) -> None:
+    with RoundedLayers():
+        loss = F.cross_entropy(network.train()(images), torch.tensor([0, 1]))
+    loss.backward()
+    without = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    plain = make_network_like(network)
+    F.cross_entropy(plain(images), torch.tensor([0, 1])).backward()
+    assert without == [name for name, parameter in plain.named_parameters() if parameter.grad is None]
+
+
+def make_network_like(network: LITv2) -> nn.Module:
+    return make_network(network.architecture).train()
