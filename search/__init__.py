@@ -20,7 +20,7 @@ class SearchStopped(Exception):
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, prefixed by its type unless the message was written for users."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError | SearchStopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if isinstance(error, (UserError, SearchStopped)) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def causes(error: BaseException, with_contexts: bool = True) -> Iterator[BaseException]:

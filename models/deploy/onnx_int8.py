@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from models.deploy.int8 import LARGEST_WEIGHT, InputRange, weight_scales
 from models.deploy.onnx_graph import NoOnnxForm
@@ -32,7 +33,7 @@ def quantise_onnx(content: bytes, ranges: Sequence[InputRange | None]) -> bytes:
     """
     model = onnx.load_from_string(content)
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = fold_constants(graph)
     layers = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in constants]
     if len(layers) != len(ranges):
         raise NoOnnxForm(f"the ONNX file has {len(layers)} linear layers, and the network calls {len(ranges)}")
@@ -46,6 +47,29 @@ def quantise_onnx(content: bytes, ranges: Sequence[InputRange | None]) -> bytes:
     graph.node.extend(writer.nodes)
     graph.initializer.extend(constants_read)
     return bytes(model.SerializeToString())
+
+
+def fold_constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Replace operators whose inputs are constants by their outputs, such as the part of a weight that a layer reads.
+
+    Returns:
+        The constants of the graph, by name.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        if node.input and set(node.input) <= {*constants, ""}:
+            inputs = {name: numpy_helper.to_array(constants[name]) for name in node.input if name}
+            outputs = ReferenceEvaluator(node).run(None, inputs)
+            constants |= {
+                name: numpy_helper.from_array(value, name) for name, value in zip(node.output, outputs, strict=True)
+            }
+        else:
+            nodes.append(node)
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants.values())
+    return constants
 
 
 class Int8Writer:

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from search.latency.runtime import Runtime
 from search.latency.target import Form, Network, PairedTarget, check_form
 from search.results import architecture_file
 from search.results.architecture_file import IMAGENET, network_input
-from search.results.deployment import check_runs_files, measure_again, read_facts
+from search.results.deployment import check_runs_files, measure_again, measure_elsewhere, read_facts
 from search.results.formats import FORMATS
 from search.results.tables import latency_text
 from search.results.view import make_console
@@ -136,7 +136,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def measure_deployed(folder: Path, latency: DictConfig, trusted: bool, console: Console) -> None:
-    """Measure the files of an export again, and compare them with their card.
+    """Measure the files of an export again, and compare them with their card; or on another device, with each other.
 
     Args:
         trusted: whether files may be loaded that can run code.
@@ -147,10 +147,13 @@ def measure_deployed(folder: Path, latency: DictConfig, trusted: bool, console: 
     facts = read_facts(folder)
     in_chans, side, _ = facts["input_shape"]
     make_target = target_of(latency, img_size=side, in_chans=in_chans, num_classes=facts["device"]["num_classes"])
+    target: PairedTarget = construct(make_target)
+    if target.runtime.convert_file is not None:
+        console.print(device_table(folder, measure_elsewhere(folder, target), target))
+        return
     table = Table(title=f"{folder}: with the calibration of its card", title_justify="left")
     for header in ("file", "card, ms [95 % CI]", "now, ms [95 % CI]", "ratio [95 % CI]"):
         table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
-    target: PairedTarget = construct(make_target)
     check_runs_files(target)
     for name, (of_card, now) in measure_again(folder, target, trusted).items():
         texts = (escape(latency_text(latency)) for latency in (of_card, now))
@@ -183,6 +186,19 @@ def fastest_text(measured: Sequence[Measured]) -> str:
 def form_name(form: Form) -> str:
     """A runtime as `runtimes` names it."""
     return form.runtime.name if form.dtype == "float32" else f"{form.runtime.name}:{form.dtype}"
+
+
+def device_table(folder: Path, latencies: Mapping[str, Latency], target: PairedTarget) -> Table:
+    """Files of an export on another device, and how fast each is there against the first."""
+    device = target.fingerprint()
+    table = Table(title=f"{folder} on {device['device']}, {target.settings.num_threads} thread(s)", title_justify="left")
+    for header in ("file", "ms [95 % CI]", "ratio [95 % CI]", "difference from here"):
+        table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
+    first = next(iter(latencies.values()))
+    for name, latency in latencies.items():
+        ratio = escape(str(latency.estimate.over(first.estimate)))
+        table.add_row(FORMATS[name].file, escape(latency_text(latency)), ratio, f"{latency.parity:.0e}")
+    return table
 
 
 def time_all(target: PairedTarget, turns: Sequence[tuple[Candidate, Form]]) -> tuple[Calibration, list[Latency]]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 from models.architecture import Architecture
 from search.latency.estimate import ESTIMATE_KEYS, Estimate
 from search.latency.repeatability import ASSUMED, Repeatability
+from search.latency.rounds import Round as Round
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,6 @@ class Calibration:
             data["repetitions"],
             Repeatability.from_dict(data["repeatability"]) if "repeatability" in data else ASSUMED,
         )
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of timing: each run of the candidate lies between two runs of the anchor.
-
-    Attributes:
-        candidate_ms: One time for each run of the candidate.
-        anchor_ms: One time for each run of the anchor; one more than candidate_ms has.
-    """
-
-    candidate_ms: tuple[float, ...]
-    anchor_ms: tuple[float, ...]
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """Each candidate time over the mean of the anchor times before and after it."""
-        pairs = zip(self.anchor_ms, self.anchor_ms[1:], strict=False)
-        return tuple(c / ((a + b) / 2) for c, (a, b) in zip(self.candidate_ms, pairs, strict=True))
 
 
 @dataclass(frozen=True)

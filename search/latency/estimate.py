@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 LEVEL = 0.95  # of intervals unless another one is named
 
@@ -121,7 +121,7 @@ class Estimate:
         }
 
     @classmethod
-    def from_dict(cls, key: str, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, key: str, data: Mapping[str, Any]) -> Estimate:
         """Read what `to_dict` returned, or what version 0.1 stored: an interval of another measurement alone."""
         if "standard_error" in data:
             return cls(data[key], data["standard_error"], data["degrees_of_freedom"])

@@ -23,7 +23,7 @@ def cpu_name(root: Path = Path("/")) -> str:
     models = entries.get("model name", [])
     cores = [
         f"{maker}/{part}"
-        for maker, part in sorted({*zip(entries.get("CPU implementer", []), entries.get("CPU part", []), strict=False)})
+        for maker, part in sorted({*zip(entries.get("CPU implementer", []), entries.get("CPU part", []))})  # noqa: B905
     ]
     if models and not cores:
         return models[0]

@@ -28,9 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from search.latency.base import Round
 from search.latency.estimate import Estimate
 from search.latency.repeatability import ASSUMED, LEAST_DEVIATION, Repeatability
+from search.latency.rounds import Round
 
 ROUND_SECONDS = 0.2
 MIN_ROUNDS = 8  # before the interval may end a measurement: the spread of fewer rounds is a guess

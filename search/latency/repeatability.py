@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 from search.latency.estimate import LEVEL, Estimate, student
 
@@ -57,7 +57,7 @@ class Repeatability:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> Repeatability:
         """Read what `to_dict` returned."""
         return cls(**data)
 

@@ -61,7 +61,9 @@ class Runtime(Generic[NetworkT]):
         packages: Required packages, whose versions are part of the fingerprint.
         extra: The project's extra that installs them; empty if every installation has them.
         loads_copies: False if a converted network exists once, so that loading it again returns the same one.
-        runs_files: True if files of search.export can be timed beside networks of this runtime.
+        runs_files: True if files of search.export can be timed beside networks of this runtime in this process.
+        convert_file: Makes what the host loads from the content of an ONNX file, an input and the file's dtype; None if the
+            host runs no such files by itself.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Runtime(Generic[NetworkT]):
     extra: str = ""
     loads_copies: bool = True
     runs_files: bool = True
+    convert_file: Callable[[bytes, Tensor, str], NetworkT] | None = None
 
 
 def require(package: str, target: str, extra: str) -> None:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.architecture import Architecture, check_int, check_number
 from models.deploy import prepare as prepare_model
@@ -194,6 +194,19 @@ class PairedTarget:
             load: Returns a copy that is ready to run.
         """
         return Ready(self.host.load(Converted(load), self._num_copies(0)))
+
+    def file_ready(self, content: bytes, x: Tensor, dtype: str) -> Ready:
+        """Make an ONNX file ready to run on the host.
+
+        Only for targets whose runtime has `convert_file`.
+
+        Args:
+            content: The file.
+            x: An input, (B, C, H, W) float32.
+            dtype: That the file computes in.
+        """
+        assert self.runtime.convert_file is not None
+        return Ready(self.host.load(self.runtime.convert_file(content, x, dtype), self._num_copies(len(content))))
 
     def time(self, networks: Sequence[Ready], calibration: Calibration) -> list[Latency]:
         """Time several networks in turn, so that the ratios between them hold.

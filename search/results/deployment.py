@@ -285,6 +285,30 @@ def measure_again(folder: Path, target: PairedTarget, trusted: bool = False) -> 
     }
 
 
+def measure_elsewhere(folder: Path, target: PairedTarget) -> dict[str, Latency]:
+    """Measure the ONNX files of a folder on another device, in turn with its anchor, which is calibrated there.
+
+    Returns:
+        Latencies by format.
+
+    Raises:
+        UserError: if the folder has no card, or no ONNX file.
+    """
+    body = read_facts(folder)
+    names = [name for name in body["files"] if FORMATS[name].file.endswith(".onnx")]
+    if not names:
+        raise UserError(
+            f"deployed={folder} has no ONNX file, the only kind that devices run; export format=[onnx,onnx_int8]"
+        )
+    if left_out := [FORMATS[name].file for name in body["files"] if name not in names]:
+        log.warning("%s: left out, devices run ONNX files", ", ".join(left_out))
+    x = torch.rand(target.settings.batch_size, *body["input_shape"])
+    log.info("calibrating the anchor network of the card on the device")
+    calibration = target.calibrate(Calibration.from_dict(body["calibration"]).anchor)
+    ready = [target.file_ready((folder / FORMATS[name].file).read_bytes(), x, FORMATS[name].dtype) for name in names]
+    return dict(zip(names, target.time(ready, calibration), strict=True))
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """Read the facts that `deploy` wrote. Raises: UserError if the folder has none."""
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.architecture import Architecture
+from models.architecture import Architecture, StageSpec
 from models.deploy import prepare
 from models.deploy.int8 import InputRange, Int8Network, RoundedLayers, calibrated, rounded_linear
 from models.deploy.onnx import NoOnnxForm, export_onnx, record_onnx
@@ -70,6 +70,20 @@ def test_exported_file_takes_any_number_of_images(images: Tensor, tmp_path: Path
             expected, plain = rounded(batch), network(batch)
         outputs = run(content, batch)
         assert relative(outputs, expected) < SAME_STEPS * relative(outputs, plain)
+
+
+def test_layer_that_reads_a_part_of_a_weight_is_rounded_too(tmp_path: Path) -> None:
+    """As on a map of one window, whose Lo-Fi branch needs no queries; the exporter leaves a Slice of the weight."""
+    stages = (StageSpec(1), StageSpec(1), StageSpec(1), StageSpec(1, 2, 0.5, 4))
+    images, file = torch.randn(2, 3, 16, 16), tmp_path / "model.onnx"
+    form = prepare(make_network(Architecture(32, stages, patch_size=1, downsample="conv")))
+    rounded = calibrated(form, [images])
+    export_onnx(form, images, file, any_batch=True)
+    assert "Slice" in {node.op_type for node in onnx.load(file).graph.node}
+    content = quantise_onnx(file.read_bytes(), rounded.ranges)
+    assert "Slice" not in {node.op_type for node in onnx.load_from_string(content).graph.node}
+    with torch.no_grad():
+        assert relative(run(content, images), rounded(images)) < 0.5 * relative(rounded(images), form(images))
 
 
 def test_every_weight_of_a_linear_layer_is_stored_in_8_bits(network: LITv2, images: Tensor) -> None:

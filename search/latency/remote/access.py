@@ -15,12 +15,9 @@ from models.architecture import check_int, check_number
 
 HOST = re.compile(r"(?:[A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_][\w.:-]*")
 PYTHON = re.compile(r"[\w./~+-]+")
-MODULES = (  # the runner and what it imports: the standard library, numpy and onnxruntime besides
-    "models",
-    "models.architecture",
+MODULES = (  # the runner and what it imports: Python 3.9, numpy and onnxruntime besides
     "search",
     "search.latency",
-    "search.latency.base",
     "search.latency.estimate",
     "search.latency.memory",
     "search.latency.onnx_session",
@@ -29,6 +26,7 @@ MODULES = (  # the runner and what it imports: the standard library, numpy and o
     "search.latency.remote",
     "search.latency.remote.runner",
     "search.latency.repeatability",
+    "search.latency.rounds",
 )
 BOOT = (  # reads the zip file of these modules from standard input, and runs the runner from it
     "import atexit,os,runpy,sys,tempfile;"

@@ -1,6 +1,6 @@
 """The program that runs on a device over ssh: times ONNX networks there by the protocol that is used everywhere.
 
-It needs Python 3.11, numpy and onnxruntime, and is sent together with the few modules that it imports (access.py). Requests
+It needs Python 3.9, numpy and onnxruntime, and is sent together with the few modules that it imports (access.py). Requests
 come on standard input, each a line of JSON followed by as many bytes as it announces; answers go to standard output, each a
 marked line of JSON. It ends when its input ends, and leaves nothing on the device but an empty lock file.
 """

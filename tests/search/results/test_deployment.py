@@ -89,7 +89,7 @@ def test_int8_files_are_smaller_and_have_their_own_accuracy(deployed: Path) -> N
     assert f"{is_right.mean():.4f}" in card
     for name in ("onnx", "openvino"):
         whole, rounded = files[name], files[f"{name}_int8"]
-        assert rounded["bytes"] < 0.7 * whole["bytes"]  # of a network of which most is graph
+        assert rounded["bytes"] < 0.8 * whole["bytes"]  # of a network of which most is graph
         assert rounded["test_accuracy"] == pytest.approx(whole["test_accuracy"], abs=0.1)
         assert rounded["weights"] == f"trained by search.train, {deployed.name}.int8.safetensors"
         assert f"`{rounded['file']}` computes its linear layers in 8-bit integers" in card

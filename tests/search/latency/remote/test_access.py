@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,15 @@ def test_command_never_asks_and_never_trusts_a_new_host_key(tmp_path: Path) -> N
     assert {"IdentitiesOnly=yes", f"IdentityFile={tmp_path / 'key'}"} <= set(command)
     assert command[command.index("--") + 1] == "pi@board"
     assert command[-1].startswith("python3 -c ")
+
+
+def test_what_is_sent_runs_in_older_pythons(tmp_path: Path) -> None:
+    """Such as JetPack's 3.10, and 3.9."""
+    with zipfile.ZipFile(io.BytesIO(bundle())) as archive:
+        archive.extractall(tmp_path)
+    command = [str(Path(sys.executable).with_name("vermin")), "-t=3.9-", "--no-tips", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_runner_needs_nothing_but_what_is_sent(tmp_path: Path) -> None:

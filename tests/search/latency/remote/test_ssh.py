@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import json
 import os
 import shutil
 import socket
@@ -19,8 +20,12 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
+from models.deploy import prepare
+from models.deploy.int8 import calibrated
+from models.litv2 import build
 from search import UserError
 from search.latency.base import Calibration
 from search.latency.remote.answers import DeviceError
@@ -28,6 +33,7 @@ from search.latency.remote.connection import Connection
 from search.latency.remote.link import Link
 from search.latency.remote.ssh import ssh_target
 from search.latency.target import EXECUTION_KEYS, PairedTarget
+from search.results.formats import FORMATS
 from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
 from tests.support.commands import TINY, Command
@@ -107,6 +113,24 @@ def test_int8_network_computes_on_the_device_what_it_does_in_pytorch(access: dic
     assert latency.parity is not None
     assert latency.parity < 0.02
     connection_of(target).close()
+
+
+def test_exported_files_are_measured_on_the_device(access: dict[str, Any], calibration: Calibration, tmp_path: Path) -> None:
+    network, x = build(LARGE, in_chans=1, num_classes=10).eval(), torch.rand(4, 1, 32, 32)
+    FORMATS["onnx"].write(network, x, tmp_path / "model.onnx", {})
+    FORMATS["onnx_int8"].write(calibrated(prepare(network), [x]), x, tmp_path / "model.int8.onnx", {})
+    files = {"onnx": {}, "onnx_int8": {}, "torch_export": {}}
+    facts = {"calibration": calibration.to_dict(), "files": files, "input_shape": [1, 32, 32], "device": {"num_classes": 10}}
+    (tmp_path / "card.json").write_text(json.dumps(facts), encoding="utf-8")
+    how = [f"latency.{key}={value}" for key, value in access.items()]
+    quick = ["latency.max_seconds=1", "latency.calibration_seconds=0.5"]
+    with Command(tmp_path, "search.measure", f"deployed={tmp_path}", "latency=ssh", *how, *quick) as command:
+        printed = command.wait()
+    assert command.returncode == 0, printed
+    rows = {line.split()[1]: line.split() for line in printed.splitlines() if "model." in line and "│" in line}
+    assert set(rows) == {"model.onnx", "model.int8.onnx"}
+    assert all(float(row[-2]) < 0.02 for row in rows.values())  # how far outputs there are from those here
+    assert "model.pt2: left out, devices run ONNX files" in printed
 
 
 def test_fingerprint_says_what_the_device_is_and_not_how_it_is_reached(target: PairedTarget, access: dict[str, Any]) -> None:
