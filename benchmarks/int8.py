@@ -32,7 +32,8 @@ from search.accuracy.trained_supernet import TrainedSupernet
 from search.commands.accuracy import evaluator_factory, training_images
 from search.commands.cli import build, conf_dir
 from search.latency.onnx_session import open_session
-from search.results.formats import onnx_content
+from search.results.deployable import Deployable
+from search.results.trained import UNTRAINED, Trained
 from search.space.dimensions import describe
 from search.space.space import Space
 from search.training.resizing import resized
@@ -74,10 +75,10 @@ def compare(architecture: Architecture, int8: SupernetEvaluator, seed: int) -> C
     float32 = dataclasses.replace(int8, dtype="float32")
     scores = [each.evaluate(architecture, seed, lambda share: None).correct_images() for each in (float32, int8)]
     supernet = TrainedSupernet.open(Path(int8.weights_file(seed)))
-    form = prepare(supernet.extract(int8.proxy_of(architecture)))
+    trained = Trained(supernet.extract(int8.proxy_of(architecture)), UNTRAINED, {}, {})
     examples = resized(supernet.normalised_images(), architecture.img_size)
-    content = onnx_content(form, examples)
-    file = quantise_onnx(content, calibrated(form, torch.split(examples, BATCH_SIZE)).ranges)
+    content = Deployable(trained.network, examples, trained).onnx
+    file = quantise_onnx(content, calibrated(prepare(trained.network), torch.split(examples, BATCH_SIZE)).ranges)
     session, batches = open_session(file, torch.get_num_threads()), torch.split(int8.images.images, BATCH_SIZE)
     outputs = []
     for images in batches:

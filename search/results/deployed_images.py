@@ -7,13 +7,12 @@ of the same rounding in PyTorch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from search.results.formats import Compute
 from search.training.data import ImageData
 from search.training.images import Images
 from search.training.normalisation import Normalisation
@@ -59,7 +58,7 @@ class DeployedImages:
         """Return images to calibrate with, normalised, (N, C, side, side) float32."""
         return resized(normalisation.apply(self.training), side)
 
-    def test_accuracy(self, compute: Compute, normalisation: Normalisation, side: int) -> FileAccuracy:
+    def test_accuracy(self, compute: Callable[[Tensor], Tensor], normalisation: Normalisation, side: int) -> FileAccuracy:
         """Run a file on the test set, at images of a side in pixels."""
         is_right = [compute(images).argmax(1) == labels for images, labels in self._test_batches(normalisation, side)]
         return FileAccuracy(float(torch.cat(is_right).double().mean()), len(self.test.labels))

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.deploy import prepare
-from models.deploy.int8 import Int8Network, calibrated, float_layers, without_sensitive_layers
 from models.litv2 import LITv2
 from search import SearchStopped, UserError, one_line
 from search.files import write_text
@@ -35,8 +32,9 @@ from search.latency.target import PairedTarget
 from search.results import architecture_file
 from search.results.architecture_file import network_input
 from search.results.card import card
-from search.results.deployed_images import BATCH_SIZE, DeployedImages
-from search.results.formats import ARCHITECTURE, FORMATS, TRACED_BATCH, Compute
+from search.results.deployable import TRACED_BATCH, Deployable, int8_network
+from search.results.deployed_images import DeployedImages
+from search.results.formats import ARCHITECTURE, FORMATS, Compute
 from search.results.trained import FLOAT32, INT8, Trained, trained_network
 
 log = logging.getLogger(__name__)
@@ -45,23 +43,6 @@ PARITY = {"float32": 1e-4, "int8": 0.2}
 """Greatest difference of a file's outputs from eager PyTorch's, relative to the greatest output, as for latency targets; of
 int8, from those of PyTorch with the same rounding."""
 BATCHES = (1, 3)  # that every file must take, whatever it was traced with
-
-
-@dataclass(frozen=True)
-class Deployable:
-    """A network as files of one dtype compute it.
-
-    Attributes:
-        network: A LITv2, or for int8 an `Int8Network`.
-        examples: Of its input, (N, C, H, W).
-        trained: Where the weights come from.
-        float_layers: Names of the linear layers of an int8 network that stay in float32.
-    """
-
-    network: LITv2 | Int8Network
-    examples: Tensor
-    trained: Trained
-    float_layers: Sequence[str] = ()
 
 
 def deploy(
@@ -140,17 +121,6 @@ def check_runs_files(target: PairedTarget) -> None:
         raise UserError(f"latency={name}: exported files run on this machine's CPU here; choose latency=onnxruntime")
 
 
-def int8_network(trained: Trained, images: DeployedImages, side: int, file: Path) -> Deployable:
-    """Round a network to 8-bit integers, but for its most sensitive layers."""
-    examples = images.calibration(trained.normalisation(file), side)
-    batches = torch.split(examples, BATCH_SIZE)
-    rounded = without_sensitive_layers(calibrated(prepare(trained.network), batches), batches)
-    names = float_layers(rounded, examples[:1])
-    listed = f": {', '.join(names)}" if names else ""
-    log.info("int8: %d of %d linear layers stay in float32%s", len(names), len(rounded.ranges), listed)
-    return Deployable(rounded, examples, trained, names)
-
-
 def accuracy_of_file(name: str, folder: Path, images: DeployedImages, trained: Trained, side: int) -> dict[str, Any]:
     """Run a file on the test set. Returns facts for the card.
 
@@ -212,7 +182,7 @@ def write_checked(deployable: Deployable, name: str, path: Path, shape: tuple[in
         except ValueError as error:
             raise UserError(str(error)) from error
     try:
-        kind.write(network, deployable.examples, path, deployable.trained.metadata)
+        kind.write(deployable, path)
         compute = kind.load(path, 1)
         differences = [difference(network, compute, torch.rand(batch, *shape)) for batch in BATCHES]
     except SearchStopped:  # the file cannot be written

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.architecture import Architecture
 from models.deploy import prepare
-from models.deploy.int8 import Int8Network
-from models.deploy.onnx import export_onnx
-from models.deploy.onnx_int8 import quantise_onnx
-from models.litv2 import LITv2, build
 from search.files import replacing, write_bytes
 from search.latency.onnx_session import open_session
 from search.latency.openvino import open_model
 from search.results import architecture_file
+from search.results.deployable import TRACED_BATCH, Deployable
+from search.results.trained import network_with
 from search.training.files import write_weights
 
 ARCHITECTURE = "architecture.yaml"  # beside the files
-TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant
 RUN_ONNX = 'onnxruntime.InferenceSession(FILE).run(None, {"x": images})'
 RUN_OPENVINO = 'openvino.Core().compile_model(FILE, "CPU")(images)'
 Compute = Callable[[Tensor], Tensor]
@@ -38,8 +33,7 @@ class Format:
 
     Attributes:
         file: its name.
-        write: takes a network, examples of its input, the path, and the metadata of its weights, for files that can have
-            some. The network is a LITv2, or for int8 an `Int8Network`.
+        write: takes a network of the format's dtype and the path.
         load: takes the path and a number of threads.
         use: how to run it, for people.
         runs_code: whether loading a file may run code that is in it.
@@ -48,7 +42,7 @@ class Format:
     """
 
     file: str
-    write: Callable[[Any, Tensor, Path, Mapping[str, str]], None]
+    write: Callable[[Deployable, Path], None]
     load: Callable[[Path, int], Compute]
     use: str
     runs_code: bool = False
@@ -56,17 +50,8 @@ class Format:
     package: str = ""
 
 
-def network_with(architecture: Architecture, state: Mapping[str, Tensor]) -> LITv2:
-    """Build a network in evaluation mode; channels and classes are those of the weights."""
-    in_chans = state["patch_embed.proj.weight"].shape[1]
-    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
-    network = build(architecture, in_chans=in_chans, num_classes=num_classes)
-    network.load_state_dict(state)
-    return network.eval()
-
-
-def write_safetensors(network: LITv2, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    write_weights(network, metadata, path)
+def write_safetensors(deployable: Deployable, path: Path) -> None:
+    write_weights(deployable.network, deployable.trained.metadata, path)
 
 
 def load_weights(path: Path, num_threads: int) -> Compute:
@@ -75,10 +60,10 @@ def load_weights(path: Path, num_threads: int) -> Compute:
     return without_gradient(prepare(network_with(architecture, load_file(path))))
 
 
-def write_exported(network: LITv2, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    any_batch = ({0: torch.export.Dim("batch")},)
+def write_exported(deployable: Deployable, path: Path) -> None:
+    x, any_batch = deployable.examples[:TRACED_BATCH], ({0: torch.export.Dim("batch")},)
     with torch.no_grad():
-        program = torch.export.export(prepare(network), (x[:TRACED_BATCH],), dynamic_shapes=any_batch)
+        program = torch.export.export(prepare(deployable.network), (x,), dynamic_shapes=any_batch)
     with replacing(path) as new:
         torch.export.save(program, new)
 
@@ -88,49 +73,21 @@ def load_exported(path: Path, num_threads: int) -> Compute:
     return without_gradient(torch.export.load(path).module())
 
 
-def write_onnx(network: LITv2, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+def write_onnx(deployable: Deployable, path: Path) -> None:
     """Write the file that searches measure with ONNX Runtime: `models.deploy.onnx` says why the recorded one is the same."""
-    write_bytes(path, described(onnx_content(prepare(network), x), metadata))
-
-
-def write_onnx_int8(network: Int8Network, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX file in 8-bit integers, as `models.deploy.onnx_int8` describes it."""
-    write_bytes(path, described(quantise_onnx(onnx_content(network.network, x), network.ranges), metadata))
-
-
-def write_openvino(network: LITv2, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write OpenVINO's two files, of the graph (.xml) and of the weights (.bin)."""
-    save_openvino(onnx_content(prepare(network), x), path, metadata)
-
-
-def write_openvino_int8(network: Int8Network, x: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write OpenVINO's two files in 8-bit integers, with the scales of the ONNX file."""
-    save_openvino(quantise_onnx(onnx_content(network.network, x), network.ranges), path, metadata)
-
-
-def onnx_content(prepared: nn.Module, x: Tensor) -> bytes:
-    """The ONNX file of a prepared network, for any number of images."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        export_onnx(prepared, x[:TRACED_BATCH], file, any_batch=True)
-        return file.read_bytes()
-
-
-def described(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Put metadata into an ONNX file; `InferenceSession.get_modelmeta().custom_metadata_map` has them."""
-    model = onnx.load_from_string(content)
-    onnx.helper.set_model_props(model, dict(metadata))
+    model = onnx.load_from_string(deployable.onnx)
+    onnx.helper.set_model_props(model, dict(deployable.trained.metadata))  # get_modelmeta().custom_metadata_map has them
     for node in model.graph.node:  # where in this project each operator comes from: half of a small file
         del node.metadata_props[:]
-    return bytes(model.SerializeToString())
+    write_bytes(path, bytes(model.SerializeToString()))
 
 
-def save_openvino(content: bytes, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write OpenVINO's files of an ONNX file."""
+def write_openvino(deployable: Deployable, path: Path) -> None:
+    """Write OpenVINO's two files, of the graph (.xml) and of the weights (.bin), with the scales of the ONNX file."""
     import openvino
 
-    model = openvino.Core().read_model(content)
-    for key, value in metadata.items():
+    model = openvino.Core().read_model(deployable.onnx)
+    for key, value in deployable.trained.metadata.items():
         model.set_rt_info(value, [key])
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model.xml"
@@ -167,9 +124,7 @@ FORMATS = {
         "model.pt2", write_exported, load_exported, "torch.export.load(FILE).module()(images)", runs_code=True
     ),
     "onnx": Format("model.onnx", write_onnx, load_onnx, RUN_ONNX),
-    "onnx_int8": Format("model.int8.onnx", write_onnx_int8, load_onnx, RUN_ONNX, dtype="int8"),
+    "onnx_int8": Format("model.int8.onnx", write_onnx, load_onnx, RUN_ONNX, dtype="int8"),
     "openvino": Format("model.xml", write_openvino, load_openvino, RUN_OPENVINO, package="openvino"),
-    "openvino_int8": Format(
-        "model.int8.xml", write_openvino_int8, load_openvino, RUN_OPENVINO, dtype="int8", package="openvino"
-    ),
+    "openvino_int8": Format("model.int8.xml", write_openvino, load_openvino, RUN_OPENVINO, dtype="int8", package="openvino"),
 }

@@ -11,13 +11,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from models.architecture import Architecture
 from models.litv2 import LITv2, build
 from search import UserError, one_line
 from search.files import sha256
 from search.results.architecture_file import network_input
-from search.results.formats import network_with
 from search.training.files import result_file, weights_file
 from search.training.metadata import CLASS_NAMES_KEY, NORMALISATION_KEY, metadata_of, read_metadata
 from search.training.normalisation import Normalisation
@@ -85,6 +85,15 @@ def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, 
         raise UserError(
             f"{weights} cannot be read ({one_line(error)}); train again with search.train arch={file}"
         ) from error
+
+
+def network_with(architecture: Architecture, state: Mapping[str, Tensor]) -> LITv2:
+    """Build a network in evaluation mode; channels and classes are those of the weights."""
+    in_chans = state["patch_embed.proj.weight"].shape[1]
+    num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
+    network = build(architecture, in_chans=in_chans, num_classes=num_classes)
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def result_of(weights: Path, report: Path) -> Mapping[str, Any]:

@@ -28,8 +28,8 @@ from search.commands.cli import build as build_node
 from search.results import architecture_file
 from search.results.deployment import BATCHES, PARITY
 from search.results.export import origin_of_share
-from search.results.formats import FORMATS, network_with
-from search.results.trained import trained_network
+from search.results.formats import FORMATS
+from search.results.trained import network_with, trained_network
 from search.study.locks import export_lock, training_lock
 from search.training.data import ImageData
 from search.training.files import TrainingResult

@@ -33,7 +33,9 @@ from search.latency.remote.connection import Connection
 from search.latency.remote.link import Link
 from search.latency.remote.ssh import ssh_target
 from search.latency.target import EXECUTION_KEYS, PairedTarget
+from search.results.deployable import Deployable
 from search.results.formats import FORMATS
+from search.results.trained import UNTRAINED, Trained
 from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
 from tests.support.commands import TINY, Command
@@ -117,8 +119,9 @@ def test_int8_network_computes_on_the_device_what_it_does_in_pytorch(access: dic
 
 def test_exported_files_are_measured_on_the_device(access: dict[str, Any], calibration: Calibration, tmp_path: Path) -> None:
     network, x = build(LARGE, in_chans=1, num_classes=10).eval(), torch.rand(4, 1, 32, 32)
-    FORMATS["onnx"].write(network, x, tmp_path / "model.onnx", {})
-    FORMATS["onnx_int8"].write(calibrated(prepare(network), [x]), x, tmp_path / "model.int8.onnx", {})
+    trained = Trained(network, UNTRAINED, {}, {})
+    FORMATS["onnx"].write(Deployable(network, x, trained), tmp_path / "model.onnx")
+    FORMATS["onnx_int8"].write(Deployable(calibrated(prepare(network), [x]), x, trained), tmp_path / "model.int8.onnx")
     files = {"onnx": {}, "onnx_int8": {}, "torch_export": {}}
     facts = {"calibration": calibration.to_dict(), "files": files, "input_shape": [1, 32, 32], "device": {"num_classes": 10}}
     (tmp_path / "card.json").write_text(json.dumps(facts), encoding="utf-8")
