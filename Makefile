@@ -1,9 +1,9 @@
-# make search: set up and run the default search. make test: set up and run the tests.
+# make search: set up and run the default search. make test: set up and run the tests. make docs: the documents as a site.
 PYTHON ?= python3
 UV = .venv/bin/python -m uv
 UV_VERSION = 0.13.9
 
-.PHONY: search test test-slow lint hooks lock setup
+.PHONY: search test test-slow lint docs hooks lock setup
 search: setup
 	.venv/bin/python -m search.run +search=cpu_latency
 
@@ -17,6 +17,10 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs serve
 
 hooks: setup
 	.venv/bin/pre-commit install
