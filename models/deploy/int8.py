@@ -1,21 +1,23 @@
-"""Networks in 8-bit integers: which tensors an int8 file rounds, to which numbers, and the same computed in PyTorch.
+"""Networks in 8-bit integers: post-training quantisation with static scales, and the same by fake quantisation in PyTorch.
 
-Rounded are the linear layers and the patch convolutions, which `models.deploy` computes as linear layers: they have nearly
-all weights. Their inputs become unsigned 8-bit numbers with one scale per tensor, from images that the network is calibrated
-with before the file is written. Their weights become signed ones with a scale for each output. Sums are exact, in 32 bits.
-All else stays in float32: norms, activations, the products of attention, and the depthwise convolutions. On an AMD EPYC with
-AVX-512 VNNI, one thread, ONNX Runtime ran LITv2-S at 224 pixels 2.0 times as fast as in float32, and 1.4 times with the
-depthwise convolutions rounded too.
+Quantised are the linear layers and the patch convolutions, which `models.deploy` computes as linear layers: they have nearly
+all weights. Inputs become unsigned 8-bit numbers with one scale per tensor, from images that the network is calibrated with
+before the file is written. Weights become signed ones with a scale for each output. Products are summed in 32 bits. All else
+stays in float32: norms, activations, the products of attention, and the depthwise convolutions. On an AMD EPYC with AVX-512
+VNNI, one thread, ONNX Runtime ran LITv2-S at 224 pixels 2.0 times as fast as in float32, and 1.4 times with the depthwise
+convolutions quantised too.
 
-`Int8Network` computes in float32 what such a file computes in integers: a search scores networks by it, and a training goes
-on with it (`RoundedLayers`). `models.deploy.onnx_int8` writes the file, with the same scales.
+`Int8Network` computes in float32 what such a file computes in integers: a search scores networks by it.
+`FakeQuantisedLayers` does so in a training (quantisation-aware training). `models.deploy.onnx_int8` writes the file, with
+the same scales.
 
-Quantisation: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 arXiv 1712.05877, Sec. 2 and 3.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,9 @@ from torch.overrides import TorchFunctionMode
 
 from models.deploy.kernels import writing_onnx
 
+FLOAT32, INT8 = "float32", "int8"  # as configurations name them
+NUM_CALIBRATION_IMAGES = 256
+LARGEST_BATCH, SIDE_OF_LARGEST_BATCH = 64, 112  # images, pixels: larger images are computed fewer at a time
 LEVELS = 255  # steps of an input, which is stored as 0 to 255
 LARGEST_WEIGHT = 127  # as it is stored: symmetric around zero, so that no term of a product depends on the input alone
 MAX_CHANGED = 0.01  # share of images whose class rounding may change before layers stay in float32
@@ -56,6 +61,11 @@ class InputRange:
         """The stored number that stands for zero."""
         return round(-self.low / self.scale)
 
+    @property
+    def is_finite(self) -> bool:
+        """False if the network has diverged."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
     def joined(self, other: InputRange | None) -> InputRange:
         """Return the range of all numbers of both."""
         return self if other is None else InputRange(min(self.low, other.low), max(self.high, other.high))
@@ -72,7 +82,7 @@ def weight_scales(weight: Tensor) -> Tensor:
     return (weight.detach().abs().amax(1) / LARGEST_WEIGHT).clamp(min=SMALLEST_SCALE)
 
 
-def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor | None, of_input: InputRange) -> Tensor:
+def fake_quantised_linear(x: Tensor, weight: Tensor, bias: Tensor | None, input_range: InputRange) -> Tensor:
     """Compute a linear layer whose input and weight are rounded to 8 bits.
 
     Gradients pass the rounding unchanged, except to inputs outside of their range (arXiv 1308.3432, Sec. 4).
@@ -81,16 +91,22 @@ def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor | None, of_input: Inp
         x: (..., in_features).
         weight: (out_features, in_features).
         bias: (out_features,), or None.
-        of_input: The numbers that the input may take; others become the nearest of them.
+        input_range: The numbers that the input may take; others become the nearest of them.
 
     Returns:
         (..., out_features).
     """
     scales = weight_scales(weight)
     zeros = torch.zeros_like(scales, dtype=torch.int32)
-    x = torch.fake_quantize_per_tensor_affine(x, of_input.scale, of_input.zero_point, 0, LEVELS)
+    x = torch.fake_quantize_per_tensor_affine(x, input_range.scale, input_range.zero_point, 0, LEVELS)
     weight = torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -LARGEST_WEIGHT, LARGEST_WEIGHT)
     return F.linear(x, weight, bias)
+
+
+def calibration_batches(images: Tensor) -> Sequence[Tensor]:
+    """Split images to calibrate with, (N, C, H, W), into batches that need about the same memory whatever their size."""
+    area = (images.shape[-1] / SIDE_OF_LARGEST_BATCH) ** 2
+    return torch.split(images, max(1, min(LARGEST_BATCH, int(LARGEST_BATCH / area))))
 
 
 class LinearCalls(TorchFunctionMode, ABC):
@@ -102,7 +118,7 @@ class LinearCalls(TorchFunctionMode, ABC):
 
     @abstractmethod
     def linear(self, index: int, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute the linear layer of that number; arguments and result as in `rounded_linear`."""
+        """Compute the linear layer of that number; arguments and result as in `fake_quantised_linear`."""
 
     def __torch_function__(
         self,
@@ -118,10 +134,10 @@ class LinearCalls(TorchFunctionMode, ABC):
 
 
 class Calibration(LinearCalls):
-    """Collects the ranges of inputs of linear layers, which are computed as ever.
+    """Collects the input ranges of linear layers, which compute in float32.
 
     Args:
-        ranges: Those of earlier runs, by number, which are extended.
+        ranges: The ranges of earlier runs by layer number, which are extended.
     """
 
     def __init__(self, ranges: dict[int, InputRange]) -> None:
@@ -133,11 +149,12 @@ class Calibration(LinearCalls):
         return F.linear(x, weight, bias)
 
 
-class RoundedLayers(LinearCalls):
-    """Rounds linear layers: for a training, each by the range of the input that it has just got; or by known ranges.
+class FakeQuantisedLayers(LinearCalls):
+    """Computes linear layers by fake quantisation.
 
     Args:
-        ranges: Of each layer's input, by number; None for a layer that stays in float32. None for those of each batch.
+        ranges: The input range of each layer, by number; None for a layer that stays in float32. None instead of all takes
+            the range of each batch, for a training.
     """
 
     def __init__(self, ranges: Sequence[InputRange | None] | None = None) -> None:
@@ -145,8 +162,10 @@ class RoundedLayers(LinearCalls):
         self.ranges = ranges
 
     def linear(self, index: int, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        of_input = InputRange.of(x) if self.ranges is None else self.ranges[index]
-        return F.linear(x, weight, bias) if of_input is None else rounded_linear(x, weight, bias, of_input)
+        input_range = InputRange.of(x) if self.ranges is None else self.ranges[index]
+        if input_range is None or not input_range.is_finite:  # of a network that has diverged, the loss or outputs say so
+            return F.linear(x, weight, bias)
+        return fake_quantised_linear(x, weight, bias, input_range)
 
 
 class Int8Network(nn.Module):
@@ -154,8 +173,8 @@ class Int8Network(nn.Module):
 
     Args:
         network: In evaluation mode, prepared (`models.deploy.prepare`) or not.
-        ranges: Of the input of each linear layer, in the order in which the network calls them; None for a layer that stays
-            in float32.
+        ranges: The input range of each linear layer, in the order in which the network calls them; None for a layer that
+            stays in float32.
     """
 
     def __init__(self, network: nn.Module, ranges: Sequence[InputRange | None]) -> None:
@@ -165,7 +184,7 @@ class Int8Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute outputs for images, (B, C, H, W)."""
-        with writing_onnx(), RoundedLayers(self.ranges):  # the form that an ONNX file has calls the layers of the file
+        with writing_onnx(), FakeQuantisedLayers(self.ranges):  # the form that an ONNX file has calls the layers of the file
             return cast(Tensor, self.network(x))
 
 
@@ -188,9 +207,9 @@ def calibrated(network: nn.Module, batches: Iterable[Tensor]) -> Int8Network:
 def without_sensitive_layers(
     rounded: Int8Network, batches: Sequence[Tensor], max_changed: float = MAX_CHANGED
 ) -> Int8Network:
-    """Return a network whose most sensitive layers stay in float32, no more of them than needed.
+    """Return a network whose most sensitive layers stay in float32, as few as keep the classes of images.
 
-    A layer is the more sensitive, the further outputs move when it alone is rounded.
+    A layer is the more sensitive, the further outputs for the first batch move when it alone is quantised.
 
     Args:
         rounded: The network with all layers rounded.
@@ -205,15 +224,20 @@ def without_sensitive_layers(
     if changed(rounded) <= max_changed:
         return rounded
     numbers = range(len(rounded.ranges))
-    alone = [Int8Network(rounded.network, [r if i == n else None for i, r in enumerate(rounded.ranges)]) for n in numbers]
-    errors = [float((_outputs(network, batches) - plain).square().mean()) for network in alone]
-    ranges, network = list(rounded.ranges), rounded
-    for number in sorted(numbers, key=errors.__getitem__, reverse=True):
-        ranges[number] = None
-        network = Int8Network(rounded.network, ranges)
-        if changed(network) <= max_changed:
-            break
-    return network
+    first = batches[:1]
+    single = [Int8Network(rounded.network, [r if i == n else None for i, r in enumerate(rounded.ranges)]) for n in numbers]
+    errors = [float((_outputs(network, first) - plain[: len(first[0])]).square().mean()) for network in single]
+    most_sensitive = sorted(numbers, key=errors.__getitem__, reverse=True)
+
+    def without(count: int) -> Int8Network:
+        left = set(most_sensitive[:count])
+        return Int8Network(rounded.network, [None if n in left else rounded.ranges[n] for n in numbers])
+
+    low, high = 1, len(most_sensitive)  # bisection: with all layers in float32 no class changes
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if changed(without(middle)) <= max_changed else (middle + 1, high)
+    return without(low)
 
 
 def float_layers(network: Int8Network, x: Tensor) -> list[str]:
@@ -226,7 +250,7 @@ def float_layers(network: Int8Network, x: Tensor) -> list[str]:
     names: list[str] = []
     with torch.no_grad(), writing_onnx(), LayerNames(network.network, names):
         network.network(x)
-    return [name for name, of_input in zip(names, network.ranges, strict=True) if of_input is None]
+    return [name for name, input_range in zip(names, network.ranges, strict=True) if input_range is None]
 
 
 class LayerNames(LinearCalls):

@@ -38,7 +38,7 @@ def quantise_onnx(content: bytes, ranges: Sequence[InputRange | None]) -> bytes:
     if len(layers) != len(ranges):
         raise NoOnnxForm(f"the ONNX file has {len(layers)} linear layers, and the network calls {len(ranges)}")
     writer = Int8Writer(constants)
-    range_of = {node.name: of_input for node, of_input in zip(layers, ranges, strict=True)}
+    range_of = {node.name: input_range for node, input_range in zip(layers, ranges, strict=True)}
     for node in graph.node:
         writer.add(node, range_of.get(node.name))
     read = {name for node in writer.nodes for name in node.input}
@@ -85,26 +85,26 @@ class Int8Writer:
         self._given = constants
         self._inputs: dict[tuple[str, InputRange], str] = {}  # several layers may read the same
 
-    def add(self, node: NodeProto, of_input: InputRange | None) -> None:
+    def add(self, node: NodeProto, input_range: InputRange | None) -> None:
         """Add an operator; a linear layer with the range of its input is rounded."""
-        if of_input is not None:
+        if input_range is not None:
             weight, scales = self._weight(node)
-            bias = self._bias(node, scales * np.float32(of_input.scale))
-            inputs = [self._input(node.input[0], of_input), weight, *bias]
+            bias = self._bias(node, scales * np.float32(input_range.scale))
+            inputs = [self._input(node.input[0], input_range), weight, *bias]
             del node.input[:]
             node.input.extend(inputs)
         self.nodes.append(node)
 
-    def _input(self, name: str, of_input: InputRange) -> str:
+    def _input(self, name: str, input_range: InputRange) -> str:
         """Round an input. Returns the name of the rounded one."""
-        if (name, of_input) not in self._inputs:
+        if (name, input_range) not in self._inputs:
             label = f"int8_{len(self._inputs)}"
-            scale = self._constant(f"{label}_scale", np.float32(of_input.scale))
-            zero = self._constant(f"{label}_zero_point", np.uint8(of_input.zero_point))
+            scale = self._constant(f"{label}_scale", np.float32(input_range.scale))
+            zero = self._constant(f"{label}_zero_point", np.uint8(input_range.zero_point))
             self._operator("QuantizeLinear", [name, scale, zero], f"{label}_stored")
             self._operator("DequantizeLinear", [f"{label}_stored", scale, zero], label)
-            self._inputs[name, of_input] = label
-        return self._inputs[name, of_input]
+            self._inputs[name, input_range] = label
+        return self._inputs[name, input_range]
 
     def _weight(self, node: NodeProto) -> tuple[str, NDArray[np.float32]]:
         """Store a weight in 8 bits. Returns the name of what is read back, and its scales, (out_features,)."""

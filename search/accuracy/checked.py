@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+INT8 = "int8"
 CHECK_FILE = "check.json"
 SECTIONS = ("space", "data", "train", "accuracy", "proxy")
 """Sections of the configuration that scores depend on."""
@@ -49,15 +50,18 @@ def read_checked(file: Path, settings: Mapping[str, Any]) -> Checked | None:
         settings: Of the study that wants to use them.
 
     Returns:
-        None if there is no check, or it was made with another space, other data, another evaluator or other training.
+        None if there is no check, or it was made with another space, other data, another evaluator, other training, or
+        accuracies in another dtype.
     """
     if not file.exists():
         return None
     try:
         body = json.loads(file.read_text(encoding="utf-8"))
         checked = body["settings"]
-        if not all(_contains(checked[section], settings[section]) for section in SECTIONS if section in settings) or (
-            "space" in settings and checked["space"].get("img_size") != settings["space"].get("img_size")
+        if (
+            not all(_contains(checked[section], settings[section]) for section in SECTIONS if section in settings)
+            or ("space" in settings and checked["space"].get("img_size") != settings["space"].get("img_size"))
+            or is_int8(checked) != is_int8(settings)
         ):
             log.info("%s was made with other settings and is not used", file)
             return None
@@ -72,6 +76,11 @@ def read_checked(file: Path, settings: Mapping[str, Any]) -> Checked | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         log.warning("%s cannot be read or is of an earlier version; run search.check again to use it", file)
         return None
+
+
+def is_int8(settings: Mapping[str, Any]) -> bool:
+    """Whether accuracies are those of networks in 8-bit integers, as latencies are."""
+    return bool(settings.get("latency", {}).get("dtype") == INT8)
 
 
 def _contains(checked: Any, wanted: Any) -> bool:

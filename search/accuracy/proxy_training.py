@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import models.deploy
 from models.architecture import Architecture, check_int, check_number
-from models.deploy.int8 import calibrated
+from models.deploy.int8 import FLOAT32, INT8, calibrated, calibration_batches
 from models.litv2 import LITv2, build
 from search.accuracy.base import Metric
 from search.accuracy.initial_weights import InitialWeights
@@ -21,12 +22,12 @@ from search.training.resizing import resized
 from search.training.task import TrainSettings, make_trainer
 from search.training.teacher import Teacher
 
-FLOAT32 = "32-true"
-INT8 = "int8"
-DTYPES = ("float32", INT8)
-NUM_CALIBRATION_IMAGES = 256  # that ranges of inputs are taken from
-CALIBRATION_BATCH_SIZE = 64
-PRECISIONS = (FLOAT32, "bf16-mixed")  # as in `lightning.Trainer`; 16-mixed would have to scale the loss of each network
+FULL_PRECISION = "32-true"
+DTYPES = (FLOAT32, INT8)
+PRECISIONS = (
+    FULL_PRECISION,
+    "bf16-mixed",
+)  # as in `lightning.Trainer`; 16-mixed would have to scale the loss of each network
 
 
 @dataclass
@@ -55,8 +56,8 @@ class ProxyTraining:
     metric: str = field(default=Metric.TOP1.value, kw_only=True)
     init: InitialWeights | None = field(default=None, kw_only=True)
     teacher: Teacher | None = field(default=None, kw_only=True)
-    precision: str = field(default=FLOAT32, kw_only=True)
-    dtype: str = field(default=DTYPES[0], kw_only=True)
+    precision: str = field(default=FULL_PRECISION, kw_only=True)
+    dtype: str = field(default=FLOAT32, kw_only=True)
 
     def __post_init__(self) -> None:
         self.num_threads = torch.get_num_threads() if self.num_threads is None else self.num_threads
@@ -88,7 +89,7 @@ class ProxyTraining:
             setup["init"] = self.init.digest
         if self.teacher is not None:
             setup["teacher"] = self.teacher.fingerprint
-        if self.precision != FLOAT32:
+        if self.precision != FULL_PRECISION:
             setup["precision"] = self.precision
         return setup
 
@@ -107,18 +108,16 @@ class ProxyTraining:
         with torch.device("meta"):
             return build(proxy, in_chans=data.in_chans, num_classes=data.num_classes, drop_path_rate=drop_path_rate)
 
-    def deployed_form(self, network: nn.Module, images: Tensor, img_size: int | None) -> nn.Module:
+    def deployed_form(self, network: nn.Module, images: Callable[[], Tensor], img_size: int | None) -> nn.Module:
         """Return a trained network as it is deployed.
 
         Args:
             network: In evaluation mode; it is used up.
-            images: Training images to calibrate 8-bit integers with, normalised, (N, C, H, W).
+            images: Returns training images to calibrate 8-bit integers with, normalised, (N, C, H, W).
             img_size: Side of the images that the network gets; None for that of the data.
         """
         prepared = models.deploy.prepare_in_place(network)
-        if self.dtype != INT8:
-            return prepared
-        return calibrated(prepared, (resized(batch, img_size) for batch in torch.split(images, CALIBRATION_BATCH_SIZE)))
+        return prepared if self.dtype != INT8 else calibrated(prepared, calibration_batches(resized(images(), img_size)))
 
     def set_threads_and_seed(self, seed: int) -> None:
         """Bring this process into the state that a training starts from."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from models.architecture import Architecture
+from models.deploy.int8 import INT8
 from models.litv2 import LITv2, build
 from search.accuracy.base import Accuracy, Progress
 from search.accuracy.initial_weights import measuring_batches
 from search.accuracy.metrics import accuracy_of
-from search.accuracy.proxy_training import INT8, NUM_CALIBRATION_IMAGES, ProxyTraining
+from search.accuracy.proxy_training import ProxyTraining
+from search.training.data import calibration_images
 from search.training.step_memory import log_step_memory
 from search.training.task import ImageClassification, fit, predict
 
@@ -40,8 +43,7 @@ class ScratchEvaluator(ProxyTraining):
         task = ImageClassification(model, self.train, self.data.num_classes, architecture.img_size, teacher=self.teacher)
         fit(task, self.data, progress, precision=self.precision)
         if self.dtype == INT8:
-            images = self.data.training_images(0, min(NUM_CALIBRATION_IMAGES, self.data.num_train))
-            task.model = self.deployed_form(task.model.eval(), images, architecture.img_size)
+            task.model = self.deployed_form(task.model.eval(), partial(calibration_images, self.data), architecture.img_size)
         logits, labels = predict(task, self.data.val_dataloader(), self.train)
         return accuracy_of(self.metric, logits, labels, seed, time.perf_counter() - start)
 

@@ -116,8 +116,8 @@ class SupernetEvaluator(ProxyTraining):
         self.set_threads_and_seed(seed)
         supernet = self._trained[seed]
         network = supernet.extract(self.proxy_of(architecture), self.device)
-        images = supernet.normalised_images().to(self.device)
-        logits = self._logits(self.deployed_form(network, images, architecture.img_size), architecture.img_size)
+        form = self.deployed_form(network, lambda: supernet.normalised_images().to(self.device), architecture.img_size)
+        logits = self._logits(form, architecture.img_size)
         progress(1.0)
         return accuracy_of(self.metric, logits, self.images.labels, seed, time.perf_counter() - start)
 

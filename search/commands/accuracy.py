@@ -13,11 +13,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from models.deploy.int8 import FLOAT32, INT8
 from search import UserError
 from search.accuracy.base import AccuracyEvaluator
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.initial_weights import InitialWeights
-from search.accuracy.proxy_training import FLOAT32, INT8
+from search.accuracy.proxy_training import FULL_PRECISION
 from search.accuracy.scratch import ScratchEvaluator
 from search.accuracy.teachers import TeacherSettings, read_teacher
 from search.commands.cli import build, construct, plain
@@ -120,8 +121,8 @@ def standalone_trainings(
         metric=metric,
         init=weights,
         teacher=teacher_of(cfg, data),
-        precision=cfg.accuracy.get("precision", FLOAT32),
-        dtype=INT8 if scores_int8(cfg) else "float32",
+        precision=cfg.accuracy.get("precision", FULL_PRECISION),
+        dtype=INT8 if scores_int8(cfg) else FLOAT32,
     )
     return cached(evaluator, {"train": plain(train), "proxy": plain(cfg.proxy), "metric": metric}, data, file)
 

@@ -200,7 +200,8 @@ def save(file: Path, cfg: DictConfig, result: CheckResult) -> None:
         "effects": [asdict(effect) for effect in result.effects],
         "networks": [network_facts(network) for network in result.networks],
         "minutes": round(result.minutes, 1),
-        "settings": {section: plain(cfg)[section] for section in SECTIONS} | {"accuracy": accuracy_settings(cfg)},
+        "settings": {section: plain(cfg)[section] for section in SECTIONS}
+        | {"accuracy": accuracy_settings(cfg), "latency": {"dtype": cfg.latency.dtype}},
     }
     write_text(file, json.dumps(body, indent=2, allow_nan=False) + "\n")
 

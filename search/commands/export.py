@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from search.results.view import make_console
 from search.study.drift import drift_notes
 from search.study.locks import export_lock
 from search.study.storage import existing_folder, reading
-from search.study.targets import Target, targets_of
+from search.study.targets import targets_of
 from search.study.trial import finished_trials
 
 log = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ def export(cfg: DictConfig, study: optuna.Study, folder: Path) -> None:
             if (comparison := compare(member, trials)) is not None:
                 console.print(str(comparison), soft_wrap=True, highlight=False, markup=False)
     if formats:
-        deploy_all(cfg, targets, files, formats, folder / "deploy", console)
+        deploy_all(cfg, study, files, formats, folder, console)
 
 
 def listed_formats(value: Any) -> list[str]:
@@ -82,7 +81,7 @@ def listed_formats(value: Any) -> list[str]:
 
 def deploy_all(
     cfg: DictConfig,
-    targets: Mapping[str, Target],
+    study: optuna.Study,
     files: list[Path],
     formats: list[str],
     folder: Path,
@@ -91,7 +90,8 @@ def deploy_all(
     """Write, check and measure the deployable files of exported networks.
 
     Args:
-        targets: of the study. If one is this machine with these settings, the files are measured with its calibration.
+        study: if one of its targets is this machine with these settings, the files are measured with its calibration.
+        folder: of the study.
 
     Raises:
         UserError: if weights cannot be read, or a format cannot be written.
@@ -100,6 +100,7 @@ def deploy_all(
     from search.latency.target import PairedTarget  # torch takes seconds, and the front alone is exported without it
     from search.results.deployment import check_runs_files, deploy
 
+    targets = targets_of(study)
     any_target = next(iter(targets.values()))  # all have the same network and anchor
     in_chans, side, _ = (int(part) for part in any_target.device["input_size"].split("x"))
     target: PairedTarget = construct(
@@ -113,7 +114,8 @@ def deploy_all(
     else:
         log.info("the study was not measured on this device with these settings: calibrating its anchor network here")
         calibration = target.calibrate(any_target.calibration.anchor)
-    images = images_of_search(folder.parent, cfg.data_path) if any(name.endswith("int8") for name in formats) else None
+    has_int8 = any(name.endswith("int8") for name in formats)
+    images = images_of_search(folder, cfg.data_path, study, side, bool(cfg.trusted)) if has_int8 else None
     for file in files:
-        written = deploy(file, formats, target, calibration, folder / file.stem, images)
+        written = deploy(file, formats, target, calibration, folder / "deploy" / file.stem, images)
         console.print(f"deployable files and their card: {written}", soft_wrap=True)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -27,25 +26,19 @@ from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
 from search import BUGS, SearchStopped, UserError, one_line
 from search.commands.cli import construct, set_up_logging, target_of
+from search.commands.measure_files import measure_deployed
+from search.commands.runtimes import form_name, runtimes_of
 from search.files import write_text
-from search.latency import cpu, cpu_compiled, onnxruntime, openvino
 from search.latency.base import Calibration, Latency
-from search.latency.runtime import Runtime
-from search.latency.target import Form, Network, PairedTarget, check_form
+from search.latency.target import Form, Network, PairedTarget
 from search.results import architecture_file
 from search.results.architecture_file import IMAGENET, network_input
-from search.results.deployment import check_runs_files, measure_again, measure_elsewhere, read_facts
-from search.results.formats import FORMATS
-from search.results.tables import latency_text
 from search.results.view import make_console
 
 log = logging.getLogger(__name__)
 
 # The network that all models are timed beside: it takes a few milliseconds and has every kind of block.
 ANCHOR = Architecture(32, (StageSpec(1), StageSpec(1), StageSpec(2, 2, 0.5, 4), StageSpec(1, 1, 1.0, 8)), downsample="conv")
-RUNTIMES: dict[str, Runtime[Any]] = {
-    module.RUNTIME.name: module.RUNTIME for module in (cpu, cpu_compiled, onnxruntime, openvino)
-}
 REPEATED = (ANCHOR, replace(ANCHOR, embed_dim=16), replace(ANCHOR, embed_dim=64))  # show how well the target repeats
 
 
@@ -99,6 +92,10 @@ def main(cfg: DictConfig) -> None:
     set_up_logging(console, None)
     if cfg.deployed is not None:
         construct(check_trusted, value=cfg.trusted)
+        if cfg.runtimes is not None:
+            raise UserError(
+                "runtimes= is for models; the files of deployed= have the runtimes that they are for; leave it out"
+            )
         measure_deployed(Path(str(cfg.deployed)), cfg.latency, cfg.trusted, console)
         return
     img_size = cfg.latency.input_size
@@ -113,15 +110,14 @@ def main(cfg: DictConfig) -> None:
             "files (deployed=FOLDER)"
         )
     target: PairedTarget = construct(target_of(cfg.latency, **IMAGENET._asdict()))
-    forms = [construct(form_of, name=name) for name in listed(cfg.runtimes)]
-    if forms:
-        check_runs_files(target)
-    costs = {candidate.name: checked_cost(candidate) for candidate in candidates}
-    turns = list(itertools.product(candidates, forms or [Form(target.runtime, target.settings.dtype)]))
+    forms = runtimes_of(listed(cfg.runtimes), target)
+    costs = [checked_cost(candidate) for candidate in candidates]
+    turns = [(candidate, form) for candidate in candidates for form in forms]
     calibration, latencies = time_all(target, turns)
+    costs_of_turns = [cost for cost in costs for _ in forms]
     measured = [
-        Measured(candidate, form, *costs[candidate.name], latency)
-        for (candidate, form), latency in zip(turns, latencies, strict=True)
+        Measured(candidate, form, *cost, latency)
+        for (candidate, form), cost, latency in zip(turns, costs_of_turns, latencies, strict=True)
     ]
     console.print(latency_table(target, measured))
     for model in measured:
@@ -135,70 +131,12 @@ def main(cfg: DictConfig) -> None:
         console.print(f"saved in {output}", soft_wrap=True)
 
 
-def measure_deployed(folder: Path, latency: DictConfig, trusted: bool, console: Console) -> None:
-    """Measure the files of an export again, and compare them with their card; or on another device, with each other.
-
-    Args:
-        trusted: whether files may be loaded that can run code.
-
-    Raises:
-        UserError: if the folder has no card, or one of another device.
-    """
-    facts = read_facts(folder)
-    in_chans, side, _ = facts["input_shape"]
-    make_target = target_of(latency, img_size=side, in_chans=in_chans, num_classes=facts["device"]["num_classes"])
-    target: PairedTarget = construct(make_target)
-    if target.runtime.convert_file is not None:
-        console.print(device_table(folder, measure_elsewhere(folder, target), target))
-        return
-    table = Table(title=f"{folder}: with the calibration of its card", title_justify="left")
-    for header in ("file", "card, ms [95 % CI]", "now, ms [95 % CI]", "ratio [95 % CI]"):
-        table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
-    check_runs_files(target)
-    for name, (of_card, now) in measure_again(folder, target, trusted).items():
-        texts = (escape(latency_text(latency)) for latency in (of_card, now))
-        table.add_row(FORMATS[name].file, *texts, escape(str(now.estimate.over(of_card.estimate))))
-    console.print(table)
-
-
-def form_of(name: str) -> Form:
-    """A runtime of this machine from its name, such as `openvino`, or `openvino:int8` in another dtype than float32.
-
-    Raises:
-        ValueError: if there is none of that name, or it does not have the dtype.
-    """
-    runtime, _, dtype = name.partition(":")
-    if runtime not in RUNTIMES:
-        raise ValueError(f"runtimes: {runtime} is unknown; choose from {', '.join(RUNTIMES)}, in int8 as onnxruntime:int8")
-    form = Form(RUNTIMES[runtime], dtype or "float32")
-    check_form(form)
-    return form
-
-
 def fastest_text(measured: Sequence[Measured]) -> str:
     """Which runtime is the fastest for a model, and which ones may be as fast."""
     fastest = min(measured, key=lambda model: model.latency.latency_ms)
     level = [model for model in measured if model is not fastest and model.latency.low_ms < fastest.latency.high_ms]
     text = f"{fastest.candidate.name} is the fastest in {form_name(fastest.form)}"
     return text + (f", perhaps level with {', '.join(form_name(model.form) for model in level)}" if level else "")
-
-
-def form_name(form: Form) -> str:
-    """A runtime as `runtimes` names it."""
-    return form.runtime.name if form.dtype == "float32" else f"{form.runtime.name}:{form.dtype}"
-
-
-def device_table(folder: Path, latencies: Mapping[str, Latency], target: PairedTarget) -> Table:
-    """Files of an export on another device, and how fast each is there against the first."""
-    device = target.fingerprint()
-    table = Table(title=f"{folder} on {device['device']}, {target.settings.num_threads} thread(s)", title_justify="left")
-    for header in ("file", "ms [95 % CI]", "ratio [95 % CI]", "difference from here"):
-        table.add_column(header, justify="left" if header == "file" else "right", no_wrap=True)
-    first = next(iter(latencies.values()))
-    for name, latency in latencies.items():
-        ratio = escape(str(latency.estimate.over(first.estimate)))
-        table.add_row(FORMATS[name].file, escape(latency_text(latency)), ratio, f"{latency.parity:.0e}")
-    return table
 
 
 def time_all(target: PairedTarget, turns: Sequence[tuple[Candidate, Form]]) -> tuple[Calibration, list[Latency]]:
@@ -279,11 +217,12 @@ def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
     """The models as rows, with latency, throughput and cost."""
     device = target.fingerprint()
     forms = {form_name(model.form) for model in measured}
-    what = f"{device['backend']} on {device['device']}: {measured[0].form.dtype}" if len(forms) == 1 else device["device"]
-    title = f"{what}, batch {target.settings.batch_size}, {target.settings.num_threads} thread(s)"
+    form, many = measured[0].form, len(forms) > 1
+    subject = device["device"] if many else f"{form.runtime.backend} on {device['device']}: {form.dtype}"
+    title = f"{subject}, batch {target.settings.batch_size}, {target.settings.num_threads} thread(s)"
     table = Table(title=title, title_justify="left")
     table.add_column("model", overflow="fold")
-    if len(forms) > 1:
+    if many:
         table.add_column("runtime", no_wrap=True)
     for header in ("input", "median, ms", "95 % CI", "ratio", "images/s", "MACs", "params", "memory"):
         table.add_column(header, justify="right", no_wrap=True)
@@ -295,7 +234,7 @@ def latency_table(target: PairedTarget, measured: list[Measured]) -> Table:
         latency = model.latency
         cells = [
             model.candidate.name,
-            *([form_name(model.form)] if len(forms) > 1 else []),
+            *([form_name(model.form)] if many else []),
             "x".join(map(str, model.candidate.input_shape)),
             f"{latency.latency_ms:.3f}",
             escape(f"[{latency.low_ms:.3f}, {latency.high_ms:.3f}]"),
@@ -329,6 +268,8 @@ def results(target: PairedTarget, calibration: Calibration, measured: list[Measu
                 "name": model.candidate.name,
                 "runtime": model.form.runtime.name,
                 "dtype": model.form.dtype,
+                "backend": model.form.runtime.backend,
+                "versions": {package: version(package) for package in model.form.runtime.packages},
                 "input_shape": model.candidate.input_shape,
                 "parameters": model.num_params,
                 "multiply_accumulates": model.num_macs,

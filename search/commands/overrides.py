@@ -21,7 +21,7 @@ NAMES = (
 )  # fmt: skip
 PATHS = (
     "data.source.path", "data.cache_folder", "accuracy.cache", "accuracy.init", "arch", "init", "deployed", "output",
-    "teacher.weights", "latency.identity_file", "latency.known_hosts",
+    "data_path", "teacher.weights", "latency.identity_file", "latency.known_hosts",
     "latency.devices.*.identity_file", "latency.devices.*.known_hosts",
 )  # fmt: skip
 """As NAMES, of files and folders on this machine: a leading ~ is the home folder."""

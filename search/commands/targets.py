@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.architecture import check_number
+from models.deploy.int8 import INT8
 from search import BUGS, SearchStopped, UserError, one_line
 from search.accuracy.base import AccuracyEvaluator
-from search.accuracy.proxy_training import INT8
 from search.commands.cli import build, construct, plain, target_of
 from search.commands.limits import check_limits, check_smallest, resource_limits
 from search.engine.base import HERE, Engine, Fingerprint, TargetSource
@@ -86,7 +86,7 @@ def check_dtypes(targets: Mapping[str, DictConfig]) -> None:
     dtypes = {limit_key(name, "dtype"): latency.dtype for name, latency in targets.items()}
     if len({dtype == INT8 for dtype in dtypes.values()}) > 1:
         listed = ", ".join(f"{key}={dtype}" for key, dtype in dtypes.items())
-        raise ValueError(f"{listed}: accuracies in {INT8} are others; set {INT8} for all targets, or run a search for each")
+        raise ValueError(f"{listed}: their accuracies do not compare; set {INT8} for all targets, or run a search for each")
 
 
 def deployed_network(cfg: DictConfig, data: ImageData) -> dict[str, int]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from models.architecture import Architecture, check_int
 from models.complexity import count_params
 from models.deploy import prepare
-from models.deploy.int8 import calibrated
+from models.deploy.int8 import FLOAT32, INT8, calibrated, calibration_batches
 from models.elastic import Bounds
 from models.litv2 import LITv2
 from models.litv2 import build as build_network
@@ -37,7 +37,7 @@ from search.results.view import progress_of
 from search.space.dimensions import describe
 from search.study.locks import training_lock
 from search.training.augmentation import BatchAugmentation, PhotoAugmentation, ShiftAndFlip
-from search.training.data import ImageData
+from search.training.data import ImageData, calibration_images
 from search.training.files import TrainingResult, checkpoint_file, result_file, save_weights, weights_file
 from search.training.normalisation import Normalisation
 from search.training.recipe import FullTraining, Recipe
@@ -65,6 +65,7 @@ class Network:
         search_data: Name of the dataset it was searched on; None if it was not searched.
         search_accuracy: Validation accuracy that the search gave it.
         metric: What the search counted as accuracy.
+        is_int8: Whether the search was one for 8-bit integers.
     """
 
     file: Path
@@ -72,6 +73,7 @@ class Network:
     search_data: str | None
     search_accuracy: float | None
     metric: str = Metric.TOP1.value
+    is_int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def train_and_report(cfg: DictConfig, network: Network, console: Console) -> Non
     if leave_process_group() != 0:
         return
     data = setup.data
-    dtype = setup.settings.quantise or "float32"
+    dtype = setup.settings.quantise or FLOAT32
     save_weights(cast(LITv2, task.model), data.normalisation, weights_file(network.file, dtype), data.class_names)
     result = evaluate(task, test_batches, cfg, network, setup, num_epochs, seconds)
     result.save(result_file(network.file, dtype))
@@ -142,7 +144,9 @@ def read_network(file: Path) -> Network:
         check_metric(metric)
     except ValueError as error:
         raise UserError(f"arch={file}: {error}") from error
-    return Network(file, architecture, accuracy.get("data"), accuracy.get("validation"), metric)
+    targets = facts["targets"].values() if isinstance(facts.get("targets"), dict) else ()
+    is_int8 = any(target.get("device", {}).get("dtype") == INT8 for target in targets if isinstance(target, dict))
+    return Network(file, architecture, accuracy.get("data"), accuracy.get("validation"), metric, is_int8)
 
 
 def variant_file(name: str) -> Path:
@@ -167,6 +171,11 @@ def make_setup(cfg: DictConfig, network: Network) -> Setup:
     settings: TrainSettings = build(cfg.train)
     recipe: Recipe = build(cfg.recipe)
     build(cfg.teacher)  # a missing file shows before images are decoded
+    if cfg.init == "trained" and settings.quantise is None:
+        raise UserError(
+            "init=trained would replace the weights that it starts from: set train.quantise=int8, whose weights have their "
+            "own file, or name a copy of them"
+        )
     weights = initial_weights(str(cfg.init), network)
     data = make_data(cfg, recipe, None if weights is None else weights.normalisation_for(cfg.data.in_chans))
     if recipe.mixes_images and settings.batch_size % 2:
@@ -263,11 +272,12 @@ def evaluate(
 ) -> TrainingResult:
     """Compute the accuracies of a trained network; after a training in 8-bit integers, those that it has in them."""
     settings, data = setup.settings, setup.data
-    weights = weights_file(network.file, settings.quantise or "float32")
+    weights = weights_file(network.file, settings.quantise or FLOAT32)
     if settings.quantise is not None:
-        batches = (resized(images, task.img_size) for images in measuring_batches(data))
+        batches = calibration_batches(resized(calibration_images(data), task.img_size))
         task.model = calibrated(prepare(task.model), batches)
     is_same_task = network.search_data == cfg.data.name and data.num_val
+    is_same_dtype = network.is_int8 == (settings.quantise == INT8)
     return TrainingResult(
         test_accuracy=test_accuracy(task, test_batches, settings),
         validation_accuracy=test_accuracy(task, data.val_dataloader(), settings) if data.num_val else None,
@@ -282,7 +292,7 @@ def evaluate(
         weights_sha256=sha256(weights),
         class_names=data.class_names,
         teacher=None if setup.teacher is None else f"{setup.teacher}, sha256 {setup.teacher.digest}",
-        search_accuracy=network.search_accuracy if is_same_task else None,
+        search_accuracy=network.search_accuracy if is_same_task and is_same_dtype else None,
         metric=network.metric,
         test_metric=metric_value(task, test_batches, network.metric, settings),
         validation_metric=metric_value(task, data.val_dataloader(), network.metric, settings) if data.num_val else None,

@@ -21,5 +21,7 @@ def open_session(content: bytes, num_threads: int) -> Any:
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Without VNNI, products of unsigned and signed 8-bit numbers overflow unless this is set; it does nothing elsewhere.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # else its threads spin during the anchor's turn
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -111,10 +111,18 @@ class Network:
 
 @dataclass(frozen=True)
 class Ready:
-    """A network that its target's host has loaded. prepare_seconds: time spent on building, converting and loading."""
+    """A network that its target's host has loaded.
+
+    Attributes:
+        loaded: What the host has made of it.
+        prepare_seconds: Time spent on building, converting and loading.
+        knows_memory: True if the memory of loading and running it is its own: converting what loads only once has left its
+            own memory behind.
+    """
 
     loaded: Any  # LoadedT of the host
     prepare_seconds: float = 0.0
+    knows_memory: bool = True
 
 
 @dataclass
@@ -137,7 +145,7 @@ class PairedTarget:
 
     def __post_init__(self) -> None:
         dtype, runtime = self.settings.dtype, self.runtime
-        check_form(Form(runtime, dtype))
+        check_form(Form(runtime, dtype), f"latency={runtime.name} latency.dtype={dtype}")
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what measurements depend on, as in `LatencyTarget`."""
@@ -183,7 +191,9 @@ class PairedTarget:
             Exception: Whatever building it raises.
         """
         start = time.perf_counter()
-        return Ready(self._loader(network, form)(), time.perf_counter() - start)
+        loaded = self._loader(network, form)()
+        runtime = self.runtime if form is None else form.runtime
+        return Ready(loaded, time.perf_counter() - start, runtime.loads_copies)
 
     def ready(self, load: Callable[[], Run]) -> Ready:
         """Make anything ready that runs in this process, such as a deployable file.
@@ -222,10 +232,7 @@ class PairedTarget:
         loaded = [network.loaded for network in networks]
         settings = self.settings
         timings = self.host.time_ratios(loaded, anchor, settings.tolerance, settings.max_seconds, calibration.repeatability)
-        return [
-            self._latency(timing, calibration, network.prepare_seconds)
-            for network, timing in zip(networks, timings, strict=True)
-        ]
+        return [self._latency(timing, calibration, network) for network, timing in zip(networks, timings, strict=True)]
 
     def _network(self, architecture: Architecture) -> Network:
         settings = self.settings
@@ -252,7 +259,7 @@ class PairedTarget:
         runtime, dtype = form or (self.runtime, self.settings.dtype)
         converted = runtime.convert(model, x, dtype, self.settings.num_threads)
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return partial(self.host.load, converted, self._num_copies(num_bytes))
+        return partial(self.host.load, converted, self._num_copies(num_bytes, runtime))
 
     def _repeatability(self, anchor: Any, repeated: Sequence[Architecture]) -> Repeatability:
         """Measure each network several times, loaded anew each time, for `calibration_seconds` or until there are enough.
@@ -277,11 +284,12 @@ class PairedTarget:
             self._anchor = (anchor, self.make_ready(self._network(anchor)))
         return self._anchor[1].loaded
 
-    def _num_copies(self, num_bytes: int) -> int:
-        """Copies to load of a network whose weights take so many bytes."""
-        return max(1, min(MAX_COPIES, COPIES_BYTES // max(1, num_bytes))) if self.runtime.loads_copies else 1
+    def _num_copies(self, num_bytes: int, runtime: Runtime[Any] | None = None) -> int:
+        """Copies to load of a network whose weights take so many bytes, in the target's runtime or another one."""
+        loads_copies = (runtime or self.runtime).loads_copies
+        return max(1, min(MAX_COPIES, COPIES_BYTES // max(1, num_bytes))) if loads_copies else 1
 
-    def _latency(self, timing: Timing, calibration: Calibration, prepare_seconds: float) -> Latency:
+    def _latency(self, timing: Timing, calibration: Calibration, network: Ready) -> Latency:
         series = timing.series
         slowdown = statistics.median(ms for round_ in series.rounds for ms in round_.anchor_ms) / calibration.anchor_ms
         return Latency(
@@ -291,25 +299,24 @@ class PairedTarget:
             converged=series.converged,
             seconds=series.seconds,
             outliers=series.outliers,
-            prepare_seconds=prepare_seconds,
+            prepare_seconds=network.prepare_seconds,
             parity=timing.parity,
             slowdown=slowdown,
             busy_cores=timing.busy_cores,
             warning=disturbance(slowdown, timing.busy_cores, self.settings.num_threads, self.host.num_cores),
-            # Converting what loads only once has left its own memory behind.
-            peak_bytes=timing.peak_bytes if self.runtime.loads_copies else None,
+            peak_bytes=timing.peak_bytes if network.knows_memory else None,
             file_bytes=timing.file_bytes,
             rounds=tuple(series.rounds),
         )
 
 
-def check_form(form: Form) -> None:
-    """Raises: ValueError if a runtime does not have a dtype, or one of its packages is missing."""
+def check_form(form: Form, setting: str) -> None:
+    """Raises: ValueError, naming the setting, if a runtime does not have a dtype, or one of its packages is missing."""
     runtime, dtype = form
     if dtype not in runtime.dtypes:
-        raise ValueError(f"latency.dtype={dtype} does not run with {runtime.name}; take {', '.join(runtime.dtypes)}")
+        raise ValueError(f"{setting}: {dtype} does not run with {runtime.name}; take {', '.join(runtime.dtypes)}")
     for package in runtime.packages:
-        require(package, f"latency={runtime.name}", runtime.extra)
+        require(package, setting, runtime.extra)
 
 
 def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from models.deploy import prepare
-from models.deploy.int8 import Int8Network, calibrated, float_layers, without_sensitive_layers
+from models.deploy.int8 import Int8Network, calibrated, calibration_batches, float_layers, without_sensitive_layers
 from models.deploy.onnx import export_onnx
 from models.deploy.onnx_int8 import quantise_onnx
 from models.litv2 import LITv2
-from search.results.deployed_images import BATCH_SIZE, DeployedImages
+from search.results.deployed_images import DeployedImages
 from search.results.trained import Trained
 
 log = logging.getLogger(__name__)
@@ -54,8 +53,11 @@ class Deployable:
 def int8_network(trained: Trained, images: DeployedImages, side: int, file: Path) -> Deployable:
     """Round a network to 8-bit integers, but for its most sensitive layers."""
     examples = images.calibration(trained.normalisation(file), side)
-    batches = torch.split(examples, BATCH_SIZE)
-    rounded = without_sensitive_layers(calibrated(prepare(trained.network), batches), batches)
+    batches = calibration_batches(examples)
+    rounded = calibrated(prepare(trained.network), batches)
+    if trained.is_trained:
+        log.info("int8: looking for layers that rounding would change the classes of images by")
+        rounded = without_sensitive_layers(rounded, batches)
     names = float_layers(rounded, examples[:1])
     listed = f": {', '.join(names)}" if names else ""
     log.info("int8: %d of %d linear layers stay in float32%s", len(names), len(rounded.ranges), listed)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.deploy.int8 import NUM_CALIBRATION_IMAGES
 from search.training.data import ImageData
 from search.training.images import Images
 from search.training.normalisation import Normalisation
 from search.training.resizing import resized
 
-NUM_CALIBRATION_IMAGES = 256  # as many as a search scores int8 networks with
 BATCH_SIZE = 64
 
 

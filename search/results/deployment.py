@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.deploy.int8 import FLOAT32, INT8
 from models.litv2 import LITv2
 from search import SearchStopped, UserError, one_line
 from search.files import write_text
 from search.latency.base import Calibration, Latency
+from search.latency.machine import allowed_cores
 from search.latency.protocol import Run
-from search.latency.runtime import require
+from search.latency.runtime import PARITY, require
 from search.latency.target import PairedTarget
 from search.results import architecture_file
 from search.results.architecture_file import network_input
@@ -35,13 +36,11 @@ from search.results.card import card
 from search.results.deployable import TRACED_BATCH, Deployable, int8_network
 from search.results.deployed_images import DeployedImages
 from search.results.formats import ARCHITECTURE, FORMATS, Compute
-from search.results.trained import FLOAT32, INT8, Trained, trained_network
+from search.results.trained import Trained, trained_network
+from search.training.files import weights_file
 
 log = logging.getLogger(__name__)
 CARD, FACTS = "README.md", "card.json"
-PARITY = {"float32": 1e-4, "int8": 0.2}
-"""Greatest difference of a file's outputs from eager PyTorch's, relative to the greatest output, as for latency targets; of
-int8, from those of PyTorch with the same rounding."""
 BATCHES = (1, 3)  # that every file must take, whatever it was traced with
 
 
@@ -71,7 +70,7 @@ def deploy(
     """
     architecture, facts = architecture_file.read(file)
     trained = trained_network(file, architecture, facts)
-    check_fits(trained.network, target, file.with_suffix(".safetensors"), file)
+    check_fits(trained.network, target, weights_file(file), file)
     folder.mkdir(parents=True, exist_ok=True)
     comment = f"Architecture of the files in this folder; from {file}."
     architecture_file.write(folder / ARCHITECTURE, comment, architecture, facts)
@@ -80,8 +79,11 @@ def deploy(
     networks = {FLOAT32: Deployable(trained.network, torch.rand(TRACED_BATCH, *shape), trained)}
     if INT8 in {FORMATS[name].dtype for name in formats}:
         assert images is not None
-        fine_tuned = trained_network(file, architecture, facts, INT8)
-        networks[INT8] = int8_network(fine_tuned, images, side, file)
+        is_fine_tuned = weights_file(file, INT8).exists()
+        for_int8 = trained_network(file, architecture, facts, INT8) if is_fine_tuned else trained
+        check_fits(for_int8.network, target, weights_file(file, INT8), file)
+        check_classes(for_int8.network, images, file)
+        networks[INT8] = int8_network(for_int8, images, side, file)
     files = {}
     for name in formats:
         network = networks[FORMATS[name].dtype]
@@ -114,6 +116,15 @@ def check_fits(network: LITv2, target: PairedTarget, weights: Path, file: Path) 
         )
 
 
+def check_classes(network: LITv2, images: DeployedImages, file: Path) -> None:
+    """Raises: UserError if a network was trained for other classes than the search's data have."""
+    if network.num_classes != images.num_classes:
+        raise UserError(
+            f"the weights of {file} are for {network.num_classes} classes, the search's data have {images.num_classes}: "
+            "train on the data of the search, or ask for float32 formats alone"
+        )
+
+
 def check_runs_files(target: PairedTarget) -> None:
     """Raises: UserError if a target cannot measure deployable files, which run on this machine's CPU."""
     if not target.runtime.runs_files:
@@ -122,18 +133,11 @@ def check_runs_files(target: PairedTarget) -> None:
 
 
 def accuracy_of_file(name: str, folder: Path, images: DeployedImages, trained: Trained, side: int) -> dict[str, Any]:
-    """Run a file on the test set. Returns facts for the card.
-
-    Raises:
-        UserError: if the network has other classes.
-    """
+    """Run a file on the test set. Returns facts for the card."""
     path = folder / FORMATS[name].file
-    if trained.network.num_classes != images.num_classes:
-        raise UserError(
-            f"the weights are for {trained.network.num_classes} classes, the data of the search have {images.num_classes}: "
-            "train on the data of the search, or ask for float32 formats alone"
-        )
-    accuracy = images.test_accuracy(FORMATS[name].load(path, os.cpu_count() or 1), trained.normalisation(path), side)
+    log.info("%s: computing the test accuracy", path)
+    compute = FORMATS[name].load(path, len(allowed_cores()))
+    accuracy = images.test_accuracy(compute, trained.normalisation(path), side)
     log.info("%s: test accuracy %.4f ±%.4f", path, accuracy.accuracy, accuracy.standard_error)
     return {"test_accuracy": accuracy.accuracy, "test_images": accuracy.num_images}
 

@@ -140,7 +140,8 @@ def _remove_unless_trained(file: Path) -> None:
     """Remove an architecture's file, unless search.train uses it now or has left weights or its state beside it."""
     try:
         with training_lock(file) as lock:
-            if not file.with_suffix(".safetensors").exists() and not any(file.parent.glob(f"{file.stem}.*.ckpt")):
+            left = [file.with_suffix(".safetensors"), file.with_suffix(".int8.safetensors")]
+            if not any(weights.exists() for weights in left) and not any(file.parent.glob(f"{file.stem}.*.ckpt")):
                 file.unlink()
                 lock.unlink()
     except UserError as error:

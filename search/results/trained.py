@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.architecture import Architecture
+from models.deploy.int8 import FLOAT32
 from models.litv2 import LITv2, build
 from search import UserError, one_line
 from search.files import sha256
@@ -23,7 +24,6 @@ from search.training.metadata import CLASS_NAMES_KEY, NORMALISATION_KEY, metadat
 from search.training.normalisation import Normalisation
 
 log = logging.getLogger(__name__)
-FLOAT32, INT8 = "float32", "int8"
 UNTRAINED = "random, untrained"
 
 
@@ -65,11 +65,9 @@ def trained_network(file: Path, architecture: Architecture, facts: Mapping[str, 
         file: of the architecture.
         architecture: the network.
         facts: about it.
-        dtype: that it is deployed in; for int8 the weights that were trained for it are preferred.
+        dtype: that it was trained for.
     """
     weights, report = weights_file(file, dtype), result_file(file, dtype)
-    if dtype != FLOAT32 and not weights.exists():
-        return trained_network(file, architecture, facts)
     if not weights.exists():
         log.warning("there is no %s: the files get random weights; train first with search.train arch=%s", weights, file)
         in_chans, _, num_classes = network_input(architecture, facts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import lightning
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.architecture import check_int
+from models.deploy.int8 import NUM_CALIBRATION_IMAGES
 from search import UserError
 from search.training.augmentation import BatchAugmentation, ShiftAndFlip
 from search.training.decoding import Decoder, Levels
@@ -241,6 +242,20 @@ class Batches:
             if generator is not None:
                 images, labels = self.data.augment(images, labels, self.data.num_classes, generator)
             yield self.data.normalisation.apply(images), labels
+
+
+def calibration_images(data: TrainingImages) -> Tensor:
+    """Return the training images that 8-bit integers are calibrated with, normalised, (N, C, H, W) float32."""
+    return data.training_images(0, min(NUM_CALIBRATION_IMAGES, data.num_train))
+
+
+class TrainingImages(Protocol):
+    """A dataset that hands out single training images: `ImageData` or `streamed.StreamedData`."""
+
+    @property
+    def num_train(self) -> int: ...
+
+    def training_images(self, start: int, stop: int) -> Tensor: ...
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

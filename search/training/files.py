@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from models.deploy.int8 import FLOAT32
 from models.litv2 import LITv2
 from search.files import write_bytes, write_text
 from search.training.data import ImageData
@@ -86,14 +87,14 @@ class TrainingResult:
         write_text(file, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
-def weights_file(architecture: Path, dtype: str = "float32") -> Path:
+def weights_file(architecture: Path, dtype: str = FLOAT32) -> Path:
     """The file of a network's trained weights, beside that of its architecture; those trained for int8 have their own."""
-    return architecture.with_suffix(".safetensors" if dtype == "float32" else f".{dtype}.safetensors")
+    return architecture.with_suffix(".safetensors" if dtype == FLOAT32 else f".{dtype}.safetensors")
 
 
-def result_file(architecture: Path, dtype: str = "float32") -> Path:
+def result_file(architecture: Path, dtype: str = FLOAT32) -> Path:
     """The file of what search.train reports about these weights."""
-    return architecture.with_suffix(".result.json" if dtype == "float32" else f".{dtype}.result.json")
+    return architecture.with_suffix(".result.json" if dtype == FLOAT32 else f".{dtype}.result.json")
 
 
 def save_weights(model: LITv2, normalisation: Normalisation, file: Path, class_names: Sequence[str] = ()) -> None:

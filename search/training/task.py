@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from models.deploy.int8 import RoundedLayers
+from models.deploy.int8 import FakeQuantisedLayers
 from models.deploy.memory import keep_freed_memory
 from search import UserError
 from search.training.class_weights import balanced_weights
@@ -87,7 +87,7 @@ class ImageClassification(lightning.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         is_rounded = self.training and self.settings.quantise is not None
-        with RoundedLayers() if is_rounded else contextlib.nullcontext():
+        with FakeQuantisedLayers() if is_rounded else contextlib.nullcontext():
             return self.model(resized(images, self.img_size))  # type: ignore[no-any-return]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

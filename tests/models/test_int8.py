@@ -14,7 +14,15 @@ from torch.nn import functional as F
 
 from models.architecture import Architecture, StageSpec
 from models.deploy import prepare
-from models.deploy.int8 import InputRange, Int8Network, RoundedLayers, calibrated, rounded_linear
+from models.deploy.int8 import (
+    FakeQuantisedLayers,
+    InputRange,
+    Int8Network,
+    calibrated,
+    fake_quantised_linear,
+    float_layers,
+    without_sensitive_layers,
+)
 from models.deploy.onnx import NoOnnxForm, export_onnx, record_onnx
 from models.deploy.onnx_int8 import quantise_onnx
 from models.litv2 import LITv2, build
@@ -113,20 +121,20 @@ def test_layers_compute_in_integers_in_onnx_runtime(images: Tensor, tmp_path: Pa
 def test_layer_is_rounded_by_the_formula() -> None:
     torch.manual_seed(0)
     x, weight, bias = 3 * torch.randn(50, 16) + 1, torch.randn(8, 16), torch.randn(8)
-    of_input = InputRange(-2.0, 5.0)
-    stored_x = np.clip(np.rint(x.numpy() / np.float32(of_input.scale)) + of_input.zero_point, 0, 255).astype(np.int64)
+    input_range = InputRange(-2.0, 5.0)
+    stored_x = np.clip(np.rint(x.numpy() / np.float32(input_range.scale)) + input_range.zero_point, 0, 255).astype(np.int64)
     scales = np.abs(weight.numpy()).max(1) / 127
     stored_weight = np.rint(weight.numpy() / scales[:, None]).astype(np.int64)
-    sums = (stored_x - of_input.zero_point) @ stored_weight.T  # whole numbers, as in a file
-    expected = sums * of_input.scale * scales + bias.numpy()
-    np.testing.assert_allclose(rounded_linear(x, weight, bias, of_input).numpy(), expected, rtol=1e-4, atol=1e-4)
+    sums = (stored_x - input_range.zero_point) @ stored_weight.T  # whole numbers, as in a file
+    expected = sums * input_range.scale * scales + bias.numpy()
+    np.testing.assert_allclose(fake_quantised_linear(x, weight, bias, input_range).numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_zero_stays_zero() -> None:
     """Padding and what ReLU leaves must not change."""
     for low, high in ((-1.0, 3.0), (0.0, 7.3), (-2.2, 0.0), (0.0, 0.0)):
-        of_input = InputRange.of(torch.tensor([low, high]))
-        rounded = rounded_linear(torch.zeros(1, 4), torch.randn(2, 4), None, of_input)
+        input_range = InputRange.of(torch.tensor([low, high]))
+        rounded = fake_quantised_linear(torch.zeros(1, 4), torch.randn(2, 4), None, input_range)
         assert (rounded == 0).all()
     assert InputRange.of(torch.tensor([2.0, 3.0])) == InputRange(0.0, 3.0)
 
@@ -161,14 +169,49 @@ def test_file_of_another_network_is_refused(images: Tensor) -> None:
 
 
 def test_training_goes_on_through_the_rounding(network: LITv2, images: Tensor) -> None:
-    with RoundedLayers():
-        loss = F.cross_entropy(network.train()(images), torch.tensor([0, 1]))
+    plain, labels = make_network(network.architecture), torch.tensor([0, 1])
+    with FakeQuantisedLayers():
+        quantised_loss = F.cross_entropy(network(images), labels)
+    quantised_loss.backward()
+    loss = F.cross_entropy(plain(images), labels)
     loss.backward()
-    without = [name for name, parameter in network.named_parameters() if parameter.grad is None]
-    plain = make_network_like(network)
-    F.cross_entropy(plain(images), torch.tensor([0, 1])).backward()
-    assert without == [name for name, parameter in plain.named_parameters() if parameter.grad is None]
+    assert quantised_loss.item() != loss.item()
+    for (name, parameter), expected in zip(network.named_parameters(), plain.parameters(), strict=True):
+        if expected.grad is None:
+            assert parameter.grad is None, name
+        elif expected.grad.norm() > 1e-4:
+            assert parameter.grad is not None, name
+            assert F.cosine_similarity(parameter.grad.flatten(), expected.grad.flatten(), 0) > 0.9, name
 
 
-def make_network_like(network: LITv2) -> nn.Module:
-    return make_network(network.architecture).train()
+def test_diverged_network_shows_it_in_its_outputs(images: Tensor) -> None:
+    network = make_network(NETWORKS[0])
+    network.patch_embed.proj.weight.data.fill_(float("nan"))
+    for form in (network, prepare(network)):
+        with torch.no_grad(), FakeQuantisedLayers():
+            assert form(images).isnan().all()
+        assert calibrated(form, [images])(images).isnan().all()
+
+
+def test_most_sensitive_layers_stay_in_float32() -> None:
+    form = prepare(make_network(NETWORKS[1]))
+    batches = torch.split(torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(1)), 32)
+    fine = calibrated(form, batches)
+    coarse = [InputRange(80 * r.low, 80 * r.high) if n in (5, 11) else r for n, r in enumerate(fine.ranges) if r is not None]
+    network = Int8Network(form, coarse)
+
+    def share_changed(other: nn.Module) -> float:
+        with torch.no_grad():
+            classes = [torch.cat([each(batch) for batch in batches]).argmax(1) for each in (form, other)]
+        return float((classes[0] != classes[1]).double().mean())
+
+    limit = share_changed(fine) + 0.05
+    assert share_changed(network) > limit
+    relaxed = without_sensitive_layers(network, batches, limit)
+    assert share_changed(relaxed) <= limit
+    in_float32 = [number for number, input_range in enumerate(relaxed.ranges) if input_range is None]
+    assert set(in_float32) <= {5, 11}
+    names = float_layers(relaxed, batches[0])
+    assert len(names) == len(in_float32) > 0
+    assert set(names) <= {name for name, _ in form.named_modules()}
+    assert without_sensitive_layers(network, batches, 1.0) is network

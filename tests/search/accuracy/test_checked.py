@@ -70,3 +70,15 @@ def test_a_check_that_cannot_be_read_is_named(tmp_path: Path, text: str, caplog:
     file.write_text(text, encoding="utf-8")
     assert read_checked(file, SETTINGS) is None
     assert "run search.check again" in caplog.text
+
+
+def test_a_check_in_another_dtype_is_not_used(file: Path) -> None:
+    """Accuracies in 8-bit integers are others; a check that does not say its dtype is one in float32."""
+    int8 = {**SETTINGS, "latency": {"dtype": "int8"}}
+    assert read_checked(file, int8) is None
+    assert read_checked(file, {**SETTINGS, "latency": {"dtype": "bfloat16"}}) is not None
+    body = json.loads(file.read_text(encoding="utf-8"))
+    body["settings"]["latency"] = {"dtype": "int8"}
+    file.write_text(json.dumps(body), encoding="utf-8")
+    assert read_checked(file, SETTINGS) is None
+    assert read_checked(file, int8) is not None

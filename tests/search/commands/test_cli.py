@@ -71,7 +71,7 @@ from tests.support.commands import TINY, Command, call
         (["engine=ray", "accuracy.num_threads=1", "engine.num_cpus=0"], "engine.num_cpus=0"),
         (
             ["latency.dtype=int8", "+latency@latency.devices.phone=onnxruntime"],
-            "latency.dtype=int8, latency.devices.phone.dtype=float32: accuracies in int8 are others; set int8",
+            "latency.dtype=int8, latency.devices.phone.dtype=float32: their accuracies do not compare; set int8",
         ),
         (["latency=cpu", "latency.dtype=int8"], "latency.dtype=int8 does not run with cpu; take float32, bfloat16"),
         (["latency.objectives=some"], "latency.objectives=some must be all or first"),

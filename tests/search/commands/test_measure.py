@@ -67,6 +67,18 @@ def test_runtimes_are_compared_in_one_run(tmp_path: Path, exported: Path, capsys
     assert data["models"][2]["latency"]["file_bytes"] < data["models"][1]["latency"]["file_bytes"]
 
 
+def test_models_of_one_name_keep_their_costs(tmp_path: Path, exported: Path) -> None:
+    other, output = tmp_path / "other" / exported.name, tmp_path / "latency.json"
+    other.parent.mkdir()
+    architecture = Architecture(16, (StageSpec(1, 2, 0.5, 2),) * 4, downsample="conv")
+    architecture_file.write(other, "another network", architecture, {})
+    files = f"arch=[{exported},{other}]"
+    assert call("measure", [*QUICK, "latency=cpu", files, "latency.input_size=32", f"output={output}"]) == 0
+    first, second = json.loads(output.read_text(encoding="utf-8"))["models"]
+    assert first["name"] == second["name"]
+    assert first["parameters"] < second["parameters"]
+
+
 def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path) -> None:
     output = tmp_path / "latency.json"
     assert call("measure", [*QUICK, f"arch={exported}", f"output={output}"]) == 0
@@ -90,9 +102,11 @@ def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path)
         ),
         (
             ["model=litv2_s", "runtimes=[cpu,tpu]"],
-            "runtimes: tpu is unknown; choose from cpu, cpu_compiled, onnxruntime, openvino",
+            "runtimes=tpu is unknown; choose from cpu, cpu_compiled, onnxruntime, openvino",
         ),
-        (["model=litv2_s", "runtimes=cpu:int8"], "latency.dtype=int8 does not run with cpu; take float32, bfloat16"),
+        (["model=litv2_s", "runtimes=cpu", "latency.dtype=int8"], "latency.dtype=int8 beside runtimes: name it there"),
+        (["deployed=somewhere", "runtimes=cpu"], "runtimes= is for models, and deployed= is for files"),
+        (["model=litv2_s", "runtimes=cpu:int8"], "runtimes=cpu:int8: int8 does not run with cpu; take float32, bfloat16"),
         (["model=litv2_s", "output=nowhere/out.json"], "there is no folder nowhere"),
         (["model=litv2_s", "latency=tpu"], "tpu"),
         (["model=litv2_s", "latency.input_size=8"], "litv2_s does not take an input of 3x8x8"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.architecture import Architecture
 from models.litv2 import build
@@ -52,6 +53,29 @@ def test_killed_training_resumes_to_the_same_weights(
     results = [json.loads(file.with_suffix(".result.json").read_text(encoding="utf-8")) for file in (killed, whole)]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
     assert not list(killed.parent.glob("*.ckpt"))
+
+
+def test_training_for_int8_starts_from_the_trained_network_and_reports_int8(
+    tmp_path: Path, architecture: Architecture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = exported(tmp_path / "network", architecture)
+    start = ["init=trained", "train.quantise=int8", "train.lr=1e-5"]
+    assert call("train", [*arguments(file), *start]) == 2
+    assert "init=trained needs an earlier search.train of this network" in capsys.readouterr().err
+    assert call("train", [f"arch={file}", *TINY[:2], "train.max_epochs=2"]) == 0
+    before = load_file(file.with_suffix(".safetensors"))
+    assert call("train", [f"arch={file}", "init=trained"]) == 2
+    assert "init=trained would replace the weights that it starts from" in capsys.readouterr().err
+    assert call("train", [f"arch={file}", *TINY[:2], "train.max_epochs=1", *start]) == 0
+    after = load_file(file.with_suffix(".int8.safetensors"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(file.with_suffix(".safetensors")).items())
+    moved = {name: float((after[name] - before[name]).norm() / before[name].norm()) for name in before if "weight" in name}
+    assert 0 < max(moved.values()) < 0.2  # it goes on from there
+    result = json.loads(file.with_suffix(".int8.result.json").read_text(encoding="utf-8"))
+    assert result["init"] == "trained"
+    assert 0 <= result["test_accuracy"] <= 1
+    assert call("train", [f"arch={file}", *TINY[:2], *start, "train.lr=1e12", "train.max_epochs=2"]) == 2
+    assert "lower train.lr" in capsys.readouterr().err
 
 
 def test_network_is_trained_by_one_process_at_a_time(

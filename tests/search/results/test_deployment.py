@@ -25,8 +25,9 @@ from models.architecture import Architecture
 from models.litv2 import LITv2, build
 from search.accuracy.initial_weights import InitialWeights
 from search.commands.cli import build as build_node
+from search.latency.runtime import PARITY
 from search.results import architecture_file
-from search.results.deployment import BATCHES, PARITY
+from search.results.deployment import BATCHES
 from search.results.export import origin_of_share
 from search.results.formats import FORMATS
 from search.results.trained import network_with, trained_network
@@ -102,13 +103,13 @@ def build_data(settings: dict[str, Any]) -> ImageData:
 
 def test_images_of_an_int8_export_are_found_elsewhere_or_named(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("export", [*EXPORT, "pick=knee", "format=onnx_int8", "data_path=elsewhere"]) == 2
-    assert "data_path=elsewhere: the images of this study (noisy_glyphs) are not in a folder" in capsys.readouterr().err
+    assert "data_path=elsewhere: the images of this study, noisy_glyphs, are in no folder" in capsys.readouterr().err
     config = Path("outputs/first/config.yaml")
     config.rename("config.yaml")
     code = call("export", [*EXPORT, "pick=knee", "format=onnx_int8"])
     Path("config.yaml").rename(config)
     assert code == 2
-    assert f"there is no {config}" in capsys.readouterr().err
+    assert f"{config}, which says what the images of the study are, cannot be read" in capsys.readouterr().err
 
 
 def test_onnx_file_runs_without_this_project(deployed: Path) -> None:
