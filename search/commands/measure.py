@@ -30,7 +30,8 @@ from search.commands.measure_files import measure_deployed
 from search.commands.runtimes import form_name, runtimes_of
 from search.files import write_text
 from search.latency.base import Calibration, Latency
-from search.latency.target import Form, Network, PairedTarget
+from search.latency.runtime import Form
+from search.latency.target import Network, PairedTarget
 from search.results import architecture_file
 from search.results.architecture_file import IMAGENET, network_input
 from search.results.view import make_console

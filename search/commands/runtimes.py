@@ -9,8 +9,8 @@ from models.deploy.int8 import FLOAT32
 from search import UserError
 from search.commands.cli import construct
 from search.latency import cpu, cpu_compiled, onnxruntime, openvino
-from search.latency.runtime import Runtime
-from search.latency.target import Form, PairedTarget, check_form
+from search.latency.runtime import Form, Runtime, check_form
+from search.latency.target import PairedTarget
 
 RUNTIMES: dict[str, Runtime[Any]] = {
     module.RUNTIME.name: module.RUNTIME for module in (cpu, cpu_compiled, onnxruntime, openvino)
@@ -46,7 +46,7 @@ def form_of(name: str) -> Form:
     if runtime not in RUNTIMES:
         raise ValueError(f"runtimes={runtime} is unknown; choose from {', '.join(RUNTIMES)}, in int8 as onnxruntime:int8")
     form = Form(RUNTIMES[runtime], dtype or FLOAT32)
-    check_form(form, f"runtimes={name}")
+    check_form(form, f"runtimes={name}", f"runtimes={name}")
     return form
 
 

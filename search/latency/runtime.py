@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,13 @@ class Runtime(Generic[NetworkT]):
     convert_file: Callable[[bytes, Tensor, str], NetworkT] | None = None
 
 
+class Form(NamedTuple):
+    """A runtime, and the dtype that a network has in it."""
+
+    runtime: Runtime[Any]
+    dtype: str
+
+
 def require(package: str, target: str, extra: str) -> None:
     """Check that a package is installed.
 
@@ -93,6 +100,24 @@ def require(package: str, target: str, extra: str) -> None:
     except PackageNotFoundError:
         install = f"'hilo-nas[{extra}]'" if extra else package
         raise ValueError(f"{target} needs the package {package}, which is not installed: pip install {install}") from None
+
+
+def check_form(form: Form, dtype_setting: str, runtime_setting: str) -> None:
+    """Check that a runtime can be used.
+
+    Args:
+        form: The runtime and the dtype.
+        dtype_setting: What the user set the dtype by, for the message.
+        runtime_setting: What the user chose the runtime by.
+
+    Raises:
+        ValueError: If the runtime does not have the dtype, or one of its packages is missing.
+    """
+    runtime, dtype = form
+    if dtype not in runtime.dtypes:
+        raise ValueError(f"{dtype_setting} does not run with {runtime.name}; take {', '.join(runtime.dtypes)}")
+    for package in runtime.packages:
+        require(package, runtime_setting, runtime.extra)
 
 
 def check_parity(target: str, model: nn.Module, x: Tensor, output: Tensor, dtype: str) -> float:

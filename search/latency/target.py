@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from search.latency.estimate import Estimate
 from search.latency.host import Host, Timing
 from search.latency.protocol import LEAST_ROUNDS, ROUND_SECONDS, Run, median_of_rounds
 from search.latency.repeatability import ASSUMED, Repeatability, estimate_repeatability, unreachable
-from search.latency.runtime import Converted, Runtime, eager_copy, require
+from search.latency.runtime import Converted, Form, Runtime, check_form, eager_copy
 
 MIN_SETTING = 1e-4
 MAX_COPIES = 4
@@ -89,13 +89,6 @@ class TargetSettings:
             raise ValueError(f"latency.prepared={self.prepared} must be true or false")
 
 
-class Form(NamedTuple):
-    """A runtime, and the dtype that a network has in it."""
-
-    runtime: Runtime[Any]
-    dtype: str
-
-
 @dataclass(frozen=True)
 class Network:
     """A network to measure.
@@ -145,7 +138,7 @@ class PairedTarget:
 
     def __post_init__(self) -> None:
         dtype, runtime = self.settings.dtype, self.runtime
-        check_form(Form(runtime, dtype), f"latency={runtime.name} latency.dtype={dtype}")
+        check_form(Form(runtime, dtype), f"latency.dtype={dtype}", f"latency={runtime.name}")
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what measurements depend on, as in `LatencyTarget`."""
@@ -308,15 +301,6 @@ class PairedTarget:
             file_bytes=timing.file_bytes,
             rounds=tuple(series.rounds),
         )
-
-
-def check_form(form: Form, setting: str) -> None:
-    """Raises: ValueError, naming the setting, if a runtime does not have a dtype, or one of its packages is missing."""
-    runtime, dtype = form
-    if dtype not in runtime.dtypes:
-        raise ValueError(f"{setting}: {dtype} does not run with {runtime.name}; take {', '.join(runtime.dtypes)}")
-    for package in runtime.packages:
-        require(package, setting, runtime.extra)
 
 
 def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:

@@ -106,7 +106,7 @@ def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path)
         ),
         (["model=litv2_s", "runtimes=cpu", "latency.dtype=int8"], "latency.dtype=int8 beside runtimes: name it there"),
         (["deployed=somewhere", "runtimes=cpu"], "runtimes= is for models, and deployed= is for files"),
-        (["model=litv2_s", "runtimes=cpu:int8"], "runtimes=cpu:int8: int8 does not run with cpu; take float32, bfloat16"),
+        (["model=litv2_s", "runtimes=cpu:int8"], "runtimes=cpu:int8 does not run with cpu; take float32, bfloat16"),
         (["model=litv2_s", "output=nowhere/out.json"], "there is no folder nowhere"),
         (["model=litv2_s", "latency=tpu"], "tpu"),
         (["model=litv2_s", "latency.input_size=8"], "litv2_s does not take an input of 3x8x8"),
