@@ -95,7 +95,7 @@ def main(cfg: DictConfig) -> None:
         construct(check_trusted, value=cfg.trusted)
         if cfg.runtimes is not None:
             raise UserError(
-                "runtimes= is for models; the files of deployed= have the runtimes that they are for; leave it out"
+                "runtimes= is for models, and deployed= is for files, which have their own; leave one of them out"
             )
         measure_deployed(Path(str(cfg.deployed)), cfg.latency, cfg.trusted, console)
         return

@@ -77,8 +77,6 @@ def write_onnx(deployable: Deployable, path: Path) -> None:
     """Write the file that searches measure with ONNX Runtime: `models.deploy.onnx` says why the recorded one is the same."""
     model = onnx.load_from_string(deployable.onnx)
     onnx.helper.set_model_props(model, dict(deployable.trained.metadata))  # get_modelmeta().custom_metadata_map has them
-    for node in model.graph.node:  # where in this project each operator comes from: half of a small file
-        del node.metadata_props[:]
     write_bytes(path, bytes(model.SerializeToString()))
 
 

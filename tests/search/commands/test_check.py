@@ -41,7 +41,8 @@ def test_check_reports_figures_and_trains_nothing_twice(accuracy: str, capsys: p
     for tau in ("seeds", "evaluator", "macs", "params"):
         assert -1 <= quality[tau]["low"] <= quality[tau]["high"] <= 1
     assert {"residual", "seed_noise"} <= quality.keys()
-    assert figures["settings"].keys() == {"space", "data", "train", "accuracy", "proxy", "check"}
+    assert figures["settings"].keys() == {"space", "data", "train", "accuracy", "proxy", "check", "latency"}
+    assert figures["settings"]["latency"] == {"dtype": "float32"}
 
     with pytest.MonkeyPatch.context() as patch:
 

@@ -126,8 +126,8 @@ def test_exported_files_are_measured_on_the_device(access: dict[str, Any], calib
     facts = {"calibration": calibration.to_dict(), "files": files, "input_shape": [1, 32, 32], "device": {"num_classes": 10}}
     (tmp_path / "card.json").write_text(json.dumps(facts), encoding="utf-8")
     how = [f"latency.{key}={value}" for key, value in access.items()]
-    quick = ["latency.max_seconds=1", "latency.calibration_seconds=0.5"]
-    with Command(tmp_path, "search.measure", f"deployed={tmp_path}", "latency=ssh", *how, *quick) as command:
+    short = ["latency.max_seconds=1", "latency.calibration_seconds=0.5"]
+    with Command(tmp_path, "search.measure", f"deployed={tmp_path}", "latency=ssh", *how, *short) as command:
         printed = command.wait()
     assert command.returncode == 0, printed
     rows = {line.split()[1]: line.split() for line in printed.splitlines() if "model." in line and "│" in line}
