@@ -50,7 +50,8 @@ def quantised_by_onnxruntime(content: bytes, x: Tensor) -> bytes:
     """Quantise any ONNX file statically, with a scale per channel of weights. Arguments and errors as in `int8_file`."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    name = onnx.load_from_string(content).graph.input[0].name
+    model = onnx.load_from_string(content)
+    name = model.graph.input[0].name
 
     class Images(CalibrationDataReader):  # type: ignore[misc]  # it has no types
         def __init__(self) -> None:
@@ -60,13 +61,12 @@ def quantised_by_onnxruntime(content: bytes, x: Tensor) -> bytes:
             return next(self.batches, None)
 
     with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        before.write_bytes(content)
+        file = Path(folder) / "int8.onnx"
         logging.getLogger().disabled = True  # it warns of a missing step of preparation that the exporter has done
         try:
             quantize_static(
-                before,
-                after,
+                model,
+                file,
                 Images(),
                 per_channel=True,
                 op_types_to_quantize=LAYERS,
@@ -78,4 +78,4 @@ def quantised_by_onnxruntime(content: bytes, x: Tensor) -> bytes:
             raise ConversionError(f"ONNX Runtime cannot quantise this model: {error}") from error
         finally:
             logging.getLogger().disabled = False
-        return after.read_bytes()
+        return file.read_bytes()
