@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def overflows_int8(cpuinfo: Path) -> bool:
+    """Whether products of unsigned and signed 8-bit numbers may overflow: on x86 without instructions for them (VNNI).
+
+    ONNX Runtime has an exact way, which also slows processors with VNNI down: LITv2-S took 66 instead of 46 ms.
+
+    Args:
+        cpuinfo: The system's description of its processors; where there is none, nothing is known to overflow.
+    """
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "avx2" in text and "vnni" not in text
 
 
 def open_session(content: bytes, num_threads: int) -> Any:
@@ -21,7 +39,7 @@ def open_session(content: bytes, num_threads: int) -> Any:
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Without VNNI, products of unsigned and signed 8-bit numbers overflow unless this is set; it does nothing elsewhere.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if overflows_int8(CPUINFO):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # else its threads spin during the anchor's turn
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from models.deploy import prepare
 from models.deploy.onnx_operators import OPERATORS
 from models.litv2 import build
+from search.latency.onnx_session import overflows_int8
 from search.latency.onnxruntime import RUNTIME, convert
 from search.latency.runtime import ConversionError, check_parity, require
 from tests.contracts.latency_target import SMALL
@@ -41,6 +43,17 @@ def test_missing_extra_is_named() -> None:
         require("no-such-package", "latency=openvino", "openvino")
     with pytest.raises(ValueError, match=r"latency=onnxruntime needs.*pip install no-such-package$"):
         require("no-such-package", "latency=onnxruntime", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflows"),
+    [("avx avx2 fma", True), ("avx2 avx512f avx512_vnni", False), ("avx2 avx_vnni", False), ("asimd asimddp", False)],
+)
+def test_int8_is_exact_on_processors_whose_products_overflow(tmp_path: Path, flags: str, overflows: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nflags : {flags}\n", encoding="utf-8")
+    assert overflows_int8(cpuinfo) == overflows
+    assert not overflows_int8(tmp_path / "missing")
 
 
 def test_every_installation_has_what_the_default_runtime_needs() -> None:
