@@ -31,7 +31,7 @@ from search.accuracy.supernet import SupernetEvaluator
 from search.accuracy.trained_supernet import TrainedSupernet
 from search.commands.accuracy import evaluator_factory, training_images
 from search.commands.cli import build, conf_dir
-from search.latency.onnx_session import open_session
+from search.latency.onnx_session import first_output, open_session
 from search.results.deployable import Deployable
 from search.results.trained import UNTRAINED, Trained
 from search.space.dimensions import describe
@@ -83,7 +83,7 @@ def compare(architecture: Architecture, int8: SupernetEvaluator, seed: int) -> C
     outputs = []
     for images in batches:
         x = resized(int8.data.normalisation.apply(images), architecture.img_size)
-        outputs.append(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        outputs.append(first_output(session, x.numpy()))
     is_right = np.concatenate(outputs).argmax(1) == int8.images.labels.numpy()
     assert scores[0] is not None
     assert scores[1] is not None

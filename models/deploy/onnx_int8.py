@@ -58,7 +58,7 @@ def fold_constants(graph: GraphProto) -> dict[str, TensorProto]:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes = []
     for node in graph.node:
-        if node.input and set(node.input) <= {*constants, ""}:
+        if node.input and all(name in constants for name in node.input if name):
             inputs = {name: numpy_helper.to_array(constants[name]) for name in node.input if name}
             outputs = ReferenceEvaluator(node).run(None, inputs)
             constants |= {
@@ -110,16 +110,16 @@ class Int8Writer:
         """Store a weight in 8 bits. Returns the name of what is read back, and its scales, (out_features,)."""
         values = torch.from_numpy(numpy_helper.to_array(self._given[node.input[1]]).copy())
         is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        axis = 0 if is_transposed else 1  # of the outputs
-        scales = weight_scales(values if is_transposed else values.t())
-        stored = torch.round(values / (scales[:, None] if is_transposed else scales)).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+        matrix = values if is_transposed else values.t()  # (out_features, in_features)
+        scales = weight_scales(matrix)
+        stored = torch.round(matrix / scales[:, None]).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT).to(torch.int8)
         label, of_outputs = f"{node.name}_weight", scales.numpy()
         names = [
-            self._constant(f"{label}_stored", stored.to(torch.int8).numpy()),
+            self._constant(f"{label}_stored", (stored if is_transposed else stored.t().contiguous()).numpy()),
             self._constant(f"{label}_scale", of_outputs),
             self._constant(f"{label}_zero_point", np.zeros(len(of_outputs), np.int8)),
         ]
-        self._operator("DequantizeLinear", names, label, axis=axis)
+        self._operator("DequantizeLinear", names, label, axis=0 if is_transposed else 1)
         return label, of_outputs
 
     def _bias(self, node: NodeProto, scales: NDArray[np.float32]) -> list[str]:

@@ -24,10 +24,8 @@ from search.training.teacher import Teacher
 
 FULL_PRECISION = "32-true"
 DTYPES = (FLOAT32, INT8)
-PRECISIONS = (
-    FULL_PRECISION,
-    "bf16-mixed",
-)  # as in `lightning.Trainer`; 16-mixed would have to scale the loss of each network
+PRECISIONS = (FULL_PRECISION, "bf16-mixed")
+"""As in `lightning.Trainer`; 16-mixed would have to scale the loss of each network."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from models.architecture import Architecture
 from search.latency.estimate import ESTIMATE_KEYS, Estimate
 from search.latency.repeatability import ASSUMED, Repeatability
-from search.latency.rounds import Round as Round
+from search.latency.rounds import Round
 
 
 @dataclass(frozen=True)

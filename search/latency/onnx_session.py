@@ -43,3 +43,8 @@ def open_session(content: bytes, num_threads: int) -> Any:
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # else its threads spin during the anchor's turn
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def first_output(session: Any, x: Any) -> Any:
+    """Run a network of one input, a NumPy array, in a session. Returns its first output, a NumPy array."""
+    return session.run(None, {session.get_inputs()[0].name: x})[0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.deploy import prepare
 from search.files import replacing, write_bytes
-from search.latency.onnx_session import open_session
+from search.latency.onnx_session import first_output, open_session
 from search.latency.openvino import open_model
 from search.results import architecture_file
 from search.results.deployable import TRACED_BATCH, Deployable
@@ -103,8 +103,7 @@ def load_openvino(path: Path, num_threads: int) -> Compute:
 
 def load_onnx(path: Path, num_threads: int) -> Compute:
     session = open_session(path.read_bytes(), num_threads)
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    return lambda x: torch.from_numpy(first_output(session, x.numpy()))
 
 
 def without_gradient(module: nn.Module) -> Compute:

@@ -15,9 +15,10 @@ import optuna
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
 from search.engine.base import Fingerprint
-from search.latency.base import Calibration, Latency, Round
+from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel
 from search.latency.estimate import Estimate
+from search.latency.rounds import Round
 from search.results.dashboard import DashboardPublisher
 from search.results.view import LogView
 from search.space import Space

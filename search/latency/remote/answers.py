@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from search.latency.base import Round
 from search.latency.protocol import Series
 from search.latency.repeatability import Repeatability
+from search.latency.rounds import Round
 
 TEXT_LENGTH = 200
 MAX_NUMBERS = 10**6

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search.latency.onnx_session import open_session
+from search.latency.onnx_session import first_output, open_session
 from search.latency.onnxruntime import file_of
 from search.latency.remote.access import SshAccess
 from search.latency.remote.host import OnnxNetwork, SshHost
@@ -66,7 +66,7 @@ class FileRun(nn.Module):
         self.session = open_session(content, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.session.run(None, {self.session.get_inputs()[0].name: x.numpy()})[0])
+        return torch.from_numpy(first_output(self.session, x.numpy()))
 
 
 RUNTIME = Runtime(

@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import pytest
 
-from search.latency.base import Round
 from search.latency.estimate import Estimate
 from search.latency.protocol import LEAST_ROUNDS, ROUND_SECONDS, Series, _is_done
 from search.latency.repeatability import ASSUMED, Repeatability, estimate_repeatability
+from search.latency.rounds import Round
 
 TRUE = 1.5
 TOLERANCE, MAX_SECONDS = 0.025, 3.0  # the defaults

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from search.latency.base import Latency, Round
+from search.latency.base import Latency
 from search.latency.estimate import Estimate
 from search.latency.protocol import (
     LEAST_ROUNDS,
@@ -25,6 +25,7 @@ from search.latency.protocol import (
     timed_by,
     timer_on,
 )
+from search.latency.rounds import Round
 
 
 class FakeMachine:
