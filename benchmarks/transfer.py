@@ -38,6 +38,7 @@ from search.study.front import front
 from search.study.storage import SHARED_SECONDS, SUPERNET, reading
 from search.study.trial import finished_trials
 from search.training.decoding import encoded
+from search.training.labels import with_classes
 
 CHECKED = ("nothing", "weights")
 CHECK_ANSWERS = (0, 3, 4)  # exit codes of search.check: meaningful, not meaningful, undecided
@@ -91,7 +92,10 @@ def main() -> None:
     transfer = Transfer(options, make_console())
     transfer.split()
     weights = transfer.pretrain()
-    results = {arm: [transfer.run(arm, seed, weights) for seed in range(options.seeds)] for arm in ARMS}
+    results: dict[Arm, list[Result]] = {arm: [] for arm in ARMS}
+    for seed in range(options.seeds):
+        for arm in ARMS:  # in turn, so that a load on the machine slows all of them
+            results[arm].append(transfer.run(arm, seed, weights))
     taus = {name: transfer.check(name, weights) for name in CHECKED}
     show(transfer, results, taus)
 
@@ -117,7 +121,7 @@ class Transfer:
         for split in ("train", "test"):
             if all((self.folder / half / f"{split}.parquet").exists() for half in ("first", "second")):
                 continue
-            dataset = source(split, None)
+            dataset = with_classes(source(split, None), split)
             labels = np.array(dataset["label"][:])
             names = dataset.features["label"].names
             for half, classes in (("first", range(len(names) // 2)), ("second", range(len(names) // 2, len(names)))):

@@ -44,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
+@pytest.fixture(autouse=True)
+def _same_weights() -> None:
+    """Give networks the same random weights in every run and order of the tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def architecture() -> Architecture:
     """A small network with attention of every kind: none, HiLo, and plain."""

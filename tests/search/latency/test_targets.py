@@ -88,7 +88,7 @@ def test_int8_network_computes_the_same_as_rounded_in_pytorch(make: Any) -> None
     target = make(**{**SETTINGS, "dtype": "int8"})
     parity = target.make_ready(Network(partial(with_live_offsets, architecture), (1, 32, 32))).loaded.parity
     assert parity is not None
-    assert parity < 0.02
+    assert parity < 0.05
 
 
 def test_other_models_are_quantised_with_their_convolutions() -> None:
