@@ -11,11 +11,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.deploy.kernels import FastLinear, linear, num_chunks, runs_eagerly_on_cpu, writes_onnx
+from models.deploy.kernels import (
+    BY_SIZE,
+    FastLinear,
+    Kernel,
+    linear,
+    num_chunks,
+    runs_eagerly_on_cpu,
+    takes_onednn,
+    writes_onnx,
+)
 from models.depthwise import DepthwiseConv, depthwise_conv
 from models.hilo import HiLo, attend, average, join_windows, to_windows
 from models.layers import PatchConv
 from models.litv2 import ConvFFN
+
+SMALL = 2**17  # numbers, 512 kB in float32: what is no larger stays in the cache as it is
+FEW_CHUNKS = (2, 4)  # numbers of chunks that are tried beside the one that the size tells
 
 
 class FusedPatchConv(nn.Module):
@@ -44,7 +56,12 @@ class FusedConvFFN(nn.Module):
 
     Args:
         mlp: The layer, which is used up.
+
+    Attributes:
+        kernel: How it is computed.
     """
+
+    kernel = BY_SIZE
 
     def __init__(self, mlp: ConvFFN) -> None:
         super().__init__()
@@ -52,20 +69,42 @@ class FusedConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        conv = self.dwconv[0]
-        if runs_eagerly_on_cpu(x) and type(self.fc1) is type(self.fc2) is FastLinear and type(conv) is DepthwiseConv:
-            chunks = num_chunks(x.shape[:3].numel() * self.fc1.out_features)
+        if runs_eagerly_on_cpu(x) and self._has_chunks():
+            chunks = self._default_chunks(x) if self.kernel.chunks is None else self.kernel.chunks
             if chunks > 1:
-                return self._in_chunks(x, conv, chunks)
+                return self._in_chunks(x, chunks)
         return cast(Tensor, self.fc2(self.act(self.dwconv(self.fc1(x)))))
 
-    def _in_chunks(self, x: Tensor, conv: DepthwiseConv, chunks: int) -> Tensor:
+    def kernels(self, x: Tensor) -> list[Kernel]:
+        """Return the ways to compute it for an input, the plain one first."""
+        whole = Kernel(chunks=1)
+        if not self._has_chunks() or self._hidden_size(x) <= SMALL:
+            return [whole]
+        numbers = sorted({*FEW_CHUNKS, self._default_chunks(x)} - {1})
+        products = (False, True) if takes_onednn(x, self.fc1.weight) else (False,)
+        return [whole, *(Kernel(onednn, chunks) for chunks in numbers for onednn in products)]
+
+    def describe(self) -> str:
+        """Return what else than the shape of the input its time depends on."""
+        return f"feed-forward by {self.fc1.out_features}"
+
+    def _has_chunks(self) -> bool:
+        return type(self.fc1) is type(self.fc2) is FastLinear and type(self.dwconv[0]) is DepthwiseConv
+
+    def _hidden_size(self, x: Tensor) -> int:
+        return int(x.shape[:3].numel() * self.fc1.out_features)
+
+    def _default_chunks(self, x: Tensor) -> int:
+        return num_chunks(self._hidden_size(x))
+
+    def _in_chunks(self, x: Tensor, chunks: int) -> Tensor:
         """Map (B, H, W, C) to the same shape: the sum over chunks of the hidden channels."""
+        conv, onednn = cast(DepthwiseConv, self.dwconv[0]), self.kernel.onednn
         parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
         out: Tensor | None = None
         for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(chunks) for part in parts), strict=True):
-            hidden = self.act(depthwise_conv(linear(x, weight1, bias1), weight, bias))
-            share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None)
+            hidden = self.act(depthwise_conv(linear(x, weight1, bias1, onednn), weight, bias))
+            share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None, onednn)
             out = share if out is None else out.add_(share)
         return cast(Tensor, out)
 
@@ -78,7 +117,12 @@ class FusedHiLo(nn.Module):
 
     Args:
         attn: The attention, which is used up.
+
+    Attributes:
+        kernel: How it is computed.
     """
+
+    kernel = BY_SIZE
 
     def __init__(self, attn: HiLo) -> None:
         super().__init__()
@@ -94,13 +138,27 @@ class FusedHiLo(nn.Module):
             self.l_proj = attn.l_proj
             if not self.fuses_kv:
                 self.l_kv = attn.l_kv
+        self.num_projections = len(projections)
         self.fused = fuse_linear(*projections)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        if runs_eagerly_on_cpu(x) and len(x) > 1 and (chunks := num_chunks(x.numel())) > 1:
-            return torch.cat([self._attend(images) for images in x.chunk(chunks)])
+        if runs_eagerly_on_cpu(x) and len(x) > 1:
+            chunks = num_chunks(x.numel()) if self.kernel.chunks is None else self.kernel.chunks
+            if chunks > 1:
+                return torch.cat([self._attend(images) for images in x.chunk(chunks)])
         return self._attend(x)
+
+    def kernels(self, x: Tensor) -> list[Kernel]:
+        """Return the ways to compute it for an input, the plain one first."""
+        is_large = len(x) > 1 and x.numel() > SMALL
+        numbers = sorted({1, *FEW_CHUNKS, num_chunks(x.numel())}) if is_large else [1]
+        forms = (False, True) if self.num_projections > 1 else (True,)
+        return [Kernel(None, chunks, fused) for chunks in numbers for fused in forms if chunks <= len(x)]
+
+    def describe(self) -> str:
+        """Return what else than the shape of the input its time depends on."""
+        return f"HiLo {self.hi_heads}+{self.lo_heads} heads of {self.head_dim}, windows of {self.window_size}"
 
     def _attend(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape, all images at once."""
@@ -125,7 +183,7 @@ class FusedHiLo(nn.Module):
         if self.fuses_kv and single_key:
             return None, None, self._part(windows, lo_dim, 3 * lo_dim).squeeze(2)
         if self.fuses_kv:
-            q, kv = self.fused(windows).split((lo_dim, 2 * lo_dim), dim=-1)
+            q, kv = self._split(windows, lo_dim, 2 * lo_dim)
             return None, q, kv.squeeze(2)
         if not lo_dim:
             return self.fused(windows), None, None
@@ -134,7 +192,14 @@ class FusedHiLo(nn.Module):
             return self._part(windows, 0, hi_dim) if hi_dim else None, None, kv
         if not hi_dim:
             return None, self.fused(windows), kv
-        return *self.fused(windows).split((hi_dim, lo_dim), dim=-1), kv
+        return *self._split(windows, hi_dim, lo_dim), kv
+
+    def _split(self, windows: Tensor, first: int, second: int) -> tuple[Tensor, Tensor]:
+        """The outputs of both projections of the fused one."""
+        if not self.kernel.fused and runs_eagerly_on_cpu(windows):
+            return self._part(windows, 0, first), self._part(windows, first, first + second)
+        q, kv = self.fused(windows).split((first, second), dim=-1)
+        return q, kv
 
     def _part(self, windows: Tensor, start: int, stop: int) -> Tensor:
         """Some of the outputs of the fused projection."""

@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from models.deploy.autotune import autotune
 from models.deploy.fused import FusedConvFFN, FusedHiLo, FusedPatchConv, fast_linear
 from models.hilo import HiLo
 from models.layers import DeformConv, ImagePatchConv, PatchConv
@@ -30,15 +31,21 @@ FAST_FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 }
 
 
-def prepare(model: nn.Module) -> nn.Module:
+def prepare(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """Return a copy for inference, in evaluation mode, whose outputs differ from the model's by rounding alone.
 
     On Linux `models.deploy.memory.keep_freed_memory`, called once in the process, gains as much again.
 
     Args:
         model: Any model, which is left as it is; those other than LITv2 gain by their linear layers alone.
+        example: An input, (B, C, H, W) float32 on the CPU, to choose the kernels of the layers by timing them; they suit
+            its size, its batch, this machine and the number of threads. None to choose by what was fast elsewhere.
+            `models.deploy.autotune` tells what was chosen, and chooses the same again.
     """
-    return prepare_in_place(copy.deepcopy(model))
+    prepared = prepare_in_place(copy.deepcopy(model))
+    if example is not None:
+        autotune(prepared, example)
+    return prepared
 
 
 def prepare_in_place(model: nn.Module) -> nn.Module:

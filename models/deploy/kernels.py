@@ -1,4 +1,4 @@
-"""Kernels and sizes of chunks that make inference on a CPU faster, chosen by measurements (docs/speed.md).
+"""Kernels that make inference on a CPU faster, chosen by the size of a layer (docs/speed.md) or by `models.deploy.autotune`.
 
 The only module that uses a private operator of torch, the matrix product of oneDNN. Where the installed torch does not have
 it with the expected signature, the public form takes its place.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,30 @@ ONEDNN_SCHEMA = (
 )
 LARGE_PRODUCT = 2**25  # multiply-accumulates from which oneDNN's product pays: a call takes 13 us more than one of MKL's
 CHUNK_SIZE = 2**19  # numbers: 2 MB in float32
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a prepared layer is computed on a CPU; None: as its size tells.
+
+    Attributes:
+        onednn: Whether the matrix product is oneDNN's instead of MKL's.
+        chunks: Number of chunks of hidden channels, or of images, that are computed one after the other.
+        fused: Whether projections of the same tokens are one product.
+    """
+
+    onednn: bool | None = None
+    chunks: int | None = None
+    fused: bool = True
+
+    def __str__(self) -> str:
+        """The name under which a choice is stored, such as "4 chunks, oneDNN"."""
+        product = {None: "", True: "oneDNN", False: "MKL"}[self.onednn]
+        chunks = f"{self.chunks} chunks" if self.chunks is not None and self.chunks > 1 else ""
+        return ", ".join(part for part in (chunks, product, "" if self.fused else "apart") if part) or "whole"
+
+
+BY_SIZE = Kernel()
 
 
 def _find_onednn_linear() -> Callable[..., Tensor] | None:
@@ -61,7 +86,7 @@ def writes_onnx() -> bool:
     return _writes_onnx or torch.onnx.is_in_onnx_export()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, onednn: bool | None = None) -> Tensor:
     """Compute `torch.nn.functional.linear`, by oneDNN where that is faster: large products without gradient on a CPU.
 
     PyTorch takes MKL's product there, compiled or not, which at LITv2-S's shapes on an AMD EPYC is 1.0 to 1.25 times slower
@@ -72,19 +97,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x: (..., in_features).
         weight: (out_features, in_features).
         bias: (out_features,), or None.
+        onednn: Whether to compute it by oneDNN, where that can; None: if the product is large.
 
     Returns:
         (..., out_features).
     """
     # Asked first, for an exporter would take the size of its example for a limit of the batch.
     is_exporting = _writes_onnx or torch.compiler.is_exporting()
-    if not is_exporting and x.numel() * weight.shape[0] >= LARGE_PRODUCT and _takes_onednn(x, weight):
+    if is_exporting or onednn is False:
+        return F.linear(x, weight, bias)
+    if (onednn or x.numel() * weight.shape[0] >= LARGE_PRODUCT) and takes_onednn(x, weight):
         assert ONEDNN_LINEAR is not None
         return ONEDNN_LINEAR(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+def takes_onednn(x: Tensor, weight: Tensor) -> bool:
     """True for plain float32 tensors on a CPU, of which no gradient, no other precision and no graph is asked."""
     if ONEDNN_LINEAR is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
@@ -93,11 +121,25 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 class FastLinear(nn.Linear):
-    """`torch.nn.Linear` computed by `linear`."""
+    """`torch.nn.Linear` computed by `linear`.
+
+    Attributes:
+        kernel: How.
+    """
+
+    kernel = BY_SIZE
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self.kernel.onednn)
+
+    def kernels(self, x: Tensor) -> list[Kernel]:
+        """Return the ways to compute it for an input, the plain one first."""
+        return [Kernel(onednn=value) for value in ((False, True) if takes_onednn(x, self.weight) else (False,))]
+
+    def describe(self) -> str:
+        """Return what else than the shape of the input its time depends on."""
+        return f"linear to {self.out_features}{'' if self.bias is None else ' with bias'}"
 
 
 def num_chunks(size: int) -> int:

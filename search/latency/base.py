@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self
 
 from models.architecture import Architecture
@@ -23,12 +23,14 @@ class Calibration:
         estimate: The anchor's latency in milliseconds.
         repetitions: Number of timed runs.
         repeatability: How far separate measurements on the target differ.
+        kernels: The kernels that layers run on, as `models.deploy.autotune` chose them; None if their size tells.
     """
 
     anchor: Architecture
     estimate: Estimate
     repetitions: int
     repeatability: Repeatability = ASSUMED
+    kernels: Mapping[str, str] | None = None
 
     @property
     def anchor_ms(self) -> float:
@@ -42,6 +44,7 @@ class Calibration:
             **self.estimate.to_dict("anchor_ms"),
             "repetitions": self.repetitions,
             "repeatability": self.repeatability.to_dict(),
+            **({} if self.kernels is None else {"kernels": dict(self.kernels)}),
         }
 
     @classmethod
@@ -52,7 +55,14 @@ class Calibration:
             Estimate.from_dict("anchor_ms", data),
             data["repetitions"],
             Repeatability.from_dict(data["repeatability"]) if "repeatability" in data else ASSUMED,
+            data.get("kernels"),
         )
+
+    def with_kernels_of(self, latency: Latency) -> Calibration:
+        """Return a calibration with the kernels of one more network, where kernels are chosen."""
+        if self.kernels is None or not latency.kernels:
+            return self
+        return replace(self, kernels={**latency.kernels, **self.kernels})
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class Latency:
         warning: What disturbed the measurement and what to do about it; empty if nothing did.
         peak_bytes: Peak memory of loading and running the network; None if the system does not report it.
         file_bytes: Size of the ONNX file that the network was loaded from; None where the runtime loads no such file.
+        kernels: The kernels that its layers ran on, where `models.deploy.autotune` chose them.
         rounds: All times; empty if only the summary was stored. After a repetition, those of the last measurement.
     """
 
@@ -91,6 +102,7 @@ class Latency:
     warning: str = ""
     peak_bytes: int | None = None
     file_bytes: int | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
     rounds: tuple[Round, ...] = ()
 
     @property
@@ -131,8 +143,9 @@ class Latency:
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the samples, as plain data; low_ms and high_ms are the 95 % confidence interval."""
-        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("estimate", "rounds")}
-        return {**self.estimate.to_dict("latency_ms"), **rest}
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("estimate", "rounds", "kernels")}
+        kernels = {"kernels": dict(self.kernels)} if self.kernels else {}
+        return {**self.estimate.to_dict("latency_ms"), **rest, **kernels}
 
     @classmethod
     def from_summary(cls, data: Mapping[str, Any]) -> Self:

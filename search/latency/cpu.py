@@ -21,4 +21,4 @@ def convert(model: nn.Module, x: Tensor, dtype: str, num_threads: int) -> Conver
     return Converted(partial(eager_copy, model, x, DTYPES[dtype]))
 
 
-RUNTIME = Runtime("cpu", backend="torch eager", convert=convert, dtypes=("float32", "bfloat16"))
+RUNTIME = Runtime("cpu", backend="torch eager", convert=convert, dtypes=("float32", "bfloat16"), autotunes=True)

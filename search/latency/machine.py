@@ -15,6 +15,7 @@ from typing import Self
 import psutil
 
 SAMPLE_SECONDS = 0.1
+SLOW = 1.5  # slowdown that is worth a warning
 
 
 def allowed_cores() -> list[int]:
@@ -67,3 +68,29 @@ def keep_to(cores: Sequence[int]) -> None:
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
             os.sched_setaffinity(int(task.name), cores)
+
+
+def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:
+    """Describe what disturbed a measurement and what to do about it.
+
+    Args:
+        slowdown: The anchor's time over its calibrated time.
+        busy_cores: Processor time that other processes used, in cores.
+        num_threads: Threads of the measured network.
+        cores: Cores of the machine.
+
+    Returns:
+        One sentence, or an empty text if nothing disturbed it.
+    """
+    free = max(1, int(cores - busy_cores + 0.25))
+    if num_threads > 1 and num_threads > free:
+        return (
+            f"other processes use {busy_cores:.1f} of {cores} cores, so that {num_threads} threads spin while they wait "
+            f"for each other: stop those processes or set latency.num_threads={free}"
+        )
+    if slowdown > SLOW:
+        return (
+            f"the anchor takes {slowdown:.1f} times its calibrated latency (other processes use {busy_cores:.1f} cores): "
+            "the ratios hold, but stop other work or let the machine cool for narrower intervals"
+        )
+    return ""

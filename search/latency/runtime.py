@@ -64,6 +64,8 @@ class Runtime(Generic[NetworkT]):
         runs_files: True if files of search.export can be timed beside networks of this runtime in this process.
         convert_file: Makes what the host loads from the content of an ONNX file, an input and the file's dtype; None if the
             host runs no such files by itself.
+        autotunes: True if it runs the layers of `models.deploy` as they were written, on a CPU, so that their kernels are
+            worth choosing.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Runtime(Generic[NetworkT]):
     loads_copies: bool = True
     runs_files: bool = True
     convert_file: Callable[[bytes, Tensor, str], NetworkT] | None = None
+    autotunes: bool = False
 
 
 class Form(NamedTuple):

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture, check_int, check_number
 from models.deploy import prepare as prepare_model
+from models.deploy.autotune import NOTHING, Kernels, autotune
 from models.deploy.memory import keep_freed_memory
 from models.litv2 import build
 from search import UserError
 from search.latency.base import Calibration, Latency
 from search.latency.estimate import Estimate
 from search.latency.host import Host, Timing
+from search.latency.machine import disturbance
 from search.latency.protocol import LEAST_ROUNDS, ROUND_SECONDS, Run, median_of_rounds
 from search.latency.repeatability import ASSUMED, Repeatability, estimate_repeatability, unreachable
 from search.latency.runtime import Converted, Form, Runtime, check_form, eager_copy
@@ -33,7 +35,6 @@ from search.latency.runtime import Converted, Form, Runtime, check_form, eager_c
 MIN_SETTING = 1e-4
 MAX_COPIES = 4
 COPIES_BYTES = 200_000_000  # of all copies of a network: where weights lie in memory matters to small networks only
-SLOW = 1.5  # slowdown that is worth a warning
 MIN_REPEATS = 3  # measurements of a network that show how well a target repeats
 MAX_EXTENSION = 3  # how many times calibration_seconds they may take where networks are slow
 
@@ -109,6 +110,7 @@ class Ready:
     Attributes:
         loaded: What the host has made of it.
         prepare_seconds: Time spent on building, converting and loading.
+        kernels: The kernels that its layers run on, where they were chosen by timing them.
         knows_memory: True if the memory of loading and running it is its own: converting what loads only once has left its
             own memory behind.
     """
@@ -116,6 +118,7 @@ class Ready:
     loaded: Any  # LoadedT of the host
     prepare_seconds: float = 0.0
     knows_memory: bool = True
+    kernels: Kernels = field(default_factory=dict)
 
 
 @dataclass
@@ -135,10 +138,13 @@ class PairedTarget:
     runtime: Runtime[Any]
     host: Host[Any, Any]
     _anchor: tuple[Architecture, Ready] | None = field(default=None, init=False, repr=False)
+    _kernels: dict[str, str] | None = field(default_factory=dict, init=False, repr=False)  # None: as sizes of layers tell
 
     def __post_init__(self) -> None:
         dtype, runtime = self.settings.dtype, self.runtime
         check_form(Form(runtime, dtype), f"latency.dtype={dtype}", f"latency={runtime.name}")
+        if not (self.settings.prepared and self._autotunes(Form(runtime, dtype))):
+            self._kernels = None
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what measurements depend on, as in `LatencyTarget`."""
@@ -166,10 +172,12 @@ class PairedTarget:
             raise UserError(problem)
         rounds = self.host.time_alone(loaded, partial(self._eager, anchor), self.settings.calibration_seconds)
         seconds = median_of_rounds(rounds).widened(repeatability.deviation, repeatability.degrees_of_freedom)
-        return Calibration(anchor, seconds.scaled(1e3), sum(map(len, rounds)), repeatability)
+        kernels = None if self._kernels is None else dict(self._kernels)
+        return Calibration(anchor, seconds.scaled(1e3), sum(map(len, rounds)), repeatability, kernels)
 
     def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
         """Measure the latency of an architecture, as in `LatencyTarget`."""
+        self._use_kernels(calibration)
         return self.time([self.make_ready(self._network(architecture))], calibration)[0]
 
     def make_ready(self, network: Network, form: Form | None = None) -> Ready:
@@ -184,9 +192,10 @@ class PairedTarget:
             Exception: Whatever building it raises.
         """
         start = time.perf_counter()
-        loaded = self._loader(network, form)()
+        load, kernels = self._loader(network, form)
+        loaded = load()
         runtime = self.runtime if form is None else form.runtime
-        return Ready(loaded, time.perf_counter() - start, runtime.loads_copies)
+        return Ready(loaded, time.perf_counter() - start, runtime.loads_copies, kernels)
 
     def ready(self, load: Callable[[], Run]) -> Ready:
         """Make anything ready that runs in this process, such as a deployable file.
@@ -221,6 +230,7 @@ class PairedTarget:
         Returns:
             The latency of each network, in the order of networks.
         """
+        self._use_kernels(calibration)
         anchor = self._load_anchor(calibration.anchor)
         loaded = [network.loaded for network in networks]
         settings = self.settings
@@ -244,15 +254,35 @@ class PairedTarget:
         network = self._network(architecture)
         return eager_copy(self._model(network), torch.rand(self.settings.batch_size, *network.input_shape), torch.float32)
 
-    def _loader(self, network: Network, form: Form | None = None) -> Callable[[], Any]:
-        """Build and convert a network, as `make_ready` does. Returns how to load it, each time anew."""
+    def _loader(self, network: Network, form: Form | None = None) -> tuple[Callable[[], Any], Kernels]:
+        """Build and convert a network, as `make_ready` does. Returns how to load it, each time anew, and its kernels."""
         self.host.set_up()
         model = self._model(network)
         x = torch.rand(self.settings.batch_size, *network.input_shape)
-        runtime, dtype = form or (self.runtime, self.settings.dtype)
-        converted = runtime.convert(model, x, dtype, self.settings.num_threads)
+        form = form or Form(self.runtime, self.settings.dtype)
+        kernels = self._autotune(model, x) if self._autotunes(form) else NOTHING
+        converted = form.runtime.convert(model, x, form.dtype, self.settings.num_threads)
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return partial(self.host.load, converted, self._num_copies(num_bytes, runtime))
+        return partial(self.host.load, converted, self._num_copies(num_bytes, form.runtime)), kernels
+
+    def _autotunes(self, form: Form) -> bool:
+        """True if the kernels of prepared layers are chosen by timing them: where layers run as they were written."""
+        return form.runtime.autotunes and form.dtype == "float32"
+
+    def _autotune(self, model: nn.Module, x: Tensor) -> Kernels:
+        """Choose the kernels of a prepared model; those of the networks before are known."""
+        if self._kernels is None:
+            return NOTHING
+        kernels = autotune(model, x, self._kernels)
+        self._kernels |= kernels
+        return kernels
+
+    def _use_kernels(self, calibration: Calibration) -> None:
+        """Choose kernels as for the networks that were measured with this calibration."""
+        if calibration.kernels is None:
+            self._kernels = None
+        elif self._kernels is not None:
+            self._kernels |= calibration.kernels
 
     def _repeatability(self, anchor: Any, repeated: Sequence[Architecture]) -> Repeatability:
         """Measure each network several times, loaded anew each time, for `calibration_seconds` or until there are enough.
@@ -261,7 +291,7 @@ class PairedTarget:
         """
         if not self.runtime.loads_copies or self.settings.calibration_seconds < MIN_REPEATS * LEAST_ROUNDS * ROUND_SECONDS:
             return ASSUMED
-        loaders = [self._loader(self._network(architecture)) for architecture in repeated]
+        loaders = [self._loader(self._network(architecture))[0] for architecture in repeated]
         measurements: list[list[Estimate]] = [[] for _ in loaders]
         seconds, start = self.settings.calibration_seconds * len(loaders), time.perf_counter()
         for repeat in itertools.count():
@@ -299,31 +329,6 @@ class PairedTarget:
             warning=disturbance(slowdown, timing.busy_cores, self.settings.num_threads, self.host.num_cores),
             peak_bytes=timing.peak_bytes if network.knows_memory else None,
             file_bytes=timing.file_bytes,
+            kernels=dict(network.kernels),
             rounds=tuple(series.rounds),
         )
-
-
-def disturbance(slowdown: float, busy_cores: float, num_threads: int, cores: int) -> str:
-    """Describe what disturbed a measurement and what to do about it.
-
-    Args:
-        slowdown: The anchor's time over its calibrated time.
-        busy_cores: Processor time that other processes used, in cores.
-        num_threads: Threads of the measured network.
-        cores: Cores of the machine.
-
-    Returns:
-        One sentence, or an empty text if nothing disturbed it.
-    """
-    free = max(1, int(cores - busy_cores + 0.25))
-    if num_threads > 1 and num_threads > free:
-        return (
-            f"other processes use {busy_cores:.1f} of {cores} cores, so that {num_threads} threads spin while they wait "
-            f"for each other: stop those processes or set latency.num_threads={free}"
-        )
-    if slowdown > SLOW:
-        return (
-            f"the anchor takes {slowdown:.1f} times its calibrated latency (other processes use {busy_cores:.1f} cores): "
-            "the ratios hold, but stop other work or let the machine cool for narrower intervals"
-        )
-    return ""

@@ -101,10 +101,11 @@ class Confirmation:
         return bool(case.latencies) and is_known
 
     async def _measure(self, case: Case) -> Case:
-        architecture = case.trial.architecture
-        latencies = {
-            name: await self.engine.measure(name, architecture, target.calibration) for name, target in self.targets.items()
-        }
+        architecture, latencies = case.trial.architecture, {}
+        for name, target in self.targets.items():
+            searched = case.trial.result.latencies.get(name)
+            calibration = target.calibration if searched is None else target.calibration.with_kernels_of(searched)
+            latencies[name] = await self.engine.measure(name, architecture, calibration)
         return replace(case, latencies=latencies)
 
     def _train(self, case: Case) -> Case:

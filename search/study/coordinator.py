@@ -11,7 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from models.architecture import Architecture
@@ -274,6 +274,9 @@ class Coordinator:
         for name, latency in record.result.latencies.items():
             if latency.measured:
                 self.models[name].observe(record.architecture, latency.latency_ms, record.predicted_ms.get(name))
+                target = self.targets[name]
+                calibration = target.calibration.with_kernels_of(latency)
+                self.targets = {**self.targets, name: replace(target, calibration=calibration)}
 
     def _update_front(self, record: TrialRecord) -> None:
         """The front with one more trial."""

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from search.latency.machine import Usage, pin
+from search.latency.machine import Usage, disturbance, pin
 
 
 def test_pins_this_process_to_one_core() -> None:
@@ -26,3 +26,10 @@ def test_usage_does_not_count_this_process_among_others() -> None:
     before = Usage(all_seconds=10.0, process_seconds=5.0)
     assert Usage(14.0, 7.0).others_since(before, 2.0) == pytest.approx(1.0)
     assert Usage(12.0, 7.0).others_since(before, 2.0) == 0.0
+
+
+def test_disturbance_names_the_remedy() -> None:
+    assert disturbance(1.1, 0.0, 1, 2) == ""
+    assert "latency.num_threads=1" in disturbance(9.0, 1.0, 2, 2)
+    assert "2.0 times" in disturbance(2.0, 1.5, 1, 2)
+    assert disturbance(1.1, 0.1, 2, 2) == ""

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from models.architecture import Architecture, StageSpec
+from models.deploy import autotune
 from models.litv2 import build
+from search.latency.base import Calibration, Latency
 from search.latency.cpu import cpu_target
 from search.latency.cpu_compiled import compiled_cpu_target
 from search.latency.cuda import cuda_target
@@ -25,7 +27,7 @@ from search.latency.onnxruntime import onnxruntime_target
 from search.latency.openvino import openvino_target
 from search.latency.protocol import Run
 from search.latency.runtime import ConversionError
-from search.latency.target import Network, PairedTarget, disturbance
+from search.latency.target import Network, PairedTarget
 from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
 from tests.support.commands import ROOT
@@ -165,7 +167,33 @@ def test_networks_are_measured_as_deployed_or_as_trained(prepared: bool) -> None
 
 def test_bfloat16_is_measured() -> None:
     target = cpu_target(**{**SETTINGS, "dtype": "bfloat16"})
-    assert target.measure(SMALL, target.calibrate(SMALL)).repetitions > 1
+    calibration = target.calibrate(SMALL)
+    assert target.measure(SMALL, calibration).repetitions > 1
+    assert calibration.kernels is None
+
+
+def test_kernels_that_were_chosen_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = cpu_target(**SETTINGS)
+    calibration = target.calibrate(SMALL)
+    first = target.measure(LARGE, calibration)
+    assert calibration.kernels
+    assert first.kernels
+    monkeypatch.setattr(autotune, "fastest", None)  # timing a layer would call it
+    known = Calibration.from_dict(calibration.with_kernels_of(first).to_dict())
+    again = cpu_target(**SETTINGS).measure(LARGE, known)
+    assert again.kernels == first.kernels
+    assert Latency.from_summary(again.summary()).kernels == first.kernels
+
+
+def test_study_whose_kernels_were_not_chosen_goes_on_without() -> None:
+    target = cpu_target(**SETTINGS)
+    old = dataclasses.replace(target.calibrate(SMALL), kernels=None)
+    assert "kernels" not in old.to_dict()
+    assert "kernels" not in target.measure(LARGE, old).summary()
+
+
+def test_networks_as_they_are_trained_have_no_kernels() -> None:
+    assert cpu_target(**{**SETTINGS, "prepared": False}).calibrate(SMALL).kernels is None
 
 
 class Seeing(nn.Identity):
@@ -216,13 +244,6 @@ def test_several_networks_are_timed_in_turn(cpu: PairedTarget) -> None:
     calibration = cpu.calibrate(SMALL)
     small, large = cpu.time([cpu.make_ready(network_of(architecture)) for architecture in (SMALL, LARGE)], calibration)
     assert small.high_ms < large.low_ms
-
-
-def test_disturbance_names_the_remedy() -> None:
-    assert disturbance(1.1, 0.0, 1, 2) == ""
-    assert "latency.num_threads=1" in disturbance(9.0, 1.0, 2, 2)
-    assert "2.0 times" in disturbance(2.0, 1.5, 1, 2)
-    assert disturbance(1.1, 0.1, 2, 2) == ""
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import itertools
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from rich.console import Console
 
 from models.architecture import Architecture
 from search import SearchStopped, UserError
-from search.latency.base import Latency
+from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel, Prediction
 from search.results.tables import latency_text
 from search.results.view import LiveView, LogView
@@ -31,7 +33,17 @@ from search.study.locks import folder_lock
 from search.study.storage import open_study, public_url, remember
 from search.study.targets import FIRST
 from search.study.trial import INTERRUPTED, finished_trials
-from tests.support.known_engine import SPACE, KnownEngine, coordinator, count_skipped, fill, known_targets, run, sampler
+from tests.support.known_engine import (
+    CALIBRATION,
+    SPACE,
+    KnownEngine,
+    coordinator,
+    count_skipped,
+    fill,
+    known_targets,
+    run,
+    sampler,
+)
 
 
 @pytest.fixture
@@ -306,6 +318,32 @@ def test_wrong_model_cannot_keep_everything_unmeasured(storage: str, monkeypatch
     rows = "".join("m" if trial.result.measured else "." for trial in trials)
     assert "...m" in rows
     assert "...." not in rows
+
+
+class Tuned(KnownEngine):
+    """Networks of one width run on a kernel that the first of them has chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: list[Mapping[str, str]] = []
+
+    async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
+        assert calibration.kernels is not None
+        self.known.append(calibration.kernels)
+        latency, width = await super().measure(target, architecture, calibration), str(architecture.embed_dim)
+        return replace(latency, kernels={width: calibration.kernels.get(width, f"of run {len(self.known)}")})
+
+
+def test_kernels_that_a_network_has_chosen_are_those_of_the_next(storage: str) -> None:
+    targets = {FIRST: replace(known_targets(KnownEngine())[FIRST], calibration=replace(CALIBRATION, kernels={}))}
+    engine, resumed = Tuned(), Tuned()
+    run(storage, 12, engine, targets=targets)
+    trials = run(storage, 24, resumed, targets=targets)
+    assert engine.known[0] == {}
+    assert resumed.known[0] == engine.known[-1]
+    chosen = {name: kernel for trial in trials for name, kernel in trial.result.latencies[FIRST].kernels.items()}
+    assert chosen == resumed.known[-1]
+    assert all(trial.result.latencies[FIRST].kernels.items() <= chosen.items() for trial in trials)
 
 
 def test_trial_attributes_read_back(storage: str) -> None:

@@ -1,0 +1,147 @@
+"""Kernels of prepared layers all compute the same; the fastest one is chosen, and chosen again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.architecture import Architecture, StageSpec
+from models.deploy import autotune as tuning
+from models.deploy import prepare
+from models.deploy.autotune import Layer, autotune, inputs_of
+from models.deploy.fused import FusedConvFFN
+from models.deploy.kernels import Kernel
+from models.hilo import HiLo
+from models.litv2 import ConvFFN, build
+from tests.support.networks import NETWORKS, enliven
+
+
+def feed_forward(dim: int) -> FusedConvFFN:
+    layer = prepare(ConvFFN(dim, 4 * dim))
+    assert isinstance(layer, FusedConvFFN)
+    return layer
+
+
+ATTENTION = [HiLo(48, 6, 2, 0.5), HiLo(48, 6, 2, 0.0), HiLo(48, 6, 4, 1.0), HiLo(48, 6, 1, 1.0)]
+EXAMPLES = [
+    pytest.param(feed_forward(48), torch.randn(4, 16, 16, 48), id="feed-forward"),
+    *(pytest.param(prepare(layer), torch.randn(4, 28, 28, 48), id=f"attention-{n}") for n, layer in enumerate(ATTENTION)),
+    pytest.param(prepare(nn.Linear(64, 96)), torch.randn(3, 5, 64), id="linear"),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("layer", "x"), EXAMPLES)
+def test_every_kernel_computes_the_same(layer: Layer, x: Tensor) -> None:
+    plain, *others = layer.kernels(x)
+    layer.kernel = plain
+    expected = layer(x)
+    for kernel in others:
+        layer.kernel = kernel
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert len({str(kernel) for kernel in layer.kernels(x)}) == 1 + len(others) > 1
+
+
+@torch.no_grad()
+def test_what_may_be_large_has_chunks_to_choose_from() -> None:
+    layer = feed_forward(8)
+    assert {kernel.chunks for kernel in layer.kernels(torch.randn(8, 32, 32, 8))} == {1, 2, 4}
+    assert layer.kernels(torch.randn(1, 4, 4, 8)) == [Kernel(chunks=1)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_outputs_stay(architecture: Architecture) -> None:
+    model, x = enliven(build(architecture, num_classes=5)).eval(), torch.randn(2, 3, 70, 70)
+    torch.testing.assert_close(prepare(model, x)(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_every_layer_is_chosen_for(architecture: Architecture) -> None:
+    model, x = prepare(build(architecture)), torch.randn(1, 3, 32, 32)
+    chosen = autotune(model, x)
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    assert all(layer.kernel in layer.kernels(x) for layer, x in inputs_of_chosen(model, x).items())
+    assert 0 < len(chosen) <= len(layers)
+    assert any(name.startswith("feed-forward") for name in chosen)
+    assert any(name.startswith("HiLo") for name in chosen)
+
+
+def inputs_of_chosen(model: nn.Module, x: Tensor) -> dict[Layer, Tensor]:
+    chosen = {layer: layer.kernel for layer in model.modules() if isinstance(layer, Layer)}
+    with torch.no_grad():
+        inputs, _ = inputs_of(model, x)
+    for layer, kernel in chosen.items():
+        layer.kernel = kernel
+    return inputs
+
+
+def test_known_choices_are_taken_without_timing(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 3, 32, 32)
+    chosen = autotune(prepare(build(architecture)), x)
+    monkeypatch.setattr(tuning, "fastest", None)  # not called
+    assert autotune(prepare(build(architecture)), x, chosen) == chosen
+    assert autotune(prepare(build(architecture)), x, {**chosen, "another layer": "MKL"}) == chosen
+
+
+def test_choice_that_does_not_exist_here_is_made_anew(architecture: Architecture) -> None:
+    x = torch.randn(1, 3, 32, 32)
+    chosen = autotune(prepare(build(architecture)), x)
+    again = autotune(prepare(build(architecture)), x, dict.fromkeys(chosen, "GPU"))
+    assert set(again) == set(chosen)
+    assert "GPU" not in again.values()
+
+
+def test_layers_that_are_alike_share_a_choice() -> None:
+    stages = (StageSpec(3), StageSpec(2), StageSpec(1), StageSpec(1))
+    chosen = autotune(prepare(build(Architecture(8, stages, patch_size=4))), torch.randn(1, 3, 64, 64))
+    deeper = autotune(prepare(build(Architecture(8, (StageSpec(6), *stages[1:]), patch_size=4))), torch.randn(1, 3, 64, 64))
+    assert set(deeper) == set(chosen)
+
+
+class Times:
+    """Seconds that kernels take: their own, noisy. Takes the place of running them."""
+
+    def __init__(self, seconds: dict[Kernel, float], noise: float) -> None:
+        self.seconds, self.noise, self.rng = seconds, noise, np.random.default_rng(0)
+        self.num_runs = 0
+
+    def __call__(self, layer: Layer, x: Tensor, kernel: Kernel) -> float:
+        self.num_runs += 1
+        return self.seconds[kernel] * float(np.exp(self.noise * self.rng.standard_normal()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("best", "expected"), [(0.8, True), (1.0, False), (1.2, False)])
+def test_kernel_that_is_surely_faster_is_chosen(best: float, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = feed_forward(48), torch.randn(4, 16, 16, 48)
+    plain, *others = layer.kernels(x)
+    times = Times({plain: 1.0, **dict.fromkeys(others, 1.3), others[-1]: best}, noise=0.02)
+    monkeypatch.setattr(tuning, "run", times)
+    chosen = tuning.fastest(layer, x, rounds=15)
+    assert chosen == others[-1] if expected else chosen in (plain, others[-1])
+    if best > 1:
+        assert chosen == plain
+
+
+@torch.no_grad()
+def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = feed_forward(48), torch.randn(4, 16, 16, 48)
+    times = Times(dict.fromkeys(layer.kernels(x), 0.01), noise=0.1)
+    monkeypatch.setattr(tuning, "run", times)
+    tuning.choose({layer: x}, seconds=2.0, known={})
+    assert 0.01 * times.num_runs < 2 * 2.0 + 0.5
+    slow = Times(dict.fromkeys(layer.kernels(x), 10.0), noise=0.1)
+    monkeypatch.setattr(tuning, "run", slow)
+    tuning.choose({layer: x}, seconds=2.0, known={})
+    assert slow.num_runs < 100  # as few rounds as tell something
+
+
+def test_kernel_has_a_name_for_each_choice() -> None:
+    kernel = Kernel(onednn=True, chunks=4, fused=False)
+    assert str(kernel) == "4 chunks, oneDNN, apart"
+    assert str(replace(kernel, onednn=False, fused=True)) == "4 chunks, MKL"
+    assert str(Kernel(chunks=1)) == "whole"
