@@ -3,14 +3,18 @@
 The plain implementation is benchmarks/plain.py, written from the paper's formulas. Compared are HiLo layers, LITv2-S, M and
 B, and the network that the default search measures against, forward pass and training step. Each implementation has a
 process of its own; they run in turn on the same cores. A ratio of 1.4 means that the plain one takes 1.4 times as long.
-"prepared" is the model as models.deploy prepares it, in a process that keeps freed memory; "compiled" is the same through
-torch.compile. "of its products" is the time over the time that the multiply-accumulates take in matrix products of
-1024x1024, measured in turn with it. Peak memory is without the weights.
+"prepared" is the model as models.deploy prepares it, with kernels chosen here, in a process that keeps freed memory;
+"compiled" is the model prepared without that choice, through torch.compile. With `--authors FOLDER`, a checkout of
+https://github.com/ziplab/LITv2, HiLo layers are compared with the authors' module instead.
+
+"of its products" is the time over the time that the multiply-accumulates take in matrix products of 1024x1024, measured in
+turn with it. Peak memory is without the weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import math
 import multiprocessing
@@ -21,7 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
@@ -35,6 +40,7 @@ from benchmarks.plain import PlainHiLo, PlainLITv2
 from models.architecture import Architecture, StageSpec
 from models.complexity import count_macs
 from models.deploy import prepare
+from models.deploy.autotune import autotune
 from models.deploy.memory import keep_freed_memory
 from models.hilo import HiLo
 from models.litv2 import build
@@ -68,6 +74,7 @@ GEMM_SIDE = 1024
 BURST_SECONDS = 0.02  # time that an implementation runs in its turn
 NUM_LAYERS = 8  # layers that run in turn, as in a network: one alone would keep its weights in the nearest cache
 PROFILED_RUNS, SHOWN_OPERATIONS = 20, 7
+GROUPS = ("hilo", "litv2", "search")
 PARTS = ("forward", "training step")
 MEBIBYTE = 2**20
 PLAIN = Estimate(1.0, 0.0, math.inf)  # as fast as itself
@@ -79,7 +86,7 @@ class Case:
 
     Attributes:
         name: Name in the report.
-        make_plain: Builds the plain implementation.
+        make_plain: Builds the implementation that others are compared with.
         make_fast: Builds the model of `models`.
         input_shape: Shape of the input, with the batch.
         copies: Number of copies of the model that run in turn.
@@ -99,11 +106,39 @@ class Case:
         return self.input_shape[0] * count_macs(self.make_plain(), self.input_shape[1:])
 
 
-def hilo_cases() -> Iterator[Case]:
-    """HiLo layers."""
+class AuthorsHiLo(nn.Module):
+    """The authors' module on maps.
+
+    Args:
+        checkout: Folder of their code.
+        dim, num_heads, window_size, alpha: As for `HiLo`.
+    """
+
+    def __init__(self, checkout: Path, dim: int, num_heads: int, window_size: int, alpha: float) -> None:
+        super().__init__()
+        self.attn = authors_module(checkout).HiLo(dim, num_heads, qkv_bias=True, window_size=window_size, alpha=alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        return cast(Tensor, self.attn(x.flatten(1, 2), *x.shape[1:3])).view(x.shape)
+
+
+def authors_module(checkout: Path) -> Any:
+    """Import hilo.py of a checkout of the authors' code."""
+    spec = importlib.util.spec_from_file_location("authors_hilo", checkout / "hilo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def hilo_cases(authors: Path | None) -> Iterator[Case]:
+    """HiLo layers, beside those of the authors' code if it is there."""
+    baseline = PlainHiLo if authors is None else partial(AuthorsHiLo, authors)
     for side, dim, heads, window, alpha, batches in HILO:
         for batch in batches:
-            plain, fast = (partial(layer, dim, heads, window, alpha) for layer in (PlainHiLo, HiLo))
+            plain, fast = (partial(layer, dim, heads, window, alpha) for layer in (baseline, HiLo))
             name = f"{side}x{side}, {dim}, {heads}, {window}, {alpha}; batch {batch}"
             yield Case(name, plain, fast, (batch, side, side, dim), copies=NUM_LAYERS)
 
@@ -157,22 +192,25 @@ def prepare_run(case: Case, implementation: str, part: str) -> Run:
         keep_freed_memory()  # as in deployment and in the search
     make = case.make_plain if implementation == "plain" else case.make_fast
     x = torch.rand(case.input_shape)
-    runs = itertools.cycle([prepare_model(make(), x, case, implementation, part) for _ in range(case.copies)])
+    kernels: dict[str, str] = {}
+    runs = itertools.cycle([prepare_model(make(), x, case, implementation, part, kernels) for _ in range(case.copies)])
     return lambda: next(runs)()
 
 
-def prepare_model(model: nn.Module, x: Tensor, case: Case, implementation: str, part: str) -> Run:
-    """Bring a model into the form that is timed. Returns a function that runs it once."""
+def prepare_model(model: nn.Module, x: Tensor, case: Case, implementation: str, part: str, kernels: dict[str, str]) -> Run:
+    """Bring a model into the form that is timed; copies of it share kernels. Returns a function that runs it once."""
     if part == "training step":
         return training_step(model.train(), x, case.is_search)
     if implementation in ("prepared", "compiled"):
         model = prepare(model)
+    if implementation == "prepared":
+        kernels |= autotune(model, x, kernels)
     return compile_frozen(model, x) if implementation == "compiled" else forward(model.eval(), x)
 
 
 def training_step(model: nn.Module, x: Tensor, with_optimizer: bool) -> Run:
     """Return a function that runs the forward and backward pass, of a layer also to its input, and the optimizer's step."""
-    x.requires_grad_(isinstance(model, HiLo | PlainHiLo))
+    x.requires_grad_(isinstance(model, HiLo | PlainHiLo | AuthorsHiLo))
     with torch.no_grad():
         gradient = torch.rand_like(model(x))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True) if with_optimizer else None
@@ -273,21 +311,26 @@ def profile(case: Case, implementation: str, part: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["hilo", "litv2", "search"], default=["hilo", "litv2", "search"])
+    parser.add_argument("what", nargs="*", default=GROUPS, help=f"of {', '.join(GROUPS)} (default all)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--img-sizes", nargs="+", type=int, default=IMG_SIZES)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0, help="time for one implementation of one case (default 8)")
     parser.add_argument("--compiled", action="store_true", help="also compile LITv2, which takes a minute or more each")
+    parser.add_argument("--authors", type=Path, help="a checkout of the authors' code, to compare HiLo layers with")
     parser.add_argument("--profile", action="store_true", help="show which operations take the time instead")
     arguments = parser.parse_args()
+    if unknown := set(arguments.what) - set(GROUPS):  # argparse would check its default against choices too
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(GROUPS)}")
+    if arguments.authors is not None and not (arguments.authors / "hilo.py").is_file():
+        parser.error(f"--authors {arguments.authors}: there is no hilo.py in this folder")
     torch.set_num_threads(arguments.threads)
     pin(allowed_cores(), arguments.threads)
     console = Console(width=120)
     console.print(f"{cpu_name()}, {arguments.threads} thread(s), float32, torch {torch.__version__}")
     groups: dict[str, tuple[str, Callable[[], Iterable[Case]]]] = {
-        "hilo": ("HiLo: map, dim, heads, window, alpha", hilo_cases),
+        "hilo": ("HiLo: map, dim, heads, window, alpha", partial(hilo_cases, arguments.authors)),
         "litv2": ("LITv2", partial(litv2_cases, arguments.variants, arguments.img_sizes)),
         "search": ("search", lambda: [search_case()]),
     }

@@ -63,6 +63,14 @@ def test_model_speed_compares_implementations(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_model_speed_names_a_folder_without_the_authors_module(tmp_path: Path) -> None:
+    with Command(tmp_path, "benchmarks.model_speed", "--authors", str(tmp_path)) as benchmark:
+        printed = benchmark.wait(120)
+    assert benchmark.returncode == 2
+    assert f"--authors {tmp_path}: there is no hilo.py in this folder" in printed
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_transfer_compares_searches_from_weights_and_from_nothing(tmp_path: Path) -> None:
     few = ["--images", "100", "--val-images", "60", "--epochs", "4", "--pretrain-epochs", "1", "--train-epochs", "1"]
