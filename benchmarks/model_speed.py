@@ -143,13 +143,13 @@ def hilo_cases(authors: Path | None) -> Iterator[Case]:
             yield Case(name, plain, fast, (batch, side, side, dim), copies=NUM_LAYERS)
 
 
-def litv2_cases(variants: Sequence[str], img_sizes: Sequence[int]) -> Iterator[Case]:
-    """Published networks at batch 1."""
+def litv2_cases(variants: Sequence[str], img_sizes: Sequence[int], batches: Sequence[int]) -> Iterator[Case]:
+    """Published networks."""
     for variant in variants:
         architecture = cast(Architecture, timm.create_model(variant).architecture)
-        for size in img_sizes:
+        for size, batch in itertools.product(img_sizes, batches):
             plain, fast = partial(PlainLITv2, architecture), partial(build, architecture)
-            yield Case(f"{variant} at {size}; batch 1", plain, fast, (1, 3, size, size))
+            yield Case(f"{variant} at {size}; batch {batch}", plain, fast, (batch, 3, size, size))
 
 
 def search_case() -> Case:
@@ -192,19 +192,19 @@ def prepare_run(case: Case, implementation: str, part: str) -> Run:
         keep_freed_memory()  # as in deployment and in the search
     make = case.make_plain if implementation == "plain" else case.make_fast
     x = torch.rand(case.input_shape)
-    kernels: dict[str, str] = {}
-    runs = itertools.cycle([prepare_model(make(), x, case, implementation, part, kernels) for _ in range(case.copies)])
+    copies = [make() for _ in range(case.copies)]
+    if implementation in ("prepared", "compiled"):
+        copies = [prepare(copy) for copy in copies]
+    if implementation == "prepared":
+        autotune(nn.Sequential(*copies), x)
+    runs = itertools.cycle([run_of(model, x, case, implementation, part) for model in copies])
     return lambda: next(runs)()
 
 
-def prepare_model(model: nn.Module, x: Tensor, case: Case, implementation: str, part: str, kernels: dict[str, str]) -> Run:
-    """Bring a model into the form that is timed; copies of it share kernels. Returns a function that runs it once."""
+def run_of(model: nn.Module, x: Tensor, case: Case, implementation: str, part: str) -> Run:
+    """Return a function that runs a model once, as it is timed."""
     if part == "training step":
         return training_step(model.train(), x, case.is_search)
-    if implementation in ("prepared", "compiled"):
-        model = prepare(model)
-    if implementation == "prepared":
-        kernels |= autotune(model, x, kernels)
     return compile_frozen(model, x) if implementation == "compiled" else forward(model.eval(), x)
 
 
@@ -314,6 +314,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=GROUPS, help=f"of {', '.join(GROUPS)} (default all)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--img-sizes", nargs="+", type=int, default=IMG_SIZES)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1], help="of the published networks (default 1)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0, help="time for one implementation of one case (default 8)")
@@ -331,7 +332,7 @@ def main() -> None:
     console.print(f"{cpu_name()}, {arguments.threads} thread(s), float32, torch {torch.__version__}")
     groups: dict[str, tuple[str, Callable[[], Iterable[Case]]]] = {
         "hilo": ("HiLo: map, dim, heads, window, alpha", partial(hilo_cases, arguments.authors)),
-        "litv2": ("LITv2", partial(litv2_cases, arguments.variants, arguments.img_sizes)),
+        "litv2": ("LITv2", partial(litv2_cases, arguments.variants, arguments.img_sizes, arguments.batches)),
         "search": ("search", lambda: [search_case()]),
     }
     for group in arguments.what:

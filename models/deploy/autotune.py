@@ -1,8 +1,9 @@
-"""Which kernel each layer of a prepared model runs on a CPU, chosen by timing them at the layer's shapes.
+"""Which kernel each layer of a prepared model runs on a CPU, chosen by timing them in the model.
 
 What is fastest depends on the processor: oneDNN's product is faster than MKL's on one and slower on the next, and so it is
-with chunks that stay in the cache. Each kernel of a layer takes turns with the plain one, which another takes the place of
-only if it is surely faster. Layers that are alike share one choice.
+with chunks that stay in the cache. It also depends on what the model leaves in the cache, so layers are timed where they
+are: in each pass of the model every layer runs another one of its kernels, the plain one in turn with the others. One of
+them takes its place only if it is surely faster. Layers that are alike share one choice.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -24,13 +27,11 @@ from models.deploy.kernels import FastLinear, Kernel
 Layer = FastLinear | FusedConvFFN | FusedHiLo
 Kernels = Mapping[str, str]
 """Names of the kernels that were chosen, by layer and shape; plain data."""
-WHOLE = Kernel(chunks=1)
 NOTHING: Kernels = MappingProxyType({})
 
+WHOLE = Kernel(chunks=1)
 MIN_SECONDS, MIN_PASSES = 2.0, 30  # time limit: the longer one of so many seconds and so many passes of the model
-MIN_ROUNDS, MAX_ROUNDS = 5, 60
-NUM_FINALISTS = 2  # kernels of a layer that are timed again
-NUM_SHARES = 4  # of the time: inner and outer layers, all kernels and finalists
+MIN_TURNS, MAX_TURNS = 3, 40  # of every kernel of a layer; the first one warms up and does not count
 SURELY = 1.0  # standard errors by which a kernel has to be faster than the plain one
 MEDIAN_ERROR = 1.2533 * 1.4826  # standard error of a median of n normal values, over their median deviation / sqrt(n)
 
@@ -48,63 +49,59 @@ def autotune(model: nn.Module, example: Tensor, known: Kernels = NOTHING) -> dic
     Returns:
         The choices for this model.
     """
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    if not layers:
+        return {}
+    for layer in layers:
+        layer.kernel = WHOLE  # runs all layers inside of it
     kernels: dict[str, str] = {}
-    if not any(isinstance(module, Layer) for module in model.modules()):
-        return kernels
+    run = partial(model, example)
     with torch.inference_mode():
-        inputs, seconds = inputs_of(model, example)
+        inputs, seconds = inputs_of(run, layers)
         for types in (FastLinear, (FusedConvFFN, FusedHiLo)):
-            layers = {layer: x for layer, x in inputs.items() if isinstance(layer, types)}
-            kernels |= choose(layers, max(MIN_SECONDS, MIN_PASSES * seconds) / NUM_SHARES, known)
+            of_types = {layer: x for layer, x in inputs.items() if isinstance(layer, types)}
+            num_passes = max(MIN_PASSES, int(MIN_SECONDS / seconds)) // 2
+            kernels |= choose(of_types, run, num_passes, known)
     return kernels
 
 
-def inputs_of(model: nn.Module, example: Tensor) -> tuple[dict[Layer, Tensor], float]:
-    """Return an input of each layer that has a choice, and the seconds that the model takes."""
+def inputs_of(run: Callable[[], Any], layers: Sequence[Layer]) -> tuple[dict[Layer, Tensor], float]:
+    """Return an input of each layer that a model runs, and the seconds that the model takes."""
     inputs: dict[Layer, Tensor] = {}
 
     def keep(layer: Layer, arguments: tuple[Any, ...]) -> None:
         inputs[layer] = arguments[0]
 
-    layers = [module for module in model.modules() if isinstance(module, Layer)]
-    for layer in layers:
-        layer.kernel = WHOLE  # runs all layers inside of it
-    with hooks(layers, keep):
-        model(example)
+    with hooks([layer.register_forward_pre_hook(keep) for layer in layers]):
+        run()
     start = time.perf_counter()
-    model(example)
+    run()
     return inputs, time.perf_counter() - start
 
 
-@contextmanager
-def hooks(layers: list[Layer], hook: Any) -> Iterator[None]:
-    """Call a function with each layer and its arguments before it runs."""
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def choose(inputs: dict[Layer, Tensor], seconds: float, known: Kernels) -> dict[str, str]:
+def choose(inputs: Mapping[Layer, Tensor], run: Callable[[], Any], num_passes: int, known: Kernels) -> dict[str, str]:
     """Set the kernel of each layer: the one that is known for layers like it, or the fastest.
 
     Args:
         inputs: The layers, with an input of each.
-        seconds: Time limit.
+        run: Runs the model.
+        num_passes: How often, within limits that every kernel has as many turns as tell something.
         known: As in `autotune`.
 
     Returns:
         The choices for these layers.
     """
-    different = {key_of(layer, x): (layer, x) for layer, x in inputs.items()}
-    chosen = {key: kernel for key, each in different.items() if (kernel := kernel_named(known.get(key), *each)) is not None}
-    unknown = {key: each for key, each in different.items() if key not in chosen}
-    rounds = num_rounds(sum(seconds_of_round(*each) for each in unknown.values()), seconds)
-    chosen |= {key: fastest(*each, rounds) for key, each in unknown.items()}
-    for layer, x in inputs.items():
-        layer.kernel = chosen[key_of(layer, x)]
+    keys = {layer: key_of(layer, x) for layer, x in inputs.items()}
+    candidates = {layer: known_kernels(known.get(keys[layer]), layer.kernels(x)) for layer, x in inputs.items()}
+    longest = max(map(len, candidates.values()), default=1)
+    num_turns = 1 + min(MAX_TURNS, max(MIN_TURNS, num_passes // longest - 1)) if longest > 1 else 0
+    ratios: dict[str, dict[Kernel, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for layer, times in time_kernels(run, candidates, num_turns).items():
+        for kernel, ratio in ratios_to_plain(times):
+            ratios[keys[layer]][kernel].append(ratio)
+    chosen = {keys[layer]: fastest(kernels[0], ratios[keys[layer]]) for layer, kernels in candidates.items()}
+    for layer, key in keys.items():
+        layer.kernel = chosen[key]
     return {key: str(kernel) for key, kernel in chosen.items()}
 
 
@@ -113,46 +110,74 @@ def key_of(layer: Layer, x: Tensor) -> str:
     return f"{layer.describe()}, input {'x'.join(map(str, x.shape))}"
 
 
-def kernel_named(name: str | None, layer: Layer, x: Tensor) -> Kernel | None:
-    """Return the kernel of a layer that has a name; None if there is none here."""
-    return next((kernel for kernel in layer.kernels(x) if str(kernel) == name), None)
+def known_kernels(name: str | None, kernels: list[Kernel]) -> list[Kernel]:
+    """Return the kernel that is known, or all of them if it is none of those that there are here."""
+    return [kernel for kernel in kernels if str(kernel) == name] or kernels
 
 
-def seconds_of_round(layer: Layer, x: Tensor) -> float:
-    """Run each kernel of a layer twice: once to warm up. Returns the seconds that they take together."""
-    candidates = layer.kernels(x)
-    for kernel in candidates:
-        run(layer, x, kernel)
-    return sum(run(layer, x, kernel) for kernel in candidates) if len(candidates) > 1 else 0.0
+def time_kernels(
+    run: Callable[[], Any], candidates: Mapping[Layer, Sequence[Kernel]], num_turns: int
+) -> dict[Layer, list[tuple[Kernel, float]]]:
+    """Run a model so often that every kernel of every layer has had its turns.
 
-
-def num_rounds(seconds_each: float, seconds: float) -> int:
-    """Return how many rounds there is time for, within limits."""
-    return MAX_ROUNDS if not seconds_each else min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / seconds_each)))
-
-
-def fastest(layer: Layer, x: Tensor, rounds: int) -> Kernel:
-    """Return the kernel of a layer that is surely faster than the plain one, by most; or the plain one.
-
-    All kernels are timed first, then those that were fastest as many times again as the time of all allows.
+    Returns:
+        The kernels of each layer that has several, in the order in which it ran them, with their seconds.
     """
-    plain, *others = layer.kernels(x)
-    first = ratios(layer, x, plain, others, rounds)
-    finalists = sorted(others, key=lambda kernel: statistics.median(first[kernel]))[:NUM_FINALISTS]
-    if len(finalists) == len(others):
-        final = first
-    else:
-        final = ratios(layer, x, plain, finalists, rounds * (1 + len(others)) // (1 + len(finalists)))
-    sure = {kernel: statistics.median(final[kernel]) for kernel in finalists if is_surely_faster(final[kernel])}
+    several = {layer: kernels for layer, kernels in candidates.items() if len(kernels) > 1}
+    times: dict[Layer, list[tuple[Kernel, float]]] = {layer: [] for layer in several}
+    for number in range(num_turns * max(map(len, several.values()), default=0)):
+        for layer, kernels in several.items():
+            layer.kernel = kernels[number % len(kernels)]
+        for layer, seconds in time_layers(run, list(several)).items():
+            times[layer].append((layer.kernel, seconds))
+    return times
+
+
+def time_layers(run: Callable[[], Any], layers: Sequence[Layer]) -> dict[Layer, float]:
+    """Run a model. Returns the seconds that each layer took: of the processor, where one thread computes."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    starts, seconds = {}, {}
+
+    def start(layer: Layer, arguments: tuple[Any, ...]) -> None:
+        starts[layer] = clock()
+
+    def stop(layer: Layer, arguments: tuple[Any, ...], output: Tensor) -> None:
+        seconds[layer] = clock() - starts[layer]
+
+    before = [layer.register_forward_pre_hook(start) for layer in layers]
+    with hooks(before + [layer.register_forward_hook(stop) for layer in layers]):
+        run()
+    return seconds
+
+
+@contextmanager
+def hooks(handles: Sequence[Any]) -> Iterator[None]:
+    """Remove hooks when the context ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def ratios_to_plain(times: Sequence[tuple[Kernel, float]]) -> Iterator[tuple[Kernel, float]]:
+    """Divide the times of a layer's kernels by the plain one's in the same turn, of which it is the first.
+
+    The first turn is left out.
+    """
+    plain_kernel, plain = times[0]
+    num_kernels = len({kernel for kernel, _ in times})
+    for kernel, seconds in times[num_kernels:]:
+        if kernel == plain_kernel:
+            plain = seconds
+        else:
+            yield kernel, seconds / plain
+
+
+def fastest(plain: Kernel, ratios: Mapping[Kernel, Sequence[float]]) -> Kernel:
+    """Return the kernel that is surely faster than the plain one, by most; or the plain one."""
+    sure = {kernel: statistics.median(each) for kernel, each in ratios.items() if is_surely_faster(each)}
     return min(sure, key=sure.__getitem__, default=plain)
-
-
-def ratios(layer: Layer, x: Tensor, plain: Kernel, others: Sequence[Kernel], rounds: int) -> dict[Kernel, list[float]]:
-    """Run a layer by several kernels in turn. Returns the times of each over those of the plain one, by round."""
-    if not others:
-        return {}
-    times = [[run(layer, x, kernel) for kernel in (plain, *others)] for _ in range(rounds)]
-    return {kernel: [row[number] / row[0] for row in times] for number, kernel in enumerate(others, start=1)}
 
 
 def is_surely_faster(ratios: Sequence[float]) -> bool:
@@ -160,12 +185,3 @@ def is_surely_faster(ratios: Sequence[float]) -> bool:
     median = statistics.median(ratios)
     deviation = statistics.median(abs(ratio - median) for ratio in ratios)
     return median + SURELY * MEDIAN_ERROR * deviation / math.sqrt(len(ratios)) < 1
-
-
-def run(layer: Layer, x: Tensor, kernel: Kernel) -> float:
-    """Run a layer by one of its kernels. Returns the seconds: of the processor, where it is one thread's."""
-    layer.kernel = kernel
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
-    layer(x)
-    return clock() - start

@@ -18,7 +18,6 @@ from models.deploy.kernels import (
     linear,
     num_chunks,
     runs_eagerly_on_cpu,
-    takes_onednn,
     writes_onnx,
 )
 from models.depthwise import DepthwiseConv, depthwise_conv
@@ -80,9 +79,7 @@ class FusedConvFFN(nn.Module):
         whole = Kernel(chunks=1)
         if not self._has_chunks() or self._hidden_size(x) <= SMALL:
             return [whole]
-        numbers = sorted({*FEW_CHUNKS, self._default_chunks(x)} - {1})
-        products = (False, True) if takes_onednn(x, self.fc1.weight) else (False,)
-        return [whole, *(Kernel(onednn, chunks) for chunks in numbers for onednn in products)]
+        return [whole, *(Kernel(chunks=chunks) for chunks in sorted({*FEW_CHUNKS, self._default_chunks(x)} - {1}))]
 
     def describe(self) -> str:
         """Return what else than the shape of the input its time depends on."""
@@ -99,12 +96,13 @@ class FusedConvFFN(nn.Module):
 
     def _in_chunks(self, x: Tensor, chunks: int) -> Tensor:
         """Map (B, H, W, C) to the same shape: the sum over chunks of the hidden channels."""
-        conv, onednn = cast(DepthwiseConv, self.dwconv[0]), self.kernel.onednn
+        conv = cast(DepthwiseConv, self.dwconv[0])
+        onednn1, onednn2 = (cast(FastLinear, layer).kernel.onednn for layer in (self.fc1, self.fc2))
         parts = (self.fc1.weight, self.fc1.bias, conv.weight, cast(Tensor, conv.bias), self.fc2.weight.t())
         out: Tensor | None = None
         for weight1, bias1, weight, bias, weight2 in zip(*(part.chunk(chunks) for part in parts), strict=True):
-            hidden = self.act(depthwise_conv(linear(x, weight1, bias1, onednn), weight, bias))
-            share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None, onednn)
+            hidden = self.act(depthwise_conv(linear(x, weight1, bias1, onednn1), weight, bias))
+            share = linear(hidden, weight2.t().contiguous(), self.fc2.bias if out is None else None, onednn2)
             out = share if out is None else out.add_(share)
         return cast(Tensor, out)
 
@@ -152,9 +150,9 @@ class FusedHiLo(nn.Module):
     def kernels(self, x: Tensor) -> list[Kernel]:
         """Return the ways to compute it for an input, the plain one first."""
         is_large = len(x) > 1 and x.numel() > SMALL
-        numbers = sorted({1, *FEW_CHUNKS, num_chunks(x.numel())}) if is_large else [1]
-        forms = (False, True) if self.num_projections > 1 else (True,)
-        return [Kernel(None, chunks, fused) for chunks in numbers for fused in forms if chunks <= len(x)]
+        numbers = sorted({*FEW_CHUNKS, num_chunks(x.numel())} - {1}) if is_large else []
+        apart = [Kernel(chunks=1, fused=False)] if self.num_projections > 1 else []
+        return [*apart, Kernel(chunks=1), *(Kernel(chunks=chunks) for chunks in numbers if chunks <= len(x))]
 
     def describe(self) -> str:
         """Return what else than the shape of the input its time depends on."""

@@ -29,7 +29,7 @@ class Kernel:
     """How a prepared layer is computed on a CPU; None: as its size tells.
 
     Attributes:
-        onednn: Whether the matrix product is oneDNN's instead of MKL's.
+        onednn: Whether the matrix product of a linear layer is oneDNN's instead of MKL's.
         chunks: Number of chunks of hidden channels, or of images, that are computed one after the other.
         fused: Whether projections of the same tokens are one product.
     """
