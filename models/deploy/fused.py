@@ -57,7 +57,7 @@ class FusedConvFFN(nn.Module):
         mlp: The layer, which is used up.
 
     Attributes:
-        kernel: How it is computed.
+        kernel: Kernel that computes the layer.
     """
 
     kernel = BY_SIZE
@@ -75,14 +75,14 @@ class FusedConvFFN(nn.Module):
         return cast(Tensor, self.fc2(self.act(self.dwconv(self.fc1(x)))))
 
     def kernels(self, x: Tensor) -> list[Kernel]:
-        """Return the ways to compute it for an input, the plain one first."""
+        """Return the kernels that an input may be computed by, that of the reference model first."""
         whole = Kernel(chunks=1)
         if not self._has_chunks() or self._hidden_size(x) <= SMALL:
             return [whole]
         return [whole, *(Kernel(chunks=chunks) for chunks in sorted({*FEW_CHUNKS, self._default_chunks(x)} - {1}))]
 
     def describe(self) -> str:
-        """Return what else than the shape of the input its time depends on."""
+        """Return the layer's part of the key under which kernels are shared."""
         return f"feed-forward by {self.fc1.out_features}"
 
     def _has_chunks(self) -> bool:
@@ -117,7 +117,7 @@ class FusedHiLo(nn.Module):
         attn: The attention, which is used up.
 
     Attributes:
-        kernel: How it is computed.
+        kernel: Kernel that computes the layer.
     """
 
     kernel = BY_SIZE
@@ -148,24 +148,41 @@ class FusedHiLo(nn.Module):
         return self._attend(x)
 
     def kernels(self, x: Tensor) -> list[Kernel]:
-        """Return the ways to compute it for an input, the plain one first."""
+        """Return the kernels that an input may be computed by, that of the reference model first."""
         is_large = len(x) > 1 and x.numel() > SMALL
         numbers = sorted({*FEW_CHUNKS, num_chunks(x.numel())} - {1}) if is_large else []
-        apart = [Kernel(chunks=1, fused=False)] if self.num_projections > 1 else []
+        windows = -(-x.shape[1] // self.window_size) * -(-x.shape[2] // self.window_size)
+        apart = [Kernel(chunks=1, fused=False)] if self.num_projections > 1 and windows > 1 else []
         return [*apart, Kernel(chunks=1), *(Kernel(chunks=chunks) for chunks in numbers if chunks <= len(x))]
 
     def describe(self) -> str:
-        """Return what else than the shape of the input its time depends on."""
+        """Return the layer's part of the key under which kernels are shared."""
         return f"HiLo {self.hi_heads}+{self.lo_heads} heads of {self.head_dim}, windows of {self.window_size}"
 
     def _attend(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape, all images at once."""
         windows = to_windows(x, self.window_size)
+        is_apart = not self.kernel.fused and windows.shape[1] > 1 and runs_eagerly_on_cpu(x)
+        branches = self._branches_apart(windows) if is_apart else self._branches(windows)
+        return join_windows(branches, self.window_size, *x.shape[1:3])
+
+    def _branches(self, windows: Tensor) -> list[Tensor]:
+        """Compute what each kind of heads writes, (B, G, T, channels), from projections of all."""
         qkv, q, kv = self.project(windows)
         branches = [] if qkv is None else [self.hifi(qkv)]
         if kv is not None:
             branches.append(self.lofi(q, kv, windows.shape[2]))
-        return join_windows(branches, self.window_size, *x.shape[1:3])
+        return branches
+
+    def _branches_apart(self, windows: Tensor) -> list[Tensor]:
+        """Compute what each kind of heads writes, (B, G, T, channels), one kind after the other, as `HiLo` does."""
+        hi_dim, lo_dim = 3 * self.hi_heads * self.head_dim, self.lo_heads * self.head_dim
+        branches = [self.hifi(self._part(windows, 0, hi_dim))] if hi_dim else []
+        if lo_dim:
+            q_end = hi_dim + lo_dim
+            kv = self._part(windows, q_end, q_end + 2 * lo_dim).squeeze(2) if self.fuses_kv else self.l_kv(average(windows))
+            branches.append(self.lofi(self._part(windows, hi_dim, q_end), kv, windows.shape[2]))
+        return branches
 
     def project(self, windows: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Compute queries, keys and values.
@@ -181,7 +198,7 @@ class FusedHiLo(nn.Module):
         if self.fuses_kv and single_key:
             return None, None, self._part(windows, lo_dim, 3 * lo_dim).squeeze(2)
         if self.fuses_kv:
-            q, kv = self._split(windows, lo_dim, 2 * lo_dim)
+            q, kv = self.fused(windows).split((lo_dim, 2 * lo_dim), dim=-1)
             return None, q, kv.squeeze(2)
         if not lo_dim:
             return self.fused(windows), None, None
@@ -190,19 +207,12 @@ class FusedHiLo(nn.Module):
             return self._part(windows, 0, hi_dim) if hi_dim else None, None, kv
         if not hi_dim:
             return None, self.fused(windows), kv
-        return *self._split(windows, hi_dim, lo_dim), kv
-
-    def _split(self, windows: Tensor, first: int, second: int) -> tuple[Tensor, Tensor]:
-        """The outputs of both projections of the fused one."""
-        if not self.kernel.fused and runs_eagerly_on_cpu(windows):
-            return self._part(windows, 0, first), self._part(windows, first, first + second)
-        q, kv = self.fused(windows).split((first, second), dim=-1)
-        return q, kv
+        return *self.fused(windows).split((hi_dim, lo_dim), dim=-1), kv
 
     def _part(self, windows: Tensor, start: int, stop: int) -> Tensor:
         """Some of the outputs of the fused projection."""
         bias = None if self.fused.bias is None else self.fused.bias[start:stop]
-        return linear(windows, self.fused.weight[start:stop], bias)
+        return linear(windows, self.fused.weight[start:stop], bias, self.fused.kernel.onednn)
 
     def hifi(self, qkv: Tensor) -> Tensor:
         """Attend inside each window.

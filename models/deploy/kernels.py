@@ -26,10 +26,10 @@ CHUNK_SIZE = 2**19  # numbers: 2 MB in float32
 
 @dataclass(frozen=True)
 class Kernel:
-    """How a prepared layer is computed on a CPU; None: as its size tells.
+    """How a prepared layer is computed on a CPU; None chooses by the size of the layer.
 
     Attributes:
-        onednn: Whether the matrix product of a linear layer is oneDNN's instead of MKL's.
+        onednn: Whether the matrix product of a linear layer is oneDNN's instead of PyTorch's default.
         chunks: Number of chunks of hidden channels, or of images, that are computed one after the other.
         fused: Whether projections of the same tokens are one product.
     """
@@ -39,8 +39,8 @@ class Kernel:
     fused: bool = True
 
     def __str__(self) -> str:
-        """The name under which a choice is stored, such as "4 chunks, oneDNN"."""
-        product = {None: "", True: "oneDNN", False: "MKL"}[self.onednn]
+        """The name under which a choice is stored, such as "4 chunks"."""
+        product = {None: "", True: "oneDNN", False: "default"}[self.onednn]
         chunks = f"{self.chunks} chunks" if self.chunks is not None and self.chunks > 1 else ""
         return ", ".join(part for part in (chunks, product, "" if self.fused else "apart") if part) or "whole"
 
@@ -124,7 +124,7 @@ class FastLinear(nn.Linear):
     """`torch.nn.Linear` computed by `linear`.
 
     Attributes:
-        kernel: How.
+        kernel: Kernel that computes the layer.
     """
 
     kernel = BY_SIZE
@@ -134,11 +134,11 @@ class FastLinear(nn.Linear):
         return linear(x, self.weight, self.bias, self.kernel.onednn)
 
     def kernels(self, x: Tensor) -> list[Kernel]:
-        """Return the ways to compute it for an input, the plain one first."""
+        """Return the kernels that an input may be computed by, PyTorch's default first."""
         return [Kernel(onednn=value) for value in ((False, True) if takes_onednn(x, self.weight) else (False,))]
 
     def describe(self) -> str:
-        """Return what else than the shape of the input its time depends on."""
+        """Return the layer's part of the key under which kernels are shared."""
         return f"linear to {self.out_features}{'' if self.bias is None else ' with bias'}"
 
 

@@ -149,7 +149,7 @@ async def calibrate(cfg: DictConfig, name: str, device: Fingerprint, engine: Eng
     largest = await engine.measure(name, space.largest(), calibration)
     log.info("the smallest network of the space takes %s%s, the largest %s", size_text(smallest), where, size_text(largest))
     target = Target(
-        calibration,
+        calibration.with_kernels_of(smallest).with_kernels_of(largest),
         role_of(cfg, name),
         limit_ms,
         device,

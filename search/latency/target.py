@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture, check_int, check_number
 from models.deploy import prepare as prepare_model
-from models.deploy.autotune import NOTHING, Kernels, autotune
+from models.deploy.autotune import NO_KERNELS, Kernels, autotune
 from models.deploy.memory import keep_freed_memory
 from models.litv2 import build
 from search import UserError
@@ -138,13 +138,12 @@ class PairedTarget:
     runtime: Runtime[Any]
     host: Host[Any, Any]
     _anchor: tuple[Architecture, Ready] | None = field(default=None, init=False, repr=False)
-    _kernels: dict[str, str] | None = field(default_factory=dict, init=False, repr=False)  # None: as sizes of layers tell
+    _kernels: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _chooses_kernels: bool = field(default=True, init=False, repr=False)  # or their layers' sizes tell, as in older studies
 
     def __post_init__(self) -> None:
         dtype, runtime = self.settings.dtype, self.runtime
         check_form(Form(runtime, dtype), f"latency.dtype={dtype}", f"latency={runtime.name}")
-        if not (self.settings.prepared and self._autotunes(Form(runtime, dtype))):
-            self._kernels = None
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what measurements depend on, as in `LatencyTarget`."""
@@ -172,7 +171,7 @@ class PairedTarget:
             raise UserError(problem)
         rounds = self.host.time_alone(loaded, partial(self._eager, anchor), self.settings.calibration_seconds)
         seconds = median_of_rounds(rounds).widened(repeatability.deviation, repeatability.degrees_of_freedom)
-        kernels = None if self._kernels is None else dict(self._kernels)
+        kernels = dict(self._kernels) if self._autotunes(self._form) else None
         return Calibration(anchor, seconds.scaled(1e3), sum(map(len, rounds)), repeatability, kernels)
 
     def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
@@ -259,30 +258,31 @@ class PairedTarget:
         self.host.set_up()
         model = self._model(network)
         x = torch.rand(self.settings.batch_size, *network.input_shape)
-        form = form or Form(self.runtime, self.settings.dtype)
-        kernels = self._autotune(model, x) if self._autotunes(form) else NOTHING
+        form = form or self._form
+        kernels = self._autotune(model, x) if self._autotunes(form) else NO_KERNELS
         converted = form.runtime.convert(model, x, form.dtype, self.settings.num_threads)
         num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         return partial(self.host.load, converted, self._num_copies(num_bytes, form.runtime)), kernels
 
+    @property
+    def _form(self) -> Form:
+        return Form(self.runtime, self.settings.dtype)
+
     def _autotunes(self, form: Form) -> bool:
-        """True if the kernels of prepared layers are chosen by timing them: where layers run as they were written."""
-        return form.runtime.autotunes and form.dtype == "float32"
+        """True if the kernels of layers are chosen by timing them."""
+        return self._chooses_kernels and self.settings.prepared and form.runtime.autotunes and form.dtype == "float32"
 
     def _autotune(self, model: nn.Module, x: Tensor) -> Kernels:
-        """Choose the kernels of a prepared model; those of the networks before are known."""
-        if self._kernels is None:
-            return NOTHING
+        """Choose the kernels of a prepared model, or take those of earlier networks."""
         kernels = autotune(model, x, self._kernels)
         self._kernels |= kernels
         return kernels
 
     def _use_kernels(self, calibration: Calibration) -> None:
-        """Choose kernels as for the networks that were measured with this calibration."""
-        if calibration.kernels is None:
-            self._kernels = None
-        elif self._kernels is not None:
-            self._kernels |= calibration.kernels
+        """Take the kernels of the networks that were measured with a calibration."""
+        if self.runtime.autotunes and calibration.kernels is None:
+            self._chooses_kernels = False
+        self._kernels |= calibration.kernels or {}
 
     def _repeatability(self, anchor: Any, repeated: Sequence[Architecture]) -> Repeatability:
         """Measure each network several times, loaded anew each time, for `calibration_seconds` or until there are enough.

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from search.accuracy.cache import AccuracyCache
 from search.accuracy.checked import Checked
 from search.engine.base import Engine
 from search.files import write_text
-from search.latency.base import Latency
+from search.latency.base import Calibration, Latency
 from search.space.dimensions import describe
 from search.study.cases import Case, case_probabilities, confirmed_probabilities, seed_noise, standard_error
 from search.study.targets import Target
@@ -51,6 +51,7 @@ class Confirmation:
     high: float
     num_seeds: int
     clock: Callable[[], float] = time.monotonic
+    _calibrations: dict[str, Calibration] = field(default_factory=dict)  # with the kernels of all networks so far
 
     async def run(self, cases: Sequence[Case], seconds: float, progress: Callable[[float], None]) -> list[Case]:
         """Measure and train until every place is settled or has its trainings, or the time is up.
@@ -63,6 +64,10 @@ class Confirmation:
         """
         end = self.clock() + seconds
         stored = read_latencies(self.file)
+        self._calibrations.update({name: target.calibration for name, target in self.targets.items()})
+        for case in cases:
+            self._use_kernels(case.trial.result.latencies)
+            self._use_kernels(stored.get(case.trial.architecture.key, {}))
         current = {case.trial.number: replace(case, latencies=stored.get(case.trial.architecture.key, {})) for case in cases}
         while due := self._due(list(current.values())):
             for count, case in enumerate(due, start=1):
@@ -101,12 +106,18 @@ class Confirmation:
         return bool(case.latencies) and is_known
 
     async def _measure(self, case: Case) -> Case:
-        architecture, latencies = case.trial.architecture, {}
-        for name, target in self.targets.items():
-            searched = case.trial.result.latencies.get(name)
-            calibration = target.calibration if searched is None else target.calibration.with_kernels_of(searched)
-            latencies[name] = await self.engine.measure(name, architecture, calibration)
+        architecture = case.trial.architecture
+        latencies = {
+            name: await self.engine.measure(name, architecture, calibration)
+            for name, calibration in self._calibrations.items()
+        }
+        self._use_kernels(latencies)
         return replace(case, latencies=latencies)
+
+    def _use_kernels(self, latencies: Mapping[str, Latency]) -> None:
+        """Measure the next networks on the kernels of this one."""
+        for name in latencies.keys() & self._calibrations.keys():
+            self._calibrations[name] = self._calibrations[name].with_kernels_of(latencies[name])
 
     def _train(self, case: Case) -> Case:
         seed = len(case.accuracies)

@@ -19,6 +19,7 @@ from models.architecture import Architecture, StageSpec
 from models.deploy import autotune
 from models.litv2 import build
 from search.latency.base import Calibration, Latency
+from search.latency.cpu import RUNTIME as CPU
 from search.latency.cpu import cpu_target
 from search.latency.cpu_compiled import compiled_cpu_target
 from search.latency.cuda import cuda_target
@@ -26,7 +27,7 @@ from search.latency.machine import keep_to
 from search.latency.onnxruntime import onnxruntime_target
 from search.latency.openvino import openvino_target
 from search.latency.protocol import Run
-from search.latency.runtime import ConversionError
+from search.latency.runtime import ConversionError, Form
 from search.latency.target import Network, PairedTarget
 from tests.contracts.latency_target import *  # noqa: F403
 from tests.contracts.latency_target import LARGE, SMALL
@@ -183,6 +184,13 @@ def test_kernels_that_were_chosen_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     again = cpu_target(**SETTINGS).measure(LARGE, known)
     assert again.kernels == first.kernels
     assert Latency.from_summary(again.summary()).kernels == first.kernels
+
+
+def test_kernels_are_chosen_for_another_runtime_of_the_same_host() -> None:
+    target = onnxruntime_target(**SETTINGS)
+    assert target.calibrate(SMALL).kernels is None
+    assert not target.make_ready(network_of(SMALL)).kernels
+    assert target.make_ready(network_of(SMALL), Form(CPU, "float32")).kernels
 
 
 def test_study_whose_kernels_were_not_chosen_goes_on_without() -> None:

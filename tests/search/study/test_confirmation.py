@@ -17,7 +17,7 @@ from models.architecture import Architecture
 from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
 from search.accuracy.cache import AccuracyCache
 from search.accuracy.checked import Checked
-from search.latency.base import Latency
+from search.latency.base import Calibration, Latency
 from search.latency.estimate import Estimate
 from search.study.cases import (
     Case,
@@ -31,7 +31,7 @@ from search.study.cases import (
 from search.study.confirmation import Confirmation
 from search.study.targets import FIRST
 from search.study.trial import TrialRecord
-from tests.support.known_engine import KnownEngine, finished, known_targets
+from tests.support.known_engine import CALIBRATION, KnownEngine, finished, known_targets
 from tests.support.known_truth import latency, record
 
 CHECKED = Checked(0.005, 0.004, 24)
@@ -235,6 +235,33 @@ def test_all_cases_are_measured_and_trained(tmp_path: Path) -> None:
     assert {network["trial"]: network["confirmed"]["latencies"][FIRST] for network in stored["networks"]} == latencies
     members = confirmed_front(cases)
     assert members == sorted(members, key=lambda case: case.latencies_ms)
+
+
+class Tuned(KnownEngine):
+    """Keeps the kernels that it is asked to measure with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[Mapping[str, str]] = []
+
+    async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
+        assert calibration.kernels is not None
+        self.kernels.append(calibration.kernels)
+        chosen = {f"layer of run {len(self.kernels)}": "whole"}
+        return replace(await super().measure(target, architecture, calibration), kernels=chosen)
+
+
+def test_networks_are_measured_on_the_kernels_of_the_study(tmp_path: Path) -> None:
+    trials = similar_trials()
+    searched = {FIRST: replace(trials[0].result.latencies[FIRST], kernels={"layer": "default"})}
+    trials[0] = replace(trials[0], result=replace(trials[0].result, latencies=searched))
+    engine = Tuned()
+    tuned = replace(known_targets(engine)[FIRST], calibration=replace(CALIBRATION, kernels={"anchor": "oneDNN"}))
+    trainings = AccuracyCache(Evaluator(), {}, tmp_path / "confirm.jsonl")
+    confirmation = Confirmation(engine, {FIRST: tuned}, trainings, None, tmp_path / "confirmed.json", 0.0, 1.0, 2)
+    asyncio.run(confirmation.run(all_cases(trials, None), seconds=10.0, progress=lambda share: None))
+    assert engine.kernels[0] == {"anchor": "oneDNN", "layer": "default"}
+    assert engine.kernels[-1].keys() == {"anchor", "layer", *(f"layer of run {n}" for n in range(1, len(engine.kernels)))}
 
 
 def test_a_network_whose_place_is_settled_is_not_trained_again(tmp_path: Path) -> None:
