@@ -86,24 +86,26 @@ class Case:
 
     Attributes:
         name: Name in the report.
-        make_plain: Builds the implementation that others are compared with.
+        make_baseline: Builds the implementation that others are compared with.
         make_fast: Builds the model of `models`.
         input_shape: Shape of the input, with the batch.
         copies: Number of copies of the model that run in turn.
         is_search: Whether this is the network of the search, which trains with an optimizer.
+        baseline: Name of the baseline in the report.
     """
 
     name: str
-    make_plain: Callable[[], nn.Module]
+    make_baseline: Callable[[], nn.Module]
     make_fast: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
     copies: int = 1
     is_search: bool = False
+    baseline: str = "plain"
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the forward pass of the batch."""
-        return self.input_shape[0] * count_macs(self.make_plain(), self.input_shape[1:])
+        return self.input_shape[0] * count_macs(self.make_fast(), self.input_shape[1:])
 
 
 class AuthorsHiLo(nn.Module):
@@ -136,11 +138,12 @@ def authors_module(checkout: Path) -> Any:
 def hilo_cases(authors: Path | None) -> Iterator[Case]:
     """HiLo layers, beside those of the authors' code if it is there."""
     baseline = PlainHiLo if authors is None else partial(AuthorsHiLo, authors)
+    baseline_name = "plain" if authors is None else "authors"
     for side, dim, heads, window, alpha, batches in HILO:
         for batch in batches:
             plain, fast = (partial(layer, dim, heads, window, alpha) for layer in (baseline, HiLo))
             name = f"{side}x{side}, {dim}, {heads}, {window}, {alpha}; batch {batch}"
-            yield Case(name, plain, fast, (batch, side, side, dim), copies=NUM_LAYERS)
+            yield Case(name, plain, fast, (batch, side, side, dim), copies=NUM_LAYERS, baseline=baseline_name)
 
 
 def litv2_cases(variants: Sequence[str], img_sizes: Sequence[int], batches: Sequence[int]) -> Iterator[Case]:
@@ -188,9 +191,9 @@ def prepare_run(case: Case, implementation: str, part: str) -> Run:
     if implementation == "products":
         a, b = torch.rand(GEMM_SIDE, GEMM_SIDE), torch.rand(GEMM_SIDE, GEMM_SIDE)
         return partial(torch.mm, a, b)
-    if implementation in ("prepared", "compiled") or (case.is_search and implementation != "plain"):
+    if implementation in ("prepared", "compiled") or (case.is_search and implementation != case.baseline):
         keep_freed_memory()  # as in deployment and in the search
-    make = case.make_plain if implementation == "plain" else case.make_fast
+    make = case.make_baseline if implementation == case.baseline else case.make_fast
     x = torch.rand(case.input_shape)
     copies = [make() for _ in range(case.copies)]
     if implementation in ("prepared", "compiled"):
@@ -236,7 +239,7 @@ class Compared:
     Attributes:
         implementation: Its name.
         milliseconds: Time of one run.
-        speedup: How many times as fast as the plain implementation it is.
+        speedup: How many times as fast as the baseline it is.
         of_limit: Time over the time of its multiply-accumulates in large matrix products.
         peak: Peak memory of a run without the weights, in bytes.
     """
@@ -279,16 +282,16 @@ def request_run(connection: Connection) -> float:
 
 
 def compare(case: Case, implementations: Sequence[str], part: str, threads: int, seconds: float) -> list[Compared]:
-    """Time implementations in turn with the plain one. Returns their results, that of the plain one first."""
-    with processes(case, ["plain", *implementations, "products"], part, threads) as running:
+    """Time implementations in turn with the baseline. Returns their results, that of the baseline first."""
+    with processes(case, [case.baseline, *implementations, "products"], part, threads) as running:
         runs = {name: run for name, (run, _) in running.items()}
-        plain = runs.pop("plain")
+        plain = runs.pop(case.baseline)
         series = time_ratios([[run] for run in runs.values()], [plain], 0.0, seconds, Timer(time_run=lambda run: run()))  # type: ignore[arg-type, return-value]
     series_of = dict(zip(runs, series, strict=True))
     macs = case.macs * (3 if part == "training step" else 1)  # backward computes two products for each of forward's
-    limit = series_of.pop("products").estimate.value * macs / GEMM_SIDE**3  # relative to the plain implementation
+    limit = series_of.pop("products").estimate.value * macs / GEMM_SIDE**3  # relative to the baseline
     plain_ms = statistics.median(ms for s in series_of.values() for r in s.rounds for ms in r.anchor_ms)
-    rows = [Compared("plain", plain_ms, PLAIN, 1 / limit, running["plain"][1])]
+    rows = [Compared(case.baseline, plain_ms, PLAIN, 1 / limit, running[case.baseline][1])]
     for name, measured in series_of.items():
         ratio = measured.estimate
         rows.append(Compared(name, ratio.value * plain_ms, PLAIN.over(ratio), ratio.value / limit, running[name][1]))
@@ -342,8 +345,8 @@ def main() -> None:
             if arguments.compiled and group == "litv2" and part == "forward":
                 implementations.append("compiled")
             if arguments.profile:
-                for case, name in itertools.product(cases(), ["plain", *implementations]):
-                    console.print(profile(case, name, part), soft_wrap=True, highlight=False)
+                for case, name in itertools.product(cases(), [None, *implementations]):
+                    console.print(profile(case, name or case.baseline, part), soft_wrap=True, highlight=False)
                 continue
             console.print(
                 report(f"{title}, {part}", list(cases()), implementations, part, arguments.threads, arguments.seconds)
@@ -360,7 +363,7 @@ def report(
     speedups: dict[str, list[float]] = {name: [] for name in implementations}
     for case in cases:
         for row in compare(case, implementations, part, threads, seconds):
-            plain = row.implementation == "plain"
+            plain = row.implementation == case.baseline
             interval = "" if plain else f"{row.speedup.low:.2f} to {row.speedup.high:.2f}"
             name = case.name if plain else ""
             speedup, peak = f"{row.speedup.value:.2f}", f"{row.peak / MEBIBYTE:.1f}"
