@@ -47,9 +47,9 @@ def settings() -> list[str]:
 
 @pytest.mark.parametrize("code", settings())
 def test_setting_of_the_table_composes(code: str) -> None:
-    words = code.removeprefix("search.train ... ").split()
+    command, _, rest = code.rpartition(" ... ")
     needed = ["+latency@latency.devices.eager=cpu"] if "latency.devices.eager." in code else []
-    assert compose(*needed, *as_typed(words), name="train" if code.startswith("search.train") else "config")
+    assert compose(*needed, *as_typed(rest.split()), name=command.removeprefix("search.") or "config")
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
@@ -154,6 +154,13 @@ def plain(node: Any) -> dict[str, Any]:
     container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def listed(value: Any) -> list[str]:
+    """Names from the command line: none, one or a list."""
+    if value is None:
+        return []
+    return [str(item) for item in value] if isinstance(value, ListConfig) else [str(value)]
 
 
 def target_of(latency: Any, **network: int) -> Callable[[], Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -25,7 +25,7 @@ from models.architecture import Architecture, StageSpec, check_int
 from models.complexity import count_macs, count_params
 from models.litv2 import build as build_network
 from search import BUGS, SearchStopped, UserError, one_line
-from search.commands.cli import construct, set_up_logging, target_of
+from search.commands.cli import construct, listed, set_up_logging, target_of
 from search.commands.measure_files import measure_deployed
 from search.commands.runtimes import form_name, runtimes_of
 from search.files import write_text
@@ -53,7 +53,7 @@ class Candidate:
     """
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     input_shape: tuple[int, int, int]
 
     def network(self) -> Network:
@@ -170,16 +170,16 @@ def checked_cost(candidate: Candidate) -> tuple[int, int]:
         ) from error
 
 
-def from_timm(name: str, img_size: int | None) -> Candidate:
-    """A registered timm model with random weights. Raises: UserError if no model has this name."""
+def from_timm(name: str, img_size: int | None, setting: str = "model") -> Candidate:
+    """A registered timm model with random weights. Raises: UserError if no model has the name that a setting gives."""
     try:
         config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError as error:
-        raise UserError(f"model={name}: {one_line(error)}") from error
+        raise UserError(f"{setting}={name}: {one_line(error)}") from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has the names"
-        raise UserError(f"model={name} is not registered with timm{hint}")
+        raise UserError(f"{setting}={name} is not registered with timm{hint}")
     in_chans, side, _ = config.input_size
     size = img_size or side
     fixed: dict[str, Any] = {"img_size": size} if config.fixed_input_size and size != side else {}
@@ -281,10 +281,3 @@ def results(target: PairedTarget, calibration: Calibration, measured: list[Measu
             for model in measured
         ],
     }
-
-
-def listed(value: Any) -> list[str]:
-    """Names from the command line: none, one or a list."""
-    if value is None:
-        return []
-    return [str(item) for item in value] if isinstance(value, ListConfig) else [str(value)]

@@ -1,4 +1,7 @@
-"""`python -m search.report study.name=NAME`: write the report of a study as one page and as Markdown."""
+"""`python -m search.report study.name=NAME`: write the report of a study as one page and as Markdown.
+
+With `report.peers=[...]`, models of timm are measured first, and stand in it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from rich.console import Console
 
 from models.architecture import check_number
 from search import UserError
-from search.commands.cli import construct, set_up_logging
+from search.commands.cli import construct, listed, set_up_logging
 from search.files import write_text
 from search.results.report import sections
 from search.results.report.page import html, markdown
@@ -30,6 +33,11 @@ def main(cfg: DictConfig) -> None:
     set_up_logging(Console(), folder / "run.log")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with reading(folder.name, cfg.storage.url) as study:
+        if peers := listed(cfg.report.peers):
+            from search.commands.peers import measure_peers  # torch takes seconds, and the report alone does without
+
+            check_finished(study)
+            measure_peers(peers, cfg.latency, study, folder)
         write(study, folder, refresh=cfg.watch is not None)
         print(f"saved {folder / 'report.html'} and {folder / 'report.md'}")
         while cfg.watch is not None:
@@ -37,10 +45,15 @@ def main(cfg: DictConfig) -> None:
             write(study, folder, refresh=True)
 
 
-def write(study: optuna.Study, folder: Path, refresh: bool) -> None:
-    """Write both files. Raises: UserError if there is nothing to report yet."""
+def check_finished(study: optuna.Study) -> None:
+    """Raises: UserError if there is nothing to report yet."""
     if not finished_trials(study):
         raise UserError(f"study {study.study_name} has no finished trial yet; continue the search first")
+
+
+def write(study: optuna.Study, folder: Path, refresh: bool) -> None:
+    """Write both files. Raises: UserError if there is nothing to report yet."""
+    check_finished(study)
     parts = sections(StudyData(study, folder))
     title = f"Study {study.study_name}"
     texts = {

@@ -12,6 +12,7 @@ PARTS = (
     analysis.told_apart,
     networks.pictures,
     networks.comparison,
+    networks.peers,
     analysis.progress,
     analysis.influence,
     analysis.latency_by_stage,

@@ -10,7 +10,7 @@ from search.results.figures import as_title, front_figures
 from search.results.picking import compare
 from search.results.picture import picture
 from search.results.report.page import Section, Table
-from search.results.report.study_data import StudyData
+from search.results.report.study_data import PEERS_FILE, StudyData
 from search.results.static import svg
 from search.results.tables import NETWORK, accuracy_text, latencies_text, latency_cells, latency_headers, latency_text
 from search.space.dimensions import describe
@@ -114,6 +114,32 @@ def comparison(study: StudyData) -> Section | None:
         Table(("network of the front", "pattern", *speedups, f"difference in {metric_of(study.trials)}"), compared_rows),
     ]
     return Section("Comparison with the LITv2 pattern", [text], tables)
+
+
+def peers(study: StudyData) -> Section | None:
+    """Models of timm that were measured beside the study's networks, each with the network of the front that is as fast."""
+    measured = study.read_json(PEERS_FILE)
+    if measured is None or not study.members:
+        return None
+    target, metric = measured["target"], metric_of(study.trials)
+    (latency,) = latency_headers([target])
+    header = ("model", latency, "parameters", "MACs", "as fast on the front", metric, latency)
+    text = (
+        "Models of timm, measured as the networks of the study were, on images of the same size; they are not trained. "
+        "Beside each is the most accurate network of the front that takes no longer."
+    )
+    rows = [_peer_row(name, facts, target, study) for name, facts in measured["models"].items()]
+    return Section("Comparison with other models", [text], [Table(header, rows)])
+
+
+def _peer_row(name: str, facts: Mapping[str, Any], target: str, study: StudyData) -> Sequence[str]:
+    latency = Latency.from_summary(facts["latency"])
+    cost = (f"{facts['num_params'] / 1e6:.2f} M", f"{facts['num_macs'] / 1e6:,.1f} M")
+    as_fast = [member for member in study.members if member.result.latencies[target].latency_ms <= latency.latency_ms]
+    best = max(as_fast, key=lambda member: member.accuracy, default=None)
+    if best is None:
+        return name, latency_text(latency), *cost, "none", "", ""
+    return name, latency_text(latency), *cost, f"trial {best.number}", accuracy_text(best), *latency_cells(best, [target])
 
 
 def confirmation(study: StudyData) -> Section | None:

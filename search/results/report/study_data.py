@@ -19,6 +19,7 @@ from search.study.targets import Target, img_size_of, targets_of
 from search.study.trial import TrialRecord, finished_trials
 
 log = logging.getLogger(__name__)
+PEERS_FILE = "peers.json"  # models of timm that search.report has measured
 
 
 @dataclass(frozen=True)
