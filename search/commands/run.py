@@ -51,6 +51,7 @@ from search.space import Space
 from search.study.coordinator import Coordinator
 from search.study.drift import drift_notes
 from search.study.evaluate import Rules
+from search.study.front import gain_over_pattern
 from search.study.limits import save_limits
 from search.study.locks import RetryPolicy, export_lock, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
@@ -264,7 +265,9 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
         console.print(front_table(f"Front of {len(trials)} finished trials", trials, checked))
         told_apart = significance_text(trials, references_ms(targets_of(study)))
-        console.print("\n".join(told_apart), highlight=False, markup=False, soft_wrap=True)
+        gain = gain_over_pattern(trials)
+        texts = told_apart if gain is None else [*told_apart, f"{gain}."]
+        console.print("\n".join(texts), highlight=False, markup=False, soft_wrap=True)
         file = pareto / member_name(members[-1])
         lines.append(f"train one:   python -m search.train arch={file} {images_overrides(cfg)}")
     else:

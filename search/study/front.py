@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from search.accuracy.checked import Checked
 from search.accuracy.paired import draw_accuracies
-from search.study.pareto import front_indices, front_probabilities, hypervolume
-from search.study.trial import SAMPLED, TrialRecord
+from search.space.space import PATTERN
+from search.study.pareto import front_indices, front_probabilities, hypervolume, mean_accuracy
+from search.study.trial import SAMPLED, TrialRecord, on
 
 DRAWS = 1000  # of a Monte Carlo estimate: its own error is at most 0.016
 BY_ACCURACY, BY_SCORE = "on the front", "on the front by score"
@@ -64,6 +65,45 @@ def front_probability(trials: Iterable[TrialRecord], checked: Checked | None) ->
 def probability_name(checked: Checked | None) -> str:
     """What `front_probability` is the probability of, for people."""
     return BY_SCORE if checked is None else BY_ACCURACY
+
+
+@dataclass(frozen=True)
+class PatternGain:
+    """How much more accurate than the LITv2 pattern a front is.
+
+    Attributes:
+        value: mean difference in accuracy, over latencies at equal ratios.
+        lows_ms, highs_ms: the latencies, of the fastest and of the slowest pattern, by target.
+    """
+
+    value: float
+    lows_ms: Mapping[str, float]
+    highs_ms: Mapping[str, float]
+
+    def __str__(self) -> str:
+        spans = [f"{low:.3g} to {self.highs_ms[name]:.3g} ms{on(name, self.lows_ms)}" for name, low in self.lows_ms.items()]
+        return (
+            f"At the latencies of the LITv2 pattern ({' and '.join(spans)}) the front is {self.value:+.4f} more accurate than "
+            "the pattern in the mean, by the accuracies of the search"
+        )
+
+
+def gain_over_pattern(trials: Iterable[TrialRecord]) -> PatternGain | None:
+    """Compare the front with the LITv2 pattern at all widths; None if fewer than two widths of it were measured."""
+    compared = candidates(trials)
+    patterns = [trial for trial in compared if trial.origin.startswith(PATTERN)]
+    if len(patterns) < 2:
+        return None
+    targets = list(patterns[0].result.objectives)
+    table = [trial.result.latencies_ms for trial in patterns]
+    lows, highs = ([bound(column) for column in zip(*table, strict=True)] for bound in (min, max))
+    if not all(low < high for low, high in zip(lows, highs, strict=True)):
+        return None
+    of_front, of_pattern = (
+        mean_accuracy([trial.accuracy for trial in each], [trial.result.latencies_ms for trial in each], lows, highs)
+        for each in (compared, patterns)
+    )
+    return PatternGain(of_front - of_pattern, *(dict(zip(targets, each, strict=True)) for each in (lows, highs)))
 
 
 def front_hypervolume(members: Sequence[TrialRecord], references_ms: float | Sequence[float]) -> float:

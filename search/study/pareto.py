@@ -61,6 +61,23 @@ def hypervolume(accuracies: Sequence[float], latencies: Numbers, references: flo
     return _volume(np.asarray(accuracies, float), _table(latencies), ends) / float(ends.prod())
 
 
+def mean_accuracy(accuracies: Sequence[float], latencies: Numbers, lows: Sequence[float], highs: Sequence[float]) -> float:
+    """Average, over latencies at equal ratios, the accuracy of the best point within each latency.
+
+    Args:
+        accuracies: (points,), in [0, 1].
+        latencies: (points,) or (points, targets).
+        lows: least latency on each target that counts.
+        highs: largest latency on each target that counts, above the least.
+
+    Returns:
+        The average over the logarithms of latency, in [0, 1]; no point within a latency counts as accuracy 0.
+    """
+    starts, ends = np.log(np.asarray(lows, float)), np.log(np.asarray(highs, float))
+    logs = np.maximum(np.log(_table(latencies)), starts)
+    return _volume(np.asarray(accuracies, float), logs, ends) / float((ends - starts).prod())
+
+
 def gain(
     accuracies: Sequence[float],
     latencies: Numbers,

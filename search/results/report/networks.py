@@ -14,7 +14,7 @@ from search.results.report.study_data import PEERS_FILE, StudyData
 from search.results.static import svg
 from search.results.tables import NETWORK, accuracy_text, latencies_text, latency_cells, latency_headers, latency_text
 from search.space.dimensions import describe
-from search.study.front import BY_ACCURACY, BY_SCORE, probability_name
+from search.study.front import BY_ACCURACY, BY_SCORE, gain_over_pattern, probability_name
 from search.study.trial import SAMPLED, TrialRecord, metric_of, on
 
 
@@ -109,11 +109,13 @@ def comparison(study: StudyData) -> Section | None:
         "The LITv2 pattern, as close as the space comes to it: no attention in the first two stages, HiLo in the third, "
         "plain attention in the fourth."
     )
+    gain = gain_over_pattern(study.trials)
+    texts = [text] if gain is None else [text, f"{gain}."]
     tables = [
         Table(("network", metric_of(study.trials), *latency_headers(targets), NETWORK), rows),
         Table(("network of the front", "pattern", *speedups, f"difference in {metric_of(study.trials)}"), compared_rows),
     ]
-    return Section("Comparison with the LITv2 pattern", [text], tables)
+    return Section("Comparison with the LITv2 pattern", texts, tables)
 
 
 def peers(study: StudyData) -> Section | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from search.accuracy.base import Accuracy
 from search.accuracy.checked import Checked
 from search.study import front as module
-from search.study.front import front_probability, probability_name
+from search.study.front import front_probability, gain_over_pattern, probability_name
 from search.study.trial import TrialRecord
 from tests.support.known_engine import finished
 from tests.support.known_truth import KnownStudy, correctness, known_study, latency, record
@@ -114,3 +114,21 @@ def test_correctness_has_the_accuracies_asked_for() -> None:
     right = correctness(np.array([0.7, 0.8]), 20_000, np.random.default_rng(0))
     assert right.mean(1) == pytest.approx([0.7, 0.8], abs=0.01)
     assert np.corrcoef(right)[0, 1] > 0.3
+
+
+def test_gain_over_the_pattern_is_the_mean_difference_at_its_latencies() -> None:
+    pattern = [
+        finished(n, acc, ms, origin=f"LITv2 pattern, width {n}") for n, (acc, ms) in enumerate([(0.5, 1.0), (0.6, 4.0)])
+    ]
+    found = [finished(2, 0.7, 2.0), finished(3, 0.4, 0.5), finished(4, 0.9, 8.0)]
+    gain = gain_over_pattern([*pattern, *found])
+    assert gain is not None
+    assert gain.value == pytest.approx(0.1)  # 0.2 in the upper half of the latencies, by their logarithm
+    assert "(1 to 4 ms) the front is +0.1000 more accurate than the pattern" in str(gain)
+    equal = gain_over_pattern(pattern)
+    assert equal is not None
+    assert equal.value == 0
+
+
+def test_one_width_of_the_pattern_says_nothing() -> None:
+    assert gain_over_pattern([finished(0, 0.5, 1.0, origin="LITv2 pattern, width 8"), finished(1, 0.7, 2.0)]) is None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from search.study.pareto import front_indices, front_probabilities, gain, hypervolume
+from search.study.pareto import front_indices, front_probabilities, gain, hypervolume, mean_accuracy
 
 DRAWS = 1000
 
@@ -35,6 +35,21 @@ def test_hypervolume_is_the_dominated_share(seed: int) -> None:
     draws = [(rng.random(), rng.uniform(0, 10)) for _ in range(20000)]
     share = sum(any(p[0] >= d[0] and p[1] <= d[1] for p in points) for d in draws) / len(draws)
     assert hypervolume(*zip(*points, strict=True), references=10.0) == pytest.approx(share, abs=0.015)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mean_accuracy_is_that_of_the_best_network_within_a_latency(seed: int) -> None:
+    rng = random.Random(seed)
+    points = [(rng.random(), rng.uniform(0.5, 20)) for _ in range(10)]
+    latencies = np.geomspace(1.0, 10.0, 20001)
+    best = [max((accuracy for accuracy, ms in points if ms <= latency), default=0.0) for latency in latencies]
+    assert mean_accuracy(*zip(*points, strict=True), [1.0], [10.0]) == pytest.approx(np.mean(best), abs=1e-3)
+
+
+def test_mean_accuracy_over_two_targets() -> None:
+    points = [[1.0, 1.0], [2.0, 4.0]]  # the second is within half of the first axis and nothing of the other
+    assert mean_accuracy([0.5, 0.8], points, [1.0, 1.0], [4.0, 4.0]) == pytest.approx(0.5)
+    assert mean_accuracy([0.5, 0.8], [[1.0, 1.0], [2.0, 2.0]], [1.0, 1.0], [4.0, 4.0]) == pytest.approx(0.5 + 0.3 / 4)
 
 
 def test_nothing_dominates_nothing() -> None:
