@@ -83,8 +83,8 @@ class PatternGain:
     def __str__(self) -> str:
         spans = [f"{low:.3g} to {self.highs_ms[name]:.3g} ms{on(name, self.lows_ms)}" for name, low in self.lows_ms.items()]
         return (
-            f"At the latencies of the LITv2 pattern ({' and '.join(spans)}) the front is {self.value:+.4f} more accurate than "
-            "the pattern in the mean, by the accuracies of the search"
+            f"At the latencies of the LITv2 pattern ({' and '.join(spans)}) the front is {self.value:+.4f} more accurate "
+            "than the pattern in the mean, by the accuracies of the search"
         )
 
 
