@@ -18,18 +18,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.deploy.kernels import writing_onnx
-from models.deploy.onnx_graph import OPSET, NoOnnxForm, OnnxGraph
+from models.deploy.onnx_graph import IR_VERSION, NoOnnxForm, OnnxGraph, OnnxVersions
 from models.deploy.onnx_operators import FACTS, OPERATORS
 
-__all__ = ["NoOnnxForm", "export_onnx", "record_onnx"]
+__all__ = ["NoOnnxForm", "OnnxVersions", "export_onnx", "record_onnx"]
+NEWEST = OnnxVersions()
 
 
-def export_onnx(model: nn.Module, x: Tensor, path: Path, any_batch: bool = False) -> None:
+def export_onnx(model: nn.Module, x: Tensor, path: Path, any_batch: bool = False, versions: OnnxVersions = NEWEST) -> None:
     """Write a model as an ONNX file with its weights inside.
 
     Args:
@@ -37,6 +39,7 @@ def export_onnx(model: nn.Module, x: Tensor, path: Path, any_batch: bool = False
         x: Example of the input, (B, C, H, W); the file takes inputs of this shape.
         path: File to write.
         any_batch: Whether the file takes any number of images.
+        versions: Of the file.
 
     Raises:
         Exception: Whatever `torch.onnx.export` raises for a model that has no ONNX form.
@@ -51,11 +54,15 @@ def export_onnx(model: nn.Module, x: Tensor, path: Path, any_batch: bool = False
                 (x,),
                 path,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=versions.opset,
                 external_data=False,
                 verbose=False,
                 dynamic_shapes=shapes,
             )
+    if versions.ir_version != IR_VERSION:
+        exported = onnx.load(path)
+        exported.ir_version = versions.ir_version
+        onnx.save(exported, path)
 
 
 def record_onnx(model: nn.Module, x: Tensor) -> bytes:

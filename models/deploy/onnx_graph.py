@@ -6,6 +6,7 @@ Used by `models.deploy.onnx`, which records a network, and by `models.deploy.onn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,30 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from models.architecture import check_int
+
 OPSET = 20  # of the standard operators; the one that torch.onnx.export chooses
 IR_VERSION = 10  # of the file format; as torch.onnx.export
+
+
+@dataclass(frozen=True)
+class OnnxVersions:
+    """The versions of an ONNX file, which a runtime has to know.
+
+    Args:
+        opset: Of the standard operators, 18 to 20; torch exports no older ones.
+        ir_version: Of the file format, 8 to 10; what is written has been in it since 8.
+
+    Raises:
+        ValueError: If a version cannot be written; the message names it.
+    """
+
+    opset: int = OPSET
+    ir_version: int = IR_VERSION
+
+    def __post_init__(self) -> None:
+        check_int("onnx.opset", self.opset, 18, OPSET)
+        check_int("onnx.ir_version", self.ir_version, 8, IR_VERSION)
 
 
 class NoOnnxForm(RuntimeError):

@@ -96,6 +96,7 @@ def deploy_all(
     Raises:
         UserError: if weights cannot be read, or a format cannot be written.
     """
+    from models.deploy.onnx import OnnxVersions
     from search.commands.images import images_of_search
     from search.latency.target import PairedTarget  # torch takes seconds, and the front alone is exported without it
     from search.results.deployment import check_runs_files, deploy
@@ -103,6 +104,7 @@ def deploy_all(
     targets = targets_of(study)
     any_target = next(iter(targets.values()))  # all have the same network and anchor
     in_chans, side, _ = (int(part) for part in any_target.device["input_size"].split("x"))
+    versions = construct(OnnxVersions, opset=cfg.onnx.opset, ir_version=cfg.onnx.ir_version)
     target: PairedTarget = construct(
         target_of(cfg.latency, img_size=side, in_chans=in_chans, num_classes=any_target.device["num_classes"])
     )
@@ -117,5 +119,5 @@ def deploy_all(
     has_int8 = any(name.endswith("int8") for name in formats)
     images = images_of_search(folder, cfg.data_path, study, side, bool(cfg.trusted)) if has_int8 else None
     for file in files:
-        written = deploy(file, formats, target, calibration, folder / "deploy" / file.stem, images)
+        written = deploy(file, formats, target, calibration, folder / "deploy" / file.stem, images, versions)
         console.print(f"deployable files and their card: {written}", soft_wrap=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.deploy import prepare
 from models.deploy.int8 import Int8Network, calibrated, calibration_batches, float_layers, without_sensitive_layers
-from models.deploy.onnx import export_onnx
+from models.deploy.onnx import NEWEST, OnnxVersions, export_onnx
 from models.deploy.onnx_int8 import quantise_onnx
 from models.litv2 import LITv2
 from search.results.deployed_images import DeployedImages
@@ -33,12 +33,14 @@ class Deployable:
         examples: Of its input, (N, C, H, W).
         trained: Where the weights come from.
         float_layers: Names of the linear layers of an int8 network that stay in float32.
+        versions: Of its ONNX file.
     """
 
     network: LITv2 | Int8Network
     examples: Tensor
     trained: Trained
     float_layers: Sequence[str] = ()
+    versions: OnnxVersions = NEWEST
 
     @cached_property
     def onnx(self) -> bytes:
@@ -46,7 +48,7 @@ class Deployable:
         form = self.network.network if isinstance(self.network, Int8Network) else prepare(self.network)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
-            export_onnx(form, self.examples[:TRACED_BATCH], file, any_batch=True)
+            export_onnx(form, self.examples[:TRACED_BATCH], file, any_batch=True, versions=self.versions)
             model = onnx.load(file)
         for node in model.graph.node:  # where in this project each operator comes from: half of a small file
             del node.metadata_props[:]
@@ -54,7 +56,9 @@ class Deployable:
         return quantise_onnx(content, self.network.ranges) if isinstance(self.network, Int8Network) else content
 
 
-def int8_network(trained: Trained, images: DeployedImages, side: int, file: Path) -> Deployable:
+def int8_network(
+    trained: Trained, images: DeployedImages, side: int, file: Path, versions: OnnxVersions = NEWEST
+) -> Deployable:
     """Round a network to 8-bit integers, but for its most sensitive layers."""
     examples = images.calibration(trained.normalisation(file), side)
     batches = calibration_batches(examples)
@@ -65,4 +69,4 @@ def int8_network(trained: Trained, images: DeployedImages, side: int, file: Path
     names = float_layers(rounded, examples[:1])
     listed = f": {', '.join(names)}" if names else ""
     log.info("int8: %d of %d linear layers stay in float32%s", len(names), len(rounded.ranges), listed)
-    return Deployable(rounded, examples, trained, names)
+    return Deployable(rounded, examples, trained, names, versions)

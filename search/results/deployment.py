@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from models.deploy.int8 import FLOAT32, INT8
+from models.deploy.onnx import NEWEST, OnnxVersions
 from models.litv2 import LITv2
 from search import SearchStopped, UserError, one_line
 from search.files import write_text
@@ -51,6 +52,7 @@ def deploy(
     calibration: Calibration,
     folder: Path,
     images: DeployedImages | None = None,
+    versions: OnnxVersions = NEWEST,
 ) -> Path:
     """Write an exported network in some formats, with a card.
 
@@ -61,6 +63,7 @@ def deploy(
         calibration: of the anchor on the target.
         folder: where to write.
         images: to calibrate int8 files with, and to compute the accuracy of all files; None for float32 files alone.
+        versions: of ONNX files.
 
     Returns:
         The folder.
@@ -76,14 +79,14 @@ def deploy(
     architecture_file.write(folder / ARCHITECTURE, comment, architecture, facts)
     side = network_input(architecture, facts).img_size
     shape = (trained.network.in_chans, side, side)
-    networks = {FLOAT32: Deployable(trained.network, torch.rand(TRACED_BATCH, *shape), trained)}
+    networks = {FLOAT32: Deployable(trained.network, torch.rand(TRACED_BATCH, *shape), trained, versions=versions)}
     if INT8 in {FORMATS[name].dtype for name in formats}:
         assert images is not None
         is_fine_tuned = weights_file(file, INT8).exists()
         for_int8 = trained_network(file, architecture, facts, INT8) if is_fine_tuned else trained
         check_fits(for_int8.network, target, weights_file(file, INT8), file)
         check_classes(for_int8.network, images, file)
-        networks[INT8] = int8_network(for_int8, images, side, file)
+        networks[INT8] = int8_network(for_int8, images, side, file, versions)
     files = {}
     for name in formats:
         network = networks[FORMATS[name].dtype]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture
 from models.deploy import prepare
-from models.deploy.onnx import NoOnnxForm, export_onnx, record_onnx
+from models.deploy.int8 import calibrated
+from models.deploy.onnx import NoOnnxForm, OnnxVersions, export_onnx, record_onnx
+from models.deploy.onnx_int8 import quantise_onnx
 from models.layers import DeformConv
 from models.litv2 import LITv2, build
 from tests.support.networks import NETWORKS, enliven
@@ -55,6 +57,19 @@ def run(content: bytes | Path, x: Tensor, optimised: Path | None = None) -> Tens
     options.optimized_model_filepath = str(optimised or "")
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def test_file_for_an_older_runtime_computes_the_same(tmp_path: Path, architecture: Architecture) -> None:
+    model, x, file = network(replace(architecture, downsample="dtm")), torch.randn(2, 3, 32, 32), tmp_path / "old.onnx"
+    rounded = calibrated(prepare(model), [x])
+    export_onnx(rounded.network, x, file, any_batch=True, versions=OnnxVersions(opset=18, ir_version=8))
+    written = onnx.load(file)
+    assert [(entry.domain, entry.version) for entry in written.opset_import] == [("", 18)]
+    assert written.ir_version == 8
+    with torch.no_grad():
+        torch.testing.assert_close(run(file, x), model(x), rtol=1e-4, atol=1e-5)
+        int8 = run(quantise_onnx(file.read_bytes(), rounded.ranges), x)
+        torch.testing.assert_close(int8, rounded(x), rtol=0, atol=0.05 * float(rounded(x).abs().max()))
 
 
 def test_both_files_compute_what_the_network_does(files: Files) -> None:

@@ -226,6 +226,8 @@ def test_card_of_another_setting_is_refused(deployed: Path, capsys: pytest.Captu
         (["pick=elbow"], "pick=elbow is an invalid rule"),
         (["pick=latency<=0.001ms"], "the fastest network of the front takes"),
         (["format=tflite"], "format=tflite is unknown; choose from yaml, safetensors, torch_export, onnx"),
+        (["format=onnx", "onnx.opset=17"], "onnx.opset=17 must be a whole number from 18 to 20"),
+        (["format=onnx", "onnx.ir_version=11"], "onnx.ir_version=11 must be a whole number from 8 to 10"),
         (["study.name=missing"], "there is no outputs/missing here"),
         (["format=onnx", "latency=ssh", "latency.host=pi"], "latency=ssh: exported files run on this machine's CPU here"),
     ],
