@@ -227,12 +227,12 @@ class Evidence:
             except (ConversionError, RuntimeError, ValueError) as error:
                 self.say(f"{contender.key} in {dtype} is left out: {one_line(error)}")
         self.say(f"measuring {len(ready)} networks in turn")
-        found: dict[str, dict[str, Latency]] = {}
+        measured: dict[str, dict[str, Latency]] = {}
         for (key, dtype), latency in zip(names, target.time(ready, calibration), strict=True):
-            found.setdefault(key, {})[dtype] = latency.without_samples()
-        stored = {key: {name: latency.summary() for name, latency in of.items()} for key, of in found.items()}
+            measured.setdefault(key, {})[dtype] = latency.without_samples()
+        stored = {key: {name: latency.summary() for name, latency in of.items()} for key, of in measured.items()}
         write_text(file, json.dumps(stored, indent=1))
-        return found
+        return measured
 
     def num_classes(self) -> int:
         classes: int = build(self.cfg.data).num_classes

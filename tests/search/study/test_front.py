@@ -120,8 +120,8 @@ def test_gain_over_the_pattern_is_the_mean_difference_at_its_latencies() -> None
     pattern = [
         finished(n, acc, ms, origin=f"LITv2 pattern, width {n}") for n, (acc, ms) in enumerate([(0.5, 1.0), (0.6, 4.0)])
     ]
-    found = [finished(2, 0.7, 2.0), finished(3, 0.4, 0.5), finished(4, 0.9, 8.0)]
-    gain = gain_over_pattern([*pattern, *found])
+    others = [finished(2, 0.7, 2.0), finished(3, 0.4, 0.5), finished(4, 0.9, 8.0)]
+    gain = gain_over_pattern([*pattern, *others])
     assert gain is not None
     assert gain.value == pytest.approx(0.1)  # 0.2 in the upper half of the latencies, by their logarithm
     assert "(1 to 4 ms) the front is +0.1000 more accurate than the pattern" in str(gain)
