@@ -197,9 +197,9 @@ class Evidence:
         self.say(f"{len(tasks)} trainings, {len(missing)} of them to do")
         context = get_context("spawn")
         with ProcessPoolExecutor(self.options.processes, context) as pool:
-            jobs = [pool.submit(train, cfg, each, seed, self.result_file(each, seed)) for each, seed in missing]
-            for (each, seed), job in zip(missing, jobs, strict=True):
-                self.say(f"{each.key}, seed {seed}: {job.result()}")
+            trainings = [pool.submit(train, cfg, each, seed, self.result_file(each, seed)) for each, seed in missing]
+            for (each, seed), training in zip(missing, trainings, strict=True):
+                self.say(f"{each.key}, seed {seed}: {training.result()}")
 
     def result_file(self, contender: Contender, seed: int) -> Path:
         return self.folder / "trained" / f"{contender.key}-{seed}.npz"
