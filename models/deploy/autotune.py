@@ -175,7 +175,7 @@ def ratios_to(reference: Kernel, times: Sequence[tuple[Kernel, float]]) -> Itera
     for start in range(num_kernels, len(times), num_kernels):
         turn = times[start : start + num_kernels]
         seconds = dict(turn)
-        if reference in seconds:  # the last turn may be cut off
+        if seconds.get(reference):  # not cut off, and longer than the clock's resolution
             yield from ((kernel, value / seconds[reference]) for kernel, value in turn if kernel != reference)
 
 
