@@ -2,21 +2,22 @@
 
 Two searches of equal time share a supernet: the default one, and one that draws networks at random. Five kinds of networks
 are compared: members of the front; the authors' pattern at every width; members of the random search's front; of all that
-the random search measured, the networks with the most multiply-accumulates within a latency; and small models of timm, at
-the size of the images and at twice that. All are trained from random weights by one recipe, with several seeds, and classify
-test images, which nothing was chosen on. Then all are measured in turn, in float32 and in int8.
+the random search drew, the networks with the most multiply-accumulates within a latency, whatever they score; and small
+models of timm, at the size of the images and at twice that.
 
-The trainings take hours; cut off, the same command goes on. `--processes 2` trains two networks at a time.
+All are measured in turn, in float32 and in int8, and trained from random weights by one recipe, with several seeds. Which
+networks of a kind count is chosen by validation images; the test images are for the comparison alone. The trainings take
+hours; cut off, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,29 +29,31 @@ from typing import Any
 import hydra
 import lightning
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from benchmarks.evidence_table import ARMS, Measured, draw, show
+from benchmarks.evaluators import environment
+from benchmarks.evidence_table import ARMS, DTYPE, Measured, draw, show
 from models.architecture import Architecture
-from models.complexity import count_params
 from models.litv2 import build as build_network
 from search import UserError, one_line
 from search.commands.cli import build, conf_dir, plain
+from search.commands.measure import from_timm
 from search.files import replacing, write_text
 from search.latency.base import Latency
 from search.latency.onnxruntime import RUNTIME, onnxruntime_target
-from search.latency.runtime import ConversionError, Form
+from search.latency.runtime import Form
 from search.latency.target import Network
 from search.results.view import make_console
 from search.space.dimensions import describe
 from search.space.space import PATTERN
 from search.study.front import front
 from search.study.storage import SHARED_SECONDS, reading
-from search.study.trial import TrialRecord, finished_trials
+from search.study.trial import SAMPLED, TrialRecord, finished_trials
+from search.training.data import ImageData
+from search.training.settings import TrainSettings
 from search.training.task import ImageClassification, fit, predict
 
 PEERS = (
@@ -58,15 +61,15 @@ PEERS = (
     "efficientnet_lite0", "efficientnet_b0", "mobilevit_xxs", "edgenext_xx_small", "fastvit_t8", "resnet10t", "resnet18",
 )  # fmt: skip
 SEARCHES = {"front": [], "random": ["sampler=random"]}
-DTYPES = ("float32", "int8")
+SUPERNET = "supernet"  # the study whose shared weights both searches use
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A network to train and to measure.
+    """A network to measure and to train.
 
     Args:
-        name: What it is, for the table.
+        name: Description for the table.
         architecture: As plain data; None for a model of timm.
         model: Name of a model of timm; empty for an LITv2.
         img_size: Side of its images, in pixels.
@@ -79,7 +82,7 @@ class Contender:
 
     @property
     def key(self) -> str:
-        """Name of its files; networks of several arms are trained once."""
+        """Name of its files; networks that several arms have are trained once."""
         network = self.model or Architecture.from_dict(self.architecture or {}).key
         return f"{network}@{self.img_size}"
 
@@ -88,178 +91,206 @@ class Contender:
         if self.architecture is not None:
             architecture = Architecture.from_dict(self.architecture)
             return build_network(architecture, in_chans=in_chans, num_classes=num_classes)
-        model: nn.Module = timm.create_model(self.model, in_chans=in_chans, num_classes=num_classes)
-        return model
+        return from_timm(self.model, self.img_size, "--peers").build(in_chans=in_chans, num_classes=num_classes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("outputs/evidence"), help="where everything is kept")
     parser.add_argument("--images", type=int, default=10000, help="training images, of searches and trainings")
-    parser.add_argument("--val-images", type=int, default=4000, help="validation images, of searches")
-    parser.add_argument("--minutes", type=float, default=20.0, help="time for the trials of a search")
+    parser.add_argument("--val-images", type=int, default=4000, help="validation images")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time limit of a search, without the supernet")
     parser.add_argument("--epochs", type=int, default=14, help="of the supernet that both searches share")
     parser.add_argument("--train-epochs", type=int, default=40, help="of a network")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of a network")
     parser.add_argument("--levels", type=int, default=5, help="latencies at which networks are picked")
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), help="models of timm")
+    parser.add_argument("--peers", default=",".join(PEERS), help="models of timm, separated by commas")
     parser.add_argument("--processes", type=int, default=1, help="networks that are trained at a time, each on one thread")
-    parser.add_argument("--max-seconds", type=float, default=3.0, help="time for measuring a network")
+    parser.add_argument("--max-seconds", type=float, default=3.0, help="time limit for measuring a network")
     parser.add_argument("--plot", type=Path, help="file for the figure")
     parser.add_argument("overrides", nargs="*", help="of the searches, such as data=cifar10 space=fine")
-    evidence = Evidence(parser.parse_args())
-    for name, settings in SEARCHES.items():
-        evidence.search(name, settings)
-    arms = evidence.arms()
-    contenders = {contender.key: contender for arm in arms.values() for contender in arm}
-    evidence.train(list(contenders.values()))
-    latencies = evidence.measure(list(contenders.values()))
-    measured = {
-        arm: [evidence.measured(contender, latencies[contender.key]) for contender in of_arm if contender.key in latencies]
-        for arm, of_arm in arms.items()
-    }
-    show(evidence.console, measured, evidence.account())
-    if evidence.options.plot is not None:
-        draw(measured, evidence.options.plot)
+    options = parser.parse_args()
+    plot = None if options.plot is None else options.plot.resolve()
+    try:
+        measured = Evidence(options).run()
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    if plot is not None:
+        draw(measured, plot)
 
 
 class Evidence:
-    """The steps of the benchmark, in one folder; what is done is not done again.
+    """The steps of the benchmark, in one folder; steps that are finished are not repeated.
 
     Args:
         options: Of the command line.
+
+    Raises:
+        UserError: If the folder has results of other options.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.console = options, make_console()
+        overrides = [absolute(override) for override in options.overrides]
         self.folder: Path = options.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(self.folder)  # what searches and trainings leave is in one place
         sizes = [f"data.train_size={options.images}", f"data.val_size={options.val_images}"]
-        self.overrides = ["+search=cpu_latency", "data=cifar10", "space=fine", *options.overrides, *sizes]
+        self.overrides = ["+search=cpu_latency", "data=cifar10", "space=fine", *overrides, *sizes]
+        self.refuse_other_options()
         training = [f"check.long.max_epochs={options.train_epochs}", *self.overrides]
         with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
             self.cfg: DictConfig = hydra.compose("check", training)
 
+    def run(self) -> dict[str, list[Measured]]:
+        """Search, measure, train and show. Returns the networks of each arm."""
+        data: ImageData = build(self.cfg.data)
+        peers = self.peers(data)
+        for name, settings in SEARCHES.items():
+            self.search(name, settings)
+        arms = dict(zip(ARMS, [*self.of_searches(), peers], strict=True))
+        contenders = {contender.key: contender for of_arm in arms.values() for contender in of_arm}
+        latencies = self.measure(list(contenders.values()), data)
+        self.train([contender for key, contender in contenders.items() if key in latencies])
+        measured = {
+            arm: [result for contender in of_arm if (result := self.result(contender, latencies)) is not None]
+            for arm, of_arm in arms.items()
+        }
+        show(self.console, measured, self.account())
+        return measured
+
+    def refuse_other_options(self) -> None:
+        """Keep the options that results depend on. Raises: UserError if the folder has results of others."""
+        may_change = ("folder", "plot", "processes", "seeds")
+        depends = {key: value for key, value in vars(self.options).items() if key not in may_change}
+        body, file = json.dumps(depends | {"overrides": self.overrides}, indent=1), Path("options.json")
+        if file.exists() and file.read_text(encoding="utf-8") != body:
+            raise UserError(f"{self.folder} has results of other options ({file}); choose another --folder")
+        write_text(file, body)
+
     def search(self, name: str, settings: Sequence[str]) -> None:
-        """Search for some minutes, with the supernet of the other search; begin again if that was cut off."""
-        done = self.folder / f"{name}.done"
+        """Search for some minutes with the shared supernet; a search that was cut off starts again."""
+        done = Path(f"{name}.done")
         if done.exists():
             return
         supernet = [f"train.max_epochs={self.options.epochs}"]
-        self.command("run", *supernet, "study.name=supernet", "study.n_trials=1")
-        shutil.rmtree(self.folder / "outputs" / name, ignore_errors=True)
+        self.command("run", *supernet, f"study.name={SUPERNET}", "study.n_trials=1")
+        shutil.rmtree(Path("outputs") / name, ignore_errors=True)
         limits = ["study.n_trials=100000", f"study.timeout_minutes={self.options.minutes}"]
         self.command("run", *supernet, f"study.name={name}", *limits, *settings)
         write_text(done, "")
 
     def command(self, name: str, *settings: str) -> None:
-        """Run a command of the project; its output is kept in a file."""
+        """Run a command of the project; its output goes to a file. Raises: UserError if it fails."""
         line = [sys.executable, "-m", f"search.{name}", *self.overrides, *settings]
         self.say(" ".join(line[2:]))
-        with (self.folder / "commands.log").open("a") as log:
-            code = subprocess.run(line, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        with Path("commands.log").open("a") as log:
+            code = subprocess.run(line, env=environment(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         if code:
             raise UserError(f"search.{name} ended with exit code {code}; see {self.folder / 'commands.log'}")
 
+    def peers(self, data: ImageData) -> list[Contender]:
+        """Return the models of timm at both sizes. Raises: UserError if one is unknown."""
+        names = [name for name in self.options.peers.split(",") if name]
+        sizes = (data.img_size, 2 * data.img_size)
+        peers = [Contender(f"{name} at {size}", None, name, size) for name in names for size in sizes]
+        for peer in peers:
+            with torch.device("meta"):
+                peer.build(data.in_chans, data.num_classes)
+        return peers
+
+    def of_searches(self) -> list[list[Contender]]:
+        """Pick the networks of the other arms. Raises: UserError if a search found nothing."""
+        (searched, _), (drawn, _) = self.trials("front"), self.trials("random")
+        members, drawn_members = front(searched), front(drawn)
+        if not members or not drawn_members:
+            raise UserError(f"a search found no network in {self.options.minutes:g} minutes; set --minutes higher")
+        ends_ms = members[0].result.latencies_ms[0], members[-1].result.latencies_ms[0]
+        levels_ms = [float(level) for level in np.geomspace(*ends_ms, self.options.levels)]
+        samples = [trial for trial in drawn if trial.origin == SAMPLED]  # measured or, if they scored badly, predicted
+        picked = (
+            within(levels_ms, members, lambda trial: trial.accuracy),
+            [trial for trial in searched if trial.origin.startswith(PATTERN)],
+            within(levels_ms, drawn_members, lambda trial: trial.accuracy),
+            within(levels_ms, samples, lambda trial: trial.num_macs),
+        )
+        return [[self.contender(trial) for trial in trials] for trials in picked]
+
+    def contender(self, trial: TrialRecord) -> Contender:
+        architecture = trial.architecture
+        side = architecture.side(self.cfg.data.img_size)
+        return Contender(describe(architecture), architecture.to_dict(), "", side)
+
     def trials(self, name: str) -> tuple[list[TrialRecord], float]:
-        """Return the trials of a search, and the seconds of its supernet."""
+        """Return the trials of a study, and the seconds that its supernet took; 0 if it was there."""
         with reading(name, f"sqlite:///{self.folder}/outputs/{name}/study.db") as study:
             return finished_trials(study), study.user_attrs.get(SHARED_SECONDS, 0.0)
 
-    def arms(self) -> dict[str, list[Contender]]:
-        """Pick the networks of each arm."""
-        (searched, _), (drawn, _) = self.trials("front"), self.trials("random")
-        members = front(searched)
-        ends = members[0].result.latencies_ms[0], members[-1].result.latencies_ms[0]
-        levels_ms = [float(each) for each in np.geomspace(*ends, self.options.levels)]
-        patterns = [trial for trial in searched if trial.origin.startswith(PATTERN)]
-        picked = (
-            at_levels(members, levels_ms, lambda trial: trial.accuracy),
-            patterns,
-            at_levels(front(drawn), levels_ms, lambda trial: trial.accuracy),
-            at_levels([trial for trial in drawn if trial.result.measured], levels_ms, lambda trial: trial.num_macs),
-        )
-        side = self.cfg.data.img_size
-        peers = [
-            Contender(f"{name} at {size}", None, name, size) for name in self.options.peers for size in (side, 2 * side)
-        ]
-        of_trials = [
-            [Contender(describe(t.architecture), t.architecture.to_dict(), "", t.architecture.side(side)) for t in trials]
-            for trials in picked
-        ]
-        return dict(zip(ARMS, [*of_trials, peers], strict=True))
-
-    def train(self, contenders: Sequence[Contender]) -> None:
-        """Train all networks with all seeds."""
-        cfg = {"data": plain(self.cfg.data), "training": plain(self.cfg.check.long)}
-        tasks = [(each, seed) for seed in range(self.options.seeds) for each in contenders]
-        missing = [(each, seed) for each, seed in tasks if not self.result_file(each, seed).exists()]
-        self.say(f"{len(tasks)} trainings, {len(missing)} of them to do")
-        context = get_context("spawn")
-        with ProcessPoolExecutor(self.options.processes, context) as pool:
-            trainings = [pool.submit(train, cfg, each, seed, self.result_file(each, seed)) for each, seed in missing]
-            for (each, seed), training in zip(missing, trainings, strict=True):
-                self.say(f"{each.key}, seed {seed}: {training.result()}")
-
-    def result_file(self, contender: Contender, seed: int) -> Path:
-        return self.folder / "trained" / f"{contender.key}-{seed}.npz"
-
-    def measure(self, contenders: Sequence[Contender]) -> dict[str, dict[str, Latency]]:
-        """Measure all networks in turn, in float32 and in int8; those that cannot be converted are left out and named."""
-        file = self.folder / "latencies.json"
-        if file.exists() and set(stored := json.loads(file.read_text(encoding="utf-8"))) >= {
-            each.key for each in contenders
-        }:
-            return {key: {name: Latency.from_summary(facts) for name, facts in of.items()} for key, of in stored.items()}
-        data, num_classes = self.cfg.data, self.num_classes()
+    def measure(self, contenders: Sequence[Contender], data: ImageData) -> dict[str, dict[str, Latency]]:
+        """Measure all networks in turn, in both dtypes. Returns latencies by network and dtype; all have float32."""
+        file = Path("latencies.json")
+        if file.exists():
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            return {key: {name: Latency.from_summary(each) for name, each in by.items()} for key, by in stored.items()}
         target = onnxruntime_target(
-            img_size=data.img_size, in_chans=data.in_chans, num_classes=num_classes, batch_size=1, num_threads=1,
-            dtype="float32", prepared=True, tolerance=0.025, max_seconds=self.options.max_seconds, calibration_seconds=5.0,
+            img_size=data.img_size, in_chans=data.in_chans, num_classes=data.num_classes, batch_size=1, num_threads=1,
+            dtype=DTYPE, prepared=True, tolerance=0.025, max_seconds=self.options.max_seconds, calibration_seconds=5.0,
         )  # fmt: skip
-        anchor = build(self.cfg.space).anchor()
-        calibration, ready, names = target.calibrate(anchor), [], []
-        for contender, dtype in ((each, dtype) for each in contenders for dtype in DTYPES):
+        calibration, ready = target.calibrate(build(self.cfg.space).anchor()), {}
+        for contender, dtype in ((contender, dtype) for contender in contenders for dtype in (DTYPE, "int8")):
             shape = (data.in_chans, contender.img_size, contender.img_size)
-            network = Network(partial(contender.build, data.in_chans, num_classes), shape)
+            network = Network(partial(contender.build, data.in_chans, data.num_classes), shape)
             try:
-                ready.append(target.make_ready(network, Form(RUNTIME, dtype)))
-                names.append((contender.key, dtype))
-            except (ConversionError, RuntimeError, ValueError) as error:
+                ready[contender.key, dtype] = target.make_ready(network, Form(RUNTIME, dtype))
+            except Exception as error:  # whatever a model of others raises
+                if not contender.model:
+                    raise
                 self.say(f"{contender.key} in {dtype} is left out: {one_line(error)}")
         self.say(f"measuring {len(ready)} networks in turn")
-        measured: dict[str, dict[str, Latency]] = {}
-        for (key, dtype), latency in zip(names, target.time(ready, calibration), strict=True):
-            measured.setdefault(key, {})[dtype] = latency.without_samples()
-        stored = {key: {name: latency.summary() for name, latency in of.items()} for key, of in measured.items()}
-        write_text(file, json.dumps(stored, indent=1))
-        return measured
+        latencies: dict[str, dict[str, Latency]] = {}
+        for (key, dtype), latency in zip(ready, target.time(list(ready.values()), calibration), strict=True):
+            if dtype == DTYPE or key in latencies:
+                latencies.setdefault(key, {})[dtype] = latency.without_samples()
+        body = {key: {name: each.summary() for name, each in by.items()} for key, by in latencies.items()}
+        write_text(file, json.dumps(body, indent=1))
+        return latencies
 
-    def num_classes(self) -> int:
-        classes: int = build(self.cfg.data).num_classes
-        return classes
+    def train(self, contenders: Sequence[Contender]) -> None:
+        """Train all networks with all seeds; those whose training fails are named, and left out of the results."""
+        cfg = {"data": plain(self.cfg.data), "training": plain(self.cfg.check.long)}
+        tasks = [(contender, seed) for seed in range(self.options.seeds) for contender in contenders]
+        missing = [(contender, seed) for contender, seed in tasks if not result_file(contender, seed).exists()]
+        self.say(f"{len(tasks)} trainings, {len(missing)} to do")
+        pool = ProcessPoolExecutor(self.options.processes, get_context("spawn"))
+        try:
+            trainings = [pool.submit(train, cfg, contender, seed) for contender, seed in missing]
+            for (contender, seed), training in zip(missing, trainings, strict=True):
+                self.say(f"{contender.key}, seed {seed}: {training.result()}")
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def measured(self, contender: Contender, latencies: dict[str, Latency]) -> Measured:
-        """Put together what is known of a network."""
-        files = [self.result_file(contender, seed) for seed in range(self.options.seeds)]
+    def result(self, contender: Contender, latencies: dict[str, dict[str, Latency]]) -> Measured | None:
+        """Return what is known of a network; None if it could not be measured or trained."""
+        files = [result_file(contender, seed) for seed in range(self.options.seeds)]
+        if contender.key not in latencies or not all(file.exists() for file in files):
+            return None
         results = [np.load(file) for file in files]
         return Measured(
+            key=contender.key,
             name=contender.name,
-            latencies=latencies,
+            latencies=latencies[contender.key],
             correct=np.stack([result["correct"] for result in results]),
             validation=float(np.mean([result["validation"] for result in results])),
-            num_params=int(results[0]["num_params"]),
-            seconds=float(np.mean([result["seconds"] for result in results])),
         )
 
     def account(self) -> list[str]:
-        """What the searches took."""
-        lines = []
+        """Return lines about the time and the networks of the searches."""
+        lines = [f"supernet of both searches: {self.trials(SUPERNET)[1] / 60:.1f} minutes"]
         for name in SEARCHES:
-            trials, seconds = self.trials(name)
-            measured = sum(trial.result.measured for trial in trials)
-            supernet = f", with a supernet of {seconds / 60:.0f} minutes" if seconds else ""
+            trials, _ = self.trials(name)
+            num_measured = sum(trial.result.measured for trial in trials)
             lines.append(
-                f"search {name}: {len(trials)} networks in {self.options.minutes:g} minutes, {measured} measured{supernet}"
+                f"search {name}: {len(trials)} networks in {self.options.minutes:g} minutes, {num_measured} measured"
             )
         return lines
 
@@ -267,41 +298,56 @@ class Evidence:
         self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def at_levels(
-    trials: Sequence[TrialRecord], levels_ms: Sequence[float], value: Callable[[TrialRecord], float]
+def absolute(override: str) -> str:
+    """Return an override with an absolute path, where its value is a file or a folder here."""
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).resolve()}" if "/" in value and Path(value).exists() else override
+
+
+def within(
+    levels_ms: Sequence[float], trials: Sequence[TrialRecord], value: Callable[[TrialRecord], float]
 ) -> list[TrialRecord]:
-    """The network of the largest value within each latency, each once."""
+    """Return the trial of the largest value within each latency, each network once."""
     best: dict[str, TrialRecord] = {}
     for level_ms in levels_ms:
-        within = [trial for trial in trials if trial.result.latencies_ms[0] <= level_ms * (1 + 1e-9)]
-        if within:
-            trial = max(within, key=value)
+        candidates = [trial for trial in trials if trial.result.latencies_ms[0] <= level_ms * (1 + 1e-9)]
+        if candidates:
+            trial = max(candidates, key=value)
             best[trial.architecture.key] = trial
     return list(best.values())
 
 
-def train(cfg: dict[str, Any], contender: Contender, seed: int, file: Path) -> str:
-    """Train a network, and store which test images it classifies correctly. Returns its test accuracy, in words."""
+def result_file(contender: Contender, seed: int) -> Path:
+    return Path("trained") / f"{contender.key}-{seed}.npz"
+
+
+def train(cfg: dict[str, Any], contender: Contender, seed: int) -> str:
+    """Train a network, and store which test images it classifies correctly. Returns its accuracy or why it is left out."""
     torch.set_num_threads(1)
-    config = OmegaConf.create(cfg)
+    config, file = OmegaConf.create(cfg), result_file(contender, seed)
     lightning.seed_everything(seed, verbose=False)
-    data, settings, start = build(config.data), build(config.training), time.perf_counter()
+    data: ImageData = build(config.data)
+    settings: TrainSettings = build(config.training)
     model = contender.build(data.in_chans, data.num_classes)
     task = ImageClassification(model, settings, data.num_classes, img_size=contender.img_size)
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = file.with_suffix(".ckpt")
-    fit(task, data, lambda share: None, checkpoint)
-    seconds = time.perf_counter() - start
-    correct = correct_images(task, data.test_dataloader(), settings)
-    values = {"correct": correct, "validation": correct_images(task, data.val_dataloader(), settings).mean()}
+    try:
+        fit(task, data, lambda share: None, checkpoint)
+        correct = correct_images(task, data.test_dataloader(), settings)
+        validation = correct_images(task, data.val_dataloader(), settings).mean()
+    except Exception as error:  # whatever a model of others raises
+        if not contender.model:
+            raise
+        return f"left out: {one_line(error)}"
     with replacing(file) as new, new.open("wb") as out:
-        np.savez_compressed(out, num_params=count_params(model), seconds=seconds, **values)
+        np.savez_compressed(out, correct=correct, validation=validation)
     checkpoint.unlink(missing_ok=True)
-    return f"{correct.mean():.4f} of the test images in {seconds:.0f} s"
+    return f"{correct.mean():.4f} of the test images"
 
 
-def correct_images(task: ImageClassification, batches: Any, settings: Any) -> NDArray[np.bool_]:
-    """Which images a trained network classifies correctly."""
+def correct_images(task: ImageClassification, batches: Any, settings: TrainSettings) -> NDArray[np.bool_]:
+    """Return True for each image that a trained network classifies correctly, (images,)."""
     logits, labels = predict(task, batches, settings)
     correct: NDArray[np.bool_] = (logits.argmax(1) == labels).numpy()
     return correct

@@ -32,107 +32,123 @@ class Measured:
     """A network that was trained and measured.
 
     Args:
-        name: What it is.
-        latencies: By dtype.
-        correct: Which test images each seed classifies correctly, (seeds, images).
+        key: Identifies the network; arms may share it.
+        name: Description for the table.
+        latencies: By dtype, "float32" at least.
+        correct: True for each test image that a seed's network classifies correctly, (seeds, images).
         validation: Mean accuracy on validation images.
-        num_params: Number of parameters.
-        seconds: Mean time of a training.
     """
 
+    key: str
     name: str
     latencies: Mapping[str, Latency]
     correct: NDArray[np.bool_]
     validation: float
-    num_params: int
-    seconds: float
+
+    @property
+    def latency_ms(self) -> float:
+        return self.latencies[DTYPE].latency_ms
 
     @property
     def accuracies(self) -> list[float]:
         """Test accuracy of each seed."""
-        return [float(seed.mean()) for seed in self.correct]
+        return [float(of_seed.mean()) for of_seed in self.correct]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one curve is above another, at latencies that both reach; arrays over these latencies.
+    """Difference between the curves of two arms, at latencies that both reach.
 
     Args:
-        latencies_ms: The latencies.
-        value: Difference of accuracies.
-        low, high: 95 % interval, by a bootstrap over seeds and test images.
+        latencies_ms: The latencies, (grid,).
+        value: Differences of test accuracy, (grid,).
+        low, high: 95 % intervals, by a bootstrap over seeds and test images, (grid,).
+        mean: Mean difference, with the ends of its interval.
     """
 
     latencies_ms: NDArray[np.float64]
     value: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    mean: tuple[float, float, float]
 
 
-def curve(latencies_ms: Sequence[float], accuracies: Sequence[float], grid_ms: NDArray[np.float64]) -> NDArray[np.float64]:
+def chosen(arm: Sequence[Measured]) -> list[Measured]:
+    """Return the networks that a user would choose, by validation images: each more accurate than all faster ones."""
+    best: list[Measured] = []
+    for network in sorted(arm, key=lambda network: network.latency_ms):
+        if not best or network.validation > best[-1].validation:
+            best.append(network)
+    return best
+
+
+def curve(
+    networks: Sequence[Measured], accuracies: Mapping[str, float], grid_ms: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Interpolate accuracy over the logarithm of latency.
 
-    A network that is no more accurate than a faster one is passed over: nobody would take it.
-
     Args:
-        latencies_ms: Of each network.
-        accuracies: Of each network.
+        networks: By rising latency.
+        accuracies: Of each network, by key.
         grid_ms: Latencies within the range of the networks'.
     """
-    order = np.argsort(latencies_ms)
-    best = np.maximum.accumulate(np.asarray(accuracies)[order])
-    return np.interp(np.log(grid_ms), np.log(np.asarray(latencies_ms)[order]), best)
+    logs = np.log([network.latency_ms for network in networks])
+    return np.interp(np.log(grid_ms), logs, [accuracies[network.key] for network in networks])
 
 
 def difference(
     first: Sequence[Measured], second: Sequence[Measured], seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> Difference | None:
-    """Compare two curves at `GRID` latencies at equal ratios; None if there is no latency that both reach."""
-    spans = [(min(times), max(times)) for times in (milliseconds(first), milliseconds(second))]
-    low_ms, high_ms = max(low for low, _ in spans), min(high for _, high in spans)
-    if low_ms >= high_ms:
+    """Compare the chosen networks of two arms at `GRID` latencies at equal ratios.
+
+    Networks that both arms have count as one: they have the same seeds in each resample. Of n seeds n - 1 are drawn, which
+    gives the variance of their mean its size; two seeds at least are needed.
+
+    Returns:
+        The difference; None if there is no latency that both arms reach, or a network has a single seed.
+    """
+    arms = chosen(first), chosen(second)
+    networks = {network.key: network for arm in arms for network in arm}
+    low_ms, high_ms = max(arm[0].latency_ms for arm in arms), min(arm[-1].latency_ms for arm in arms)
+    if low_ms >= high_ms or any(len(network.correct) < 2 for network in networks.values()):
         return None
-    grid_ms = np.geomspace(low_ms, high_ms, GRID)
-    rng = np.random.default_rng(seed)
+    grid_ms, rng = np.geomspace(low_ms, high_ms, GRID), np.random.default_rng(seed)
 
-    def gap(weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        curves = [curve(milliseconds(arm), [resampled(network, weights, rng) for network in arm], grid_ms) for arm in arms]
-        return curves[0] - curves[1]
+    def gap(accuracies: Mapping[str, float]) -> NDArray[np.float64]:
+        return curve(arms[0], accuracies, grid_ms) - curve(arms[1], accuracies, grid_ms)
 
-    arms, num_images = (first, second), first[0].correct.shape[1]
-    draws = np.array(
-        [gap(rng.multinomial(num_images, np.full(num_images, 1 / num_images)) / num_images) for _ in range(num_resamples)]
-    )
+    value = gap({key: float(network.correct.mean()) for key, network in networks.items()})
+    draws = np.array([gap(resampled(networks, rng)) for _ in range(num_resamples)])
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
-    return Difference(grid_ms, gap(None), low, high)
+    low_mean, high_mean = np.quantile(draws.mean(1), (0.025, 0.975))
+    return Difference(grid_ms, value, low, high, (float(value.mean()), float(low_mean), float(high_mean)))
 
 
-def milliseconds(arm: Sequence[Measured]) -> list[float]:
-    return [network.latencies[DTYPE].latency_ms for network in arm]
-
-
-def resampled(network: Measured, weights: NDArray[np.float64] | None, rng: np.random.Generator) -> float:
-    """Accuracy of a network on weighted test images, with seeds drawn with replacement; None for all as they are."""
-    if weights is None:
-        return float(network.correct.mean())
-    seeds = rng.integers(len(network.correct), size=len(network.correct))
-    return float((network.correct[seeds].mean(0) * weights).sum())
+def resampled(networks: Mapping[str, Measured], rng: np.random.Generator) -> dict[str, float]:
+    """Draw test accuracies as other seeds, and other test images for all networks alike, might have given them."""
+    num_images = next(iter(networks.values())).correct.shape[1]
+    weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images)) / num_images
+    accuracies = {}
+    for key, network in networks.items():
+        seeds = rng.integers(len(network.correct), size=len(network.correct) - 1)
+        accuracies[key] = float((network.correct[seeds].mean(0) * weights).sum())
+    return accuracies
 
 
 def show(console: Console, arms: Mapping[str, Sequence[Measured]], account: Sequence[str]) -> None:
     """Print every network, and the differences between the first arm and the others."""
-    table = Table("network", "float32, ms [95 % CI]", "int8, ms", "file, MB", "memory, MB", "test accuracy", "training, min")
+    table = Table("network", "float32, ms [95 % CI]", "int8, ms", "file, MB", "memory, MB", "validation", "test accuracy")
     for arm, networks in arms.items():
         table.add_section()
         table.add_row(f"[bold]{arm}[/bold]")
-        for network in sorted(networks, key=lambda each: each.latencies[DTYPE].latency_ms):
+        for network in sorted(networks, key=lambda network: network.latency_ms):
             table.add_row(*row(network))
     console.print(table)
     for line in account:
         console.print(line, highlight=False)
     first, *others = arms
     for other in others:
-        console.print(summary(first, other, arms), highlight=False, soft_wrap=True)
+        console.print(summary(first, other, arms), highlight=False, markup=False, soft_wrap=True)
 
 
 def row(network: Measured) -> list[str]:
@@ -145,8 +161,8 @@ def row(network: Measured) -> list[str]:
         rf"{latency.latency_ms:.3f} \[{latency.low_ms:.3f}, {latency.high_ms:.3f}]",
         "-" if int8 is None else f"{int8.latency_ms:.3f}",
         *("-" if size is None else f"{size:.2f}" for size in sizes),
+        f"{network.validation:.4f}",
         f"{statistics.fmean(network.accuracies):.4f}{spread}",
-        f"{network.seconds / 60:.0f}",
     ]
 
 
@@ -154,12 +170,13 @@ def summary(first: str, other: str, arms: Mapping[str, Sequence[Measured]]) -> s
     """How far the first arm is above another one, in words."""
     compared = difference(arms[first], arms[other]) if arms[first] and arms[other] else None
     if compared is None:
-        return f"{first} and {other} reach no common latency"
+        return f"{first} and {other}: no latency that both reach, or a single seed"
     above, below = int((compared.low > 0).sum()), int((compared.high < 0).sum())
     start, end = compared.latencies_ms[[0, -1]]
+    mean, low, high = compared.mean
     return (
-        f"{first} minus {other}, from {start:.2f} to {end:.2f} ms: {compared.value.mean():+.4f} in the mean; the 95 % "
-        f"interval is above zero at {above} and below it at {below} of {GRID} latencies"
+        f"{first} minus {other}, from {start:.2f} to {end:.2f} ms: {mean:+.4f} [{low:+.4f}, {high:+.4f}] in the mean; "
+        f"the 95 % interval is above zero at {above} and below it at {below} of {GRID} latencies"
     )
 
 
@@ -168,11 +185,13 @@ def draw(arms: Mapping[str, Sequence[Measured]], path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for (arm, networks), marker in zip(arms.items(), "osD^x", strict=True):
-        ordered = sorted(networks, key=lambda network: network.latencies[DTYPE].latency_ms)
+        ordered = sorted(networks, key=lambda network: network.latency_ms)
         means = [statistics.fmean(network.accuracies) for network in ordered]
         errors = [statistics.stdev(network.accuracies) if len(network.accuracies) > 1 else 0.0 for network in ordered]
         line = "none" if arm == ARMS[-1] else "-"
-        axes.errorbar(milliseconds(ordered), means, errors, marker=marker, linestyle=line, capsize=2, label=arm)
+        axes.errorbar(
+            [network.latency_ms for network in ordered], means, errors, marker=marker, linestyle=line, capsize=2, label=arm
+        )
     axes.set_xscale("log")
     axes.set_xlabel("latency, ms")
     axes.set_ylabel("test accuracy")

@@ -90,25 +90,16 @@ def test_transfer_compares_searches_from_weights_and_from_nothing(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_evidence_compares_a_search_with_what_one_would_take_instead(tmp_path: Path) -> None:
-    few = [
-        "--images",
-        "200",
-        "--val-images",
-        "100",
-        "--minutes",
-        "0.3",
-        "--epochs",
-        "2",
-        "--train-epochs",
-        "1",
-        "--seeds",
-        "2",
-    ]
+    few = ["--images", "200", "--val-images", "100", "--minutes", "1", "--epochs", "2", "--train-epochs", "1"]
     fewer = ["--seeds", "2", "--levels", "2", "--peers", "resnet10t", "--max-seconds", "0.5", "--folder", "evidence"]
-    fewer += ["--plot", "plot.png"]
-    overrides = ["data=digits", "space=small", "space.embed_dim=[8,16]", *QUICK]
+    overrides = ["--plot", "plot.png", "data=digits", "space=small", "space.embed_dim=[8,16]", *QUICK]
     printed = output(tmp_path, "evidence", *few, *fewer, *overrides)
     assert "resnet10t at 32" in printed
-    assert "front of the search minus LITv2 pattern" in printed
+    assert "front of the search" in printed
+    assert "LITv2 pattern at every width" in printed
     assert (tmp_path / "plot.png").exists()
-    assert "0 of them to do" in output(tmp_path, "evidence", *few, *fewer, *overrides)
+    assert " 0 to do" in output(tmp_path, "evidence", *few, *fewer, *overrides)
+    with Command(tmp_path, "benchmarks.evidence", *few, *fewer, "--images", "100", *overrides) as benchmark:
+        printed = benchmark.wait(120)
+    assert benchmark.returncode == 2
+    assert "has results of other options" in printed

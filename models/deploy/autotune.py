@@ -39,8 +39,8 @@ MEDIAN_ERROR = 1.2533 * 1.4826  # standard error of a median of n normal values,
 def autotune(model: nn.Module, example: Tensor, known: Kernels = NO_KERNELS) -> dict[str, str]:
     """Choose the kernel of each layer of a prepared model, in place.
 
-    Takes about two seconds or the time of 30 passes, whichever is longer; less for small models, whose kernels need no more
-    turns, and no time for layers whose kernel is known.
+    Takes about two seconds or the time of 30 to 60 passes, whichever is longer; less for small models, whose kernels need no
+    more turns, and no time for layers whose kernel is known.
 
     Args:
         model: The model, from `models.deploy.prepare`, on the CPU. The layers inside of a layer are chosen before it.
@@ -171,11 +171,11 @@ def removing_hooks(handles: Sequence[Any]) -> Iterator[None]:
 
 def ratios_to(reference: Kernel, times: Sequence[tuple[Kernel, float]]) -> Iterator[tuple[Kernel, float]]:
     """Divide the seconds of a layer's kernels by those of the reference in the same turn, but for the first turn."""
-    num_kernels = len({kernel for kernel, _ in times})
+    num_kernels = max(1, len({kernel for kernel, _ in times}))
     for start in range(num_kernels, len(times), num_kernels):
         turn = times[start : start + num_kernels]
         seconds = dict(turn)
-        if seconds.get(reference):  # not cut off, and longer than the clock's resolution
+        if len(turn) == num_kernels and all(seconds.values()):  # longer than the clock's resolution
             yield from ((kernel, value / seconds[reference]) for kernel, value in turn if kernel != reference)
 
 

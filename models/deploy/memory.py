@@ -24,5 +24,5 @@ def keep_freed_memory() -> None:
 
 def return_freed_memory() -> None:
     """Return memory that this process has freed to the system, where the C library is glibc."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -27,7 +27,7 @@ class OnnxVersions:
 
     Args:
         opset: Of the standard operators, 18 to 20; torch exports no older ones.
-        ir_version: Of the file format, 8 to 10; what is written has been in it since 8.
+        ir_version: Of the file format, 8 to 10; these files need nothing newer than 8.
 
     Raises:
         ValueError: If a version cannot be written; the message names it.
@@ -37,8 +37,8 @@ class OnnxVersions:
     ir_version: int = IR_VERSION
 
     def __post_init__(self) -> None:
-        check_int("onnx.opset", self.opset, 18, OPSET)
-        check_int("onnx.ir_version", self.ir_version, 8, IR_VERSION)
+        check_int("opset", self.opset, 18, OPSET)
+        check_int("ir_version", self.ir_version, 8, IR_VERSION)
 
 
 class NoOnnxForm(RuntimeError):

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def measure_peers(names: Sequence[str], latency: DictConfig, study: optuna.Study, folder: Path) -> None:
-    """Measure models beside each other, and store their latencies in the study's folder; measured ones stay as they are.
+    """Measure models in turn, unless they are known, and store their latencies in the study's folder.
 
     Raises:
         UserError: If a model is unknown or does not take the study's images, or no target of the study is this machine.
@@ -36,7 +36,7 @@ def measure_peers(names: Sequence[str], latency: DictConfig, study: optuna.Study
     target: PairedTarget = construct(target_of(latency, **any_target.network_input))
     name = name_of_target(target, targets)
     file, device = folder / PEERS_FILE, dict(targets[name].device)
-    models = {model: facts for model, facts in known_models(file, device).items() if model in names}
+    models = known_models(file, device)
     missing = [peer(model, any_target) for model in names if model not in models]
     costs = {candidate.name: cost_of(candidate) for candidate in missing}
     if missing:
@@ -45,7 +45,7 @@ def measure_peers(names: Sequence[str], latency: DictConfig, study: optuna.Study
         for candidate, measured in zip(missing, latencies, strict=True):
             num_params, num_macs = costs[candidate.name]
             models[candidate.name] = {"num_params": num_params, "num_macs": num_macs, "latency": measured.summary()}
-    body = {"target": name, "device": device, "models": {model: models[model] for model in names}}
+    body = {"target": name, "device": device, "models": models, "shown": list(names)}
     write_text(file, json.dumps(body, indent=2) + "\n")
 
 
@@ -99,6 +99,7 @@ def cost_of(candidate: Candidate) -> tuple[int, int]:
 def time_all(target: PairedTarget, candidates: Sequence[Candidate], of_study: Target) -> list[Latency]:
     """Measure models in turn. Raises: SearchStopped, naming what cannot be measured."""
     try:
+        target.use_kernels(of_study.calibration)
         ready = [target.make_ready(candidate.network()) for candidate in candidates]
         return target.time(ready, of_study.calibration)
     except BUGS:

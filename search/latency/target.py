@@ -176,7 +176,7 @@ class PairedTarget:
 
     def measure(self, architecture: Architecture, calibration: Calibration) -> Latency:
         """Measure the latency of an architecture, as in `LatencyTarget`."""
-        self._use_kernels(calibration)
+        self.use_kernels(calibration)
         return self.time([self.make_ready(self._network(architecture))], calibration)[0]
 
     def make_ready(self, network: Network, form: Form | None = None) -> Ready:
@@ -229,7 +229,7 @@ class PairedTarget:
         Returns:
             The latency of each network, in the order of networks.
         """
-        self._use_kernels(calibration)
+        self.use_kernels(calibration)
         anchor = self._load_anchor(calibration.anchor)
         loaded = [network.loaded for network in networks]
         settings = self.settings
@@ -278,7 +278,7 @@ class PairedTarget:
         self._kernels |= kernels
         return kernels
 
-    def _use_kernels(self, calibration: Calibration) -> None:
+    def use_kernels(self, calibration: Calibration) -> None:
         """Take the kernels of the networks that were measured with a calibration."""
         if self.runtime.autotunes and calibration.kernels is None:
             self._chooses_kernels = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from search.accuracy.checked import Checked
 from search.accuracy.paired import draw_accuracies
 from search.space.space import PATTERN
 from search.study.pareto import front_indices, front_probabilities, hypervolume, mean_accuracy
-from search.study.trial import SAMPLED, TrialRecord, on
+from search.study.trial import SAMPLED, TrialRecord, metric_of
 
 DRAWS = 1000  # of a Monte Carlo estimate: its own error is at most 0.016
 BY_ACCURACY, BY_SCORE = "on the front", "on the front by score"
@@ -72,38 +72,43 @@ class PatternGain:
     """How much more accurate than the LITv2 pattern a front is.
 
     Attributes:
-        value: mean difference in accuracy, over latencies at equal ratios.
-        lows_ms, highs_ms: the latencies, of the fastest and of the slowest pattern, by target.
+        value: mean difference in accuracy, over latencies at equal ratios; at least zero, since the front contains the
+            patterns that nothing dominates.
+        metric: what counts as accuracy.
+        low_ms, high_ms: the latencies, of the fastest and of the slowest pattern.
     """
 
     value: float
-    lows_ms: Mapping[str, float]
-    highs_ms: Mapping[str, float]
+    metric: str
+    low_ms: float
+    high_ms: float
 
     def __str__(self) -> str:
-        spans = [f"{low:.3g} to {self.highs_ms[name]:.3g} ms{on(name, self.lows_ms)}" for name, low in self.lows_ms.items()]
         return (
-            f"At the latencies of the LITv2 pattern ({' and '.join(spans)}) the front is {self.value:+.4f} more accurate "
-            "than the pattern in the mean, by the accuracies of the search"
+            f"Within latencies of {self.low_ms:.3g} to {self.high_ms:.3g} ms, those of the LITv2 pattern, the best network "
+            f"of the front has {self.value:.4f} more {self.metric} than the best pattern, in the mean over latencies; by "
+            "values of the search, which favour what it chose"
         )
 
 
 def gain_over_pattern(trials: Iterable[TrialRecord]) -> PatternGain | None:
-    """Compare the front with the LITv2 pattern at all widths; None if fewer than two widths of it were measured."""
+    """Compare the front with the LITv2 pattern at all widths; None unless two widths of it were measured.
+
+    Also None if several targets are objectives: what the pattern reaches is not a box of latencies then.
+    """
     compared = candidates(trials)
     patterns = [trial for trial in compared if trial.origin.startswith(PATTERN)]
-    if len(patterns) < 2:
+    if len(patterns) < 2 or len(patterns[0].result.latencies_ms) > 1:
         return None
-    targets = list(patterns[0].result.objectives)
-    table = [trial.result.latencies_ms for trial in patterns]
-    lows, highs = ([bound(column) for column in zip(*table, strict=True)] for bound in (min, max))
-    if not all(low < high for low, high in zip(lows, highs, strict=True)):
+    latencies = [trial.result.latencies_ms[0] for trial in patterns]
+    low_ms, high_ms = min(latencies), max(latencies)
+    if low_ms == high_ms:
         return None
     of_front, of_pattern = (
-        mean_accuracy([trial.accuracy for trial in each], [trial.result.latencies_ms for trial in each], lows, highs)
-        for each in (compared, patterns)
+        mean_accuracy([t.accuracy for t in networks], [t.result.latencies_ms for t in networks], [low_ms], [high_ms])
+        for networks in (compared, patterns)
     )
-    return PatternGain(of_front - of_pattern, *(dict(zip(targets, each, strict=True)) for each in (lows, highs)))
+    return PatternGain(of_front - of_pattern, metric_of(compared), low_ms, high_ms)
 
 
 def front_hypervolume(members: Sequence[TrialRecord], references_ms: float | Sequence[float]) -> float:

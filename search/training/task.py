@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
-import psutil
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from models.deploy.int8 import FakeQuantisedLayers
-from models.deploy.memory import keep_freed_memory, return_freed_memory
+from models.deploy.memory import keep_freed_memory
 from search import UserError
 from search.training.class_weights import balanced_weights
 from search.training.data import Batches
@@ -42,7 +41,6 @@ log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 REPORT_INTERVAL = 10  # steps between two reports of progress
-LARGE_PROCESS_BYTES = 2 * 2**30  # above it a step takes so long that asking for its memory again does not count
 
 
 class TrainingData(Protocol):
@@ -176,18 +174,6 @@ class ReportProgress(Callback):
             self.progress(trainer.global_step / max(1, int(trainer.estimated_stepping_batches)))
 
 
-class ReturnFreedMemory(Callback):
-    """Return freed memory to the system after each step of a large network.
-
-    Networks of different sizes leave holes in memory that is kept (`keep_freed_memory`), and a supernet's step would take
-    half as much again. Small networks gain by memory that is kept.
-    """
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        if psutil.Process().memory_info().rss > LARGE_PROCESS_BYTES:
-            return_freed_memory()
-
-
 def make_trainer(settings: TrainSettings, callbacks: Sequence[Callback] = (), **options: Any) -> lightning.Trainer:
     """Make a Trainer without files, bars and tables, which starts in about ten milliseconds.
 
@@ -269,7 +255,7 @@ def fit(
         batches.sampler.set_epoch(num_finished)  # type: ignore[attr-defined]  # Lightning sets that of later epochs in time
     if checkpoint is not None and world_size_and_rank()[1] == 0:
         callbacks = [*callbacks, epoch_checkpoint(checkpoint)]
-    callbacks = [ReportProgress(progress), ReturnFreedMemory(), seed_epochs(batches, seed), *callbacks]
+    callbacks = [ReportProgress(progress), seed_epochs(batches, seed), *callbacks]
     trainer = make_trainer(task.settings, callbacks, **{"max_epochs": epochs, **options})
     resume_from = str(checkpoint) if num_finished else None
     if resume_from:

@@ -130,7 +130,7 @@ def peers(study: StudyData) -> Section | None:
         "Models of timm, measured as the networks of the study were, on images of the same size; they are not trained. "
         "Beside each is the most accurate network of the front that takes no longer."
     )
-    rows = [_peer_row(name, facts, target, study) for name, facts in measured["models"].items()]
+    rows = [_peer_row(name, measured["models"][name], target, study) for name in measured["shown"]]
     return Section("Comparison with other models", [text], [Table(header, rows)])
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -40,7 +41,8 @@ from search.training.normalisation import Normalisation
 from tests.support.commands import TINY, Command, call
 
 EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
-DEPLOY = [*EXPORT, "pick=knee", "format=[yaml,safetensors,torch_export,onnx,onnx_int8]"]
+OLDER = ["onnx.opset=18", "onnx.ir_version=9"]
+DEPLOY = [*EXPORT, "pick=knee", "format=[yaml,safetensors,torch_export,onnx,onnx_int8]", *OLDER]
 WRITTEN = {name: kind for name, kind in FORMATS.items() if not kind.package}
 INT8 = ["init=trained", "train.quantise=int8", "train.lr=1e-4"]
 
@@ -74,6 +76,13 @@ def test_every_file_computes_what_was_trained(deployed: Path) -> None:
                 expected = (fine_tuned if is_int8 else network)(x)
             limit = 0.1 if is_int8 else PARITY["float32"]
             torch.testing.assert_close(compute(x), expected, rtol=0, atol=limit * float(expected.abs().max()), msg=name)
+
+
+def test_onnx_files_have_the_versions_that_were_asked_for(deployed: Path) -> None:
+    for name in ("model.onnx", "model.int8.onnx"):
+        written = onnx.load(deployed / name)
+        assert [entry.version for entry in written.opset_import if not entry.domain] == [18]
+        assert written.ir_version == 9
 
 
 def test_int8_files_are_smaller_and_have_their_own_accuracy(deployed: Path) -> None:
@@ -226,8 +235,8 @@ def test_card_of_another_setting_is_refused(deployed: Path, capsys: pytest.Captu
         (["pick=elbow"], "pick=elbow is an invalid rule"),
         (["pick=latency<=0.001ms"], "the fastest network of the front takes"),
         (["format=tflite"], "format=tflite is unknown; choose from yaml, safetensors, torch_export, onnx"),
-        (["format=onnx", "onnx.opset=17"], "onnx.opset=17 must be a whole number from 18 to 20"),
-        (["format=onnx", "onnx.ir_version=11"], "onnx.ir_version=11 must be a whole number from 8 to 10"),
+        (["format=onnx", "onnx.opset=17"], "opset=17 must be a whole number from 18 to 20"),
+        (["format=onnx", "onnx.ir_version=11"], "ir_version=11 must be a whole number from 8 to 10"),
         (["study.name=missing"], "there is no outputs/missing here"),
         (["format=onnx", "latency=ssh", "latency.host=pi"], "latency=ssh: exported files run on this machine's CPU here"),
     ],

@@ -124,7 +124,8 @@ def test_gain_over_the_pattern_is_the_mean_difference_at_its_latencies() -> None
     gain = gain_over_pattern([*pattern, *others])
     assert gain is not None
     assert gain.value == pytest.approx(0.1)  # 0.2 in the upper half of the latencies, by their logarithm
-    assert "(1 to 4 ms) the front is +0.1000 more accurate than the pattern" in str(gain)
+    assert "Within latencies of 1 to 4 ms" in str(gain)
+    assert "0.1000 more accuracy than the best pattern" in str(gain)
     equal = gain_over_pattern(pattern)
     assert equal is not None
     assert equal.value == 0
@@ -132,3 +133,8 @@ def test_gain_over_the_pattern_is_the_mean_difference_at_its_latencies() -> None
 
 def test_one_width_of_the_pattern_says_nothing() -> None:
     assert gain_over_pattern([finished(0, 0.5, 1.0, origin="LITv2 pattern, width 8"), finished(1, 0.7, 2.0)]) is None
+
+
+def test_several_targets_have_no_gain_over_the_pattern() -> None:
+    pattern = [finished(n, 0.5, n + 1.0, origin=f"LITv2 pattern, width {n}", other=n + 2.0) for n in range(2)]
+    assert gain_over_pattern(pattern) is None
