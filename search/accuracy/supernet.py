@@ -31,7 +31,7 @@ from search.accuracy.base import Accuracy, Progress
 from search.accuracy.initial_weights import measuring_batches
 from search.accuracy.metrics import accuracy_of
 from search.accuracy.proxy_training import ProxyTraining
-from search.accuracy.supernet_training import ReturnFreedMemory, SupernetTraining
+from search.accuracy.supernet_training import SupernetTraining
 from search.accuracy.trained_supernet import TrainedSupernet
 from search.files import write_bytes
 from search.space.space import Size, Space
@@ -213,8 +213,7 @@ class SupernetEvaluator(ProxyTraining):
             self._log_memory(task)
         checkpoint = weights.with_name("epoch.ckpt")
         devices = [rank] if self.device.type == "cuda" and self.devices > 1 else 1
-        callbacks = [ReturnFreedMemory()] if self.device.type == "cpu" else []
-        fit(task, self.data, progress, checkpoint, callbacks, precision=self.precision, devices=devices)
+        fit(task, self.data, progress, checkpoint, precision=self.precision, devices=devices)
         if rank == 0:
             images = self.data.train.images[:NUM_STATISTICS_IMAGES]
             TrainedSupernet(elastic.cpu().eval(), images, self.data.normalisation).save(weights)

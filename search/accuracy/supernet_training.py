@@ -9,22 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import lightning
-import psutil
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.architecture import Architecture
-from models.deploy.memory import return_freed_memory
 from models.elastic import ElasticLITv2
 from search.training.processes import average_gradients
 from search.training.resizing import resized
 from search.training.task import Batch, ImageClassification, TrainSettings
 from search.training.teacher import Teacher
-
-MUCH_MEMORY = 2 * 2**30  # bytes; a step that needs as much takes seconds, and asking for memory again a fraction of one
 
 
 class SupernetTraining(ImageClassification):
@@ -102,16 +96,3 @@ class SupernetTraining(ImageClassification):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
-
-
-class ReturnFreedMemory(Callback):
-    """Return freed memory to the system after steps of a process that holds much of it.
-
-    The networks of a step differ in size and leave holes in memory that is kept (`keep_freed_memory`): at 224 pixels a step
-    then takes half as much again as its tensors. Where little memory is held, keeping it saves time.
-    """
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        memory = psutil.Process().memory_info()
-        if memory.rss - getattr(memory, "shared", 0) > MUCH_MEMORY:  # shared: images on the disk
-            return_freed_memory()

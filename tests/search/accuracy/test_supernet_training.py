@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -19,10 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from models.architecture import Architecture
-from models.deploy.memory import keep_freed_memory, return_freed_memory
 from models.elastic import Bounds, ElasticLITv2
 from models.litv2 import build
-from search.accuracy import supernet_training
 from search.accuracy.supernet_training import SupernetTraining
 from search.training import sources
 from search.training.data import ImageData
@@ -220,25 +217,3 @@ def test_two_processes_train_as_one_that_accumulates(tmp_path: Path, caplog: pyt
 def test_more_devices_than_batches_are_refused(data: ImageData, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"accuracy.devices=7 with train.batch_size=32 need more than the 192"):
         make_evaluator(data, tmp_path, devices=7)
-
-
-@pytest.mark.parametrize(("limit", "returned"), [(0, True), (2**40, False)])
-def test_memory_is_returned_after_steps_that_need_much(
-    data: ImageData, limit: int, returned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[bool] = []
-    monkeypatch.setattr(supernet_training, "MUCH_MEMORY", limit)
-    monkeypatch.setattr(supernet_training, "return_freed_memory", lambda: calls.append(True))
-    make_evaluator(data, tmp_path).prepare(0, lambda share: None)
-    assert bool(calls) == returned
-
-
-def test_freed_memory_is_returned() -> None:
-    if not Path("/proc/self/status").exists():
-        pytest.skip("this system does not report the memory of a process")
-    keep_freed_memory()
-    tensors = [torch.ones(2**18) for _ in range(100)]  # 1 MB each, written
-    before = psutil.Process().memory_info().rss
-    del tensors[:99]  # the last one stays above them
-    return_freed_memory()
-    assert psutil.Process().memory_info().rss < before - 50 * 2**20
