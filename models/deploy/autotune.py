@@ -87,7 +87,7 @@ def inputs_of(run: Callable[[], Any], layers: Sequence[Layer]) -> tuple[dict[Lay
 
 
 def choose_kernels(
-    inputs: Mapping[Layer, Tensor], run: Callable[[], Any], num_passes: int, known: Kernels = NO_KERNELS
+    inputs: Mapping[Layer, Tensor], run: Callable[[], Any], num_passes: int, known: Kernels
 ) -> dict[str, str]:
     """Set the kernel of each layer: the known one of equal layers, or the fastest.
 

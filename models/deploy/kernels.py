@@ -106,13 +106,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, onednn: bool | None =
     is_exporting = _writes_onnx or torch.compiler.is_exporting()
     if is_exporting or onednn is False:
         return F.linear(x, weight, bias)
-    if (onednn or x.numel() * weight.shape[0] >= LARGE_PRODUCT) and takes_onednn(x, weight):
+    if (onednn or x.numel() * weight.shape[0] >= LARGE_PRODUCT) and _takes_onednn(x, weight):
         assert ONEDNN_LINEAR is not None
         return ONEDNN_LINEAR(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
-def takes_onednn(x: Tensor, weight: Tensor) -> bool:
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     """True for plain float32 tensors on a CPU, of which no gradient, no other precision and no graph is asked."""
     if ONEDNN_LINEAR is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
@@ -135,7 +135,7 @@ class FastLinear(nn.Linear):
 
     def kernels(self, x: Tensor) -> list[Kernel]:
         """Return the kernels that an input may be computed by, PyTorch's default first."""
-        return [Kernel(onednn=value) for value in ((False, True) if takes_onednn(x, self.weight) else (False,))]
+        return [Kernel(onednn=value) for value in ((False, True) if _takes_onednn(x, self.weight) else (False,))]
 
     def describe(self) -> str:
         """Return the layer's part of the key under which kernels are shared."""

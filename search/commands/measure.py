@@ -6,7 +6,8 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -147,26 +148,44 @@ def time_all(target: PairedTarget, turns: Sequence[tuple[Candidate, Form]]) -> t
         UserError: if the target repeats too badly for latency.tolerance.
         SearchStopped: naming what cannot be measured.
     """
-    try:
+    with naming_failures("omit that model, or choose another latency="):
         log.info("calibrating the anchor network and how well this target repeats")
         calibration = target.calibrate(ANCHOR, REPEATED)
         ready = [target.make_ready(candidate.network(), form) for candidate, form in turns]
         log.info("timing %d model(s) in turn, %g s each at most", len(turns), target.settings.max_seconds)
         return calibration, target.time(ready, calibration)
+
+
+@contextmanager
+def naming_failures(remedy: str) -> Iterator[None]:
+    """End what a model or its runtime raises in one line with a remedy. Raises: SearchStopped; bugs as they are."""
+    try:
+        yield
     except BUGS:
         raise
     except Exception as error:  # whatever a runtime raises
-        raise SearchStopped(f"{one_line(error)}; omit that model, or choose another latency=") from error
+        raise SearchStopped(f"{one_line(error)}; {remedy}") from error
 
 
-def checked_cost(candidate: Candidate) -> tuple[int, int]:
-    """Count the cost of a model. Raises: UserError if it does not take its input."""
+def checked_cost(
+    candidate: Candidate, setting: str = "", images: str = "an input", remedy: str = "set latency.input_size"
+) -> tuple[int, int]:
+    """Count the cost of a model.
+
+    Args:
+        setting: names the model, as in "report.peers=".
+        images: what it gets, in words.
+        remedy: what to do if it does not take them.
+
+    Raises:
+        UserError: if it does not take its input.
+    """
     try:
         return candidate.cost()
     except Exception as error:  # whatever a model raises
         shape = "x".join(map(str, candidate.input_shape))
         raise UserError(
-            f"{candidate.name} does not take an input of {shape} ({one_line(error)}); set latency.input_size"
+            f"{setting}{candidate.name} does not take {images} of {shape} ({one_line(error)}); {remedy}"
         ) from error
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig
 
-from search import BUGS, SearchStopped, UserError, one_line
+from search import UserError
 from search.commands.cli import construct, target_of
-from search.commands.measure import Candidate, from_timm
+from search.commands.measure import Candidate, checked_cost, from_timm, naming_failures
 from search.files import write_text
 from search.latency.base import Latency
 from search.latency.target import PairedTarget
@@ -38,7 +38,10 @@ def measure_peers(names: Sequence[str], latency: DictConfig, study: optuna.Study
     file, device = folder / PEERS_FILE, dict(targets[name].device)
     models = known_models(file, device)
     missing = [peer(model, any_target) for model in names if model not in models]
-    costs = {candidate.name: cost_of(candidate) for candidate in missing}
+    costs = {
+        candidate.name: checked_cost(candidate, "report.peers=", "the study's images", "leave it out")
+        for candidate in missing
+    }
     if missing:
         log.info("measuring %s", ", ".join(costs))
         latencies = time_all(target, missing, targets[name])
@@ -85,24 +88,9 @@ def peer(name: str, target: Target) -> Candidate:
     return Candidate(name, build, (in_chans, side, side))
 
 
-def cost_of(candidate: Candidate) -> tuple[int, int]:
-    """Return parameters and multiply-accumulates. Raises: UserError if the model does not take its input."""
-    try:
-        return candidate.cost()
-    except Exception as error:  # whatever a model raises
-        shape = "x".join(map(str, candidate.input_shape))
-        raise UserError(
-            f"report.peers={candidate.name} does not take the study's images of {shape} ({one_line(error)}); leave it out"
-        ) from error
-
-
 def time_all(target: PairedTarget, candidates: Sequence[Candidate], of_study: Target) -> list[Latency]:
     """Measure models in turn. Raises: SearchStopped, naming what cannot be measured."""
-    try:
+    with naming_failures("leave that model out of report.peers"):
         target.use_kernels(of_study.calibration)
         ready = [target.make_ready(candidate.network()) for candidate in candidates]
         return target.time(ready, of_study.calibration)
-    except BUGS:
-        raise
-    except Exception as error:  # whatever a runtime raises
-        raise SearchStopped(f"{one_line(error)}; leave that model out of report.peers") from error
