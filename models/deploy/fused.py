@@ -141,7 +141,7 @@ class FusedHiLo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        if runs_eagerly_on_cpu(x) and len(x) > 1:
+        if self.kernel.chunks != 1 and runs_eagerly_on_cpu(x) and len(x) > 1:
             chunks = num_chunks(x.numel()) if self.kernel.chunks is None else self.kernel.chunks
             if chunks > 1:
                 return torch.cat([self._attend(images) for images in x.chunk(chunks)])
@@ -211,8 +211,9 @@ class FusedHiLo(nn.Module):
 
     def _part(self, windows: Tensor, start: int, stop: int) -> Tensor:
         """Some of the outputs of the fused projection."""
-        bias = None if self.fused.bias is None else self.fused.bias[start:stop]
-        return linear(windows, self.fused.weight[start:stop], bias, self.fused.kernel.onednn)
+        fused = self.fused
+        bias = None if fused.bias is None else fused.bias[start:stop]
+        return linear(windows, fused.weight[start:stop], bias, fused.kernel.onednn)
 
     def hifi(self, qkv: Tensor) -> Tensor:
         """Attend inside each window.

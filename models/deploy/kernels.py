@@ -67,7 +67,7 @@ if ONEDNN_LINEAR is not None and ONEDNN_LINEAR not in flop_registry:
         return int(2 * math.prod(input_shape) * weight_shape[0])
 
 
-_writes_onnx = False  # during `writing_onnx`; torch.onnx.is_in_onnx_export takes too long to be asked in every layer
+_writes_onnx = False  # during `writing_onnx`
 
 
 @contextmanager
@@ -83,7 +83,8 @@ def writing_onnx() -> Iterator[None]:
 
 def writes_onnx() -> bool:
     """True while an ONNX file is written, by `torch.onnx.export` or by `models.deploy.onnx.record_onnx`."""
-    return _writes_onnx or torch.onnx.is_in_onnx_export()
+    # torch.onnx is asked last: that takes 2 us, and more in the middle of a network.
+    return _writes_onnx or ((torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, onednn: bool | None = None) -> Tensor:
@@ -131,6 +132,8 @@ class FastLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
+        if self.kernel.onednn is False:
+            return F.linear(x, self.weight, self.bias)
         return linear(x, self.weight, self.bias, self.kernel.onednn)
 
     def kernels(self, x: Tensor) -> list[Kernel]:
