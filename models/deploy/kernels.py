@@ -83,8 +83,9 @@ def writing_onnx() -> Iterator[None]:
 
 def writes_onnx() -> bool:
     """True while an ONNX file is written, by `torch.onnx.export` or by `models.deploy.onnx.record_onnx`."""
+    is_traced = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     # torch.onnx is asked last: that takes 2 us, and more in the middle of a network.
-    return _writes_onnx or ((torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export())
+    return _writes_onnx or (is_traced and torch.onnx.is_in_onnx_export())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, onednn: bool | None = None) -> Tensor:

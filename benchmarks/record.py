@@ -1,0 +1,117 @@
+"""`python -m benchmarks.record FILE data=noisy_glyphs space=fine`: record a table of a space, to compare samplers on.
+
+Two searches share a supernet. One draws networks at random, so that the table covers the space; the other is the default
+one, so that it is dense near the front. Neither measures networks that are probably dominated. Cut off, the same command
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from benchmarks.evaluators import environment
+from benchmarks.tables import Network, Table
+from search import UserError
+from search.latency.processor import cpu_name
+from search.results.export import versions
+from search.study.storage import reading
+from search.study.targets import FIRST, targets_of
+from search.study.trial import TrialRecord, finished_trials
+
+SEARCHES = {"random": ["sampler=random"], "default": []}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="of the table, such as benchmarks/tables/default.json.gz")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/record"), help="where the searches are kept")
+    parser.add_argument("--random", type=int, default=400, help="networks that are drawn at random (default 400)")
+    parser.add_argument("--default", type=int, default=160, help="networks of the default search (default 160)")
+    parser.add_argument("overrides", nargs="*", help="of the searches, such as data=cifar10 space=fine")
+    options = parser.parse_args()
+    console = Console(width=160)
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {"random": options.random, "default": options.default}
+    commands = {
+        name: ["+search=cpu_latency", *options.overrides, *settings, f"study.name={name}", f"study.n_trials={numbers[name]}"]
+        for name, settings in SEARCHES.items()
+    }
+    try:
+        for overrides in commands.values():
+            search(folder, overrides, console)
+        table = record(folder, commands)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    table.write(options.file)
+    show(table, console)
+    console.print(f"saved {options.file}", soft_wrap=True, highlight=False)
+
+
+def search(folder: Path, overrides: list[str], console: Console) -> None:
+    """Run a search; its output goes to a file. Raises: UserError if it fails."""
+    command = [sys.executable, "-m", "search.run", *overrides]
+    console.print(" ".join(command[2:]), soft_wrap=True, highlight=False)
+    with (folder / "commands.log").open("a") as log:
+        code = subprocess.run(
+            command, cwd=folder, env=environment(), stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    if code:
+        raise UserError(f"search.run ended with exit code {code}; see {folder / 'commands.log'}")
+
+
+def record(folder: Path, commands: dict[str, list[str]]) -> Table:
+    """Make the table of finished searches."""
+    networks: dict[str, Network] = {}
+    for name in commands:
+        with reading(name, f"sqlite:///{folder}/outputs/{name}/study.db") as study:
+            for trial in finished_trials(study):
+                network = network_of(trial)
+                if network.latency_ms is not None or trial.architecture.key not in networks:
+                    networks[trial.architecture.key] = network
+            images = targets_of(study)[FIRST].network_input
+    cfg = OmegaConf.load(folder / "outputs" / "default" / "config.yaml")
+    provenance = {
+        "commands": [f"python -m search.run {' '.join(overrides)}" for overrides in commands.values()],
+        "machine": cpu_name(),
+        "versions": versions(),
+    }
+    config = {"space": OmegaConf.to_container(cfg.space), "images": images}
+    return Table(provenance, config, list(networks.values()))
+
+
+def network_of(trial: TrialRecord) -> Network:
+    """What a trial recorded."""
+    latency, accuracy = trial.result.latencies[FIRST], trial.result.accuracy
+    assert accuracy is not None
+    return Network(
+        parameters=trial.parameters,
+        accuracy=accuracy.accuracy,
+        score_seconds=accuracy.seconds,
+        latency_ms=latency.latency_ms if latency.measured else None,
+        measure_seconds=latency.seconds + latency.prepare_seconds if latency.measured else 0.0,
+    )
+
+
+def show(table: Table, console: Console) -> None:
+    """Print what the table holds, and how well it interpolates."""
+    errors = table.errors()
+    measured = sum(network.latency_ms is not None for network in table.networks)
+    accuracy, latency = errors["accuracy"], errors["latency"]
+    console.print(
+        f"{len(table.networks)} networks, {measured} measured. Networks left out of the interpolation: accuracy within "
+        f"{accuracy.deviation:.4f} (root mean square; tau {accuracy.tau:.2f}), latency within {latency.deviation:.1%} "
+        f"(tau {latency.tau:.2f}). The best known front has {len(table.best)} networks.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
