@@ -1,13 +1,14 @@
 """`python -m benchmarks.record FILE data=noisy_glyphs space=fine`: record a table of a space, to compare samplers on.
 
-Two searches share a supernet. One draws networks at random, so that the table covers the space; the other is the default
-one, so that it is dense near the front. Neither measures networks that are probably dominated. Cut off, the same command
-goes on.
+Three searches share a supernet. One draws networks at random, so that the table covers the space; the others are the default
+one and an evolutionary one, so that it is dense near the front wherever a search may come from. None of them measures
+networks that are probably dominated. Cut off, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,29 +19,29 @@ from rich.console import Console
 from benchmarks.evaluators import environment
 from benchmarks.tables import Network, Table
 from search import UserError
-from search.latency.processor import cpu_name
-from search.results.export import versions
+from search.study.front import evaluated
 from search.study.storage import reading
 from search.study.targets import FIRST, targets_of
 from search.study.trial import TrialRecord, finished_trials
 
-SEARCHES = {"random": ["sampler=random"], "default": []}
+SEARCHES = {"random": ["sampler=random"], "nsga2": ["sampler=nsga2"], "default": []}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="of the table, such as benchmarks/tables/default.json.gz")
-    parser.add_argument("--folder", type=Path, default=Path("outputs/record"), help="where the searches are kept")
-    parser.add_argument("--random", type=int, default=400, help="networks that are drawn at random (default 400)")
-    parser.add_argument("--default", type=int, default=160, help="networks of the default search (default 160)")
+    parser.add_argument("--folder", type=Path, help="where the searches are kept (default outputs/record/TABLE)")
+    parser.add_argument("--random", type=int, default=300, help="networks that are drawn at random (default 300)")
+    parser.add_argument("--nsga2", type=int, default=120, help="networks of the evolutionary search (default 120)")
+    parser.add_argument("--default", type=int, default=120, help="networks of the default search (default 120)")
     parser.add_argument("overrides", nargs="*", help="of the searches, such as data=cifar10 space=fine")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     console = Console(width=160)
-    folder = options.folder.resolve()
+    folder = (options.folder or Path("outputs/record") / options.file.name.removesuffix(".json.gz")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"random": options.random, "default": options.default}
+    common = ["+search=cpu_latency", *options.overrides]
     commands = {
-        name: ["+search=cpu_latency", *options.overrides, *settings, f"study.name={name}", f"study.n_trials={numbers[name]}"]
+        name: [*common, *settings, f"study.name={name}", f"study.n_trials={getattr(options, name)}"]
         for name, settings in SEARCHES.items()
     }
     try:
@@ -63,7 +64,8 @@ def search(folder: Path, overrides: list[str], console: Console) -> None:
             command, cwd=folder, env=environment(), stdout=log, stderr=subprocess.STDOUT, check=False
         ).returncode
     if code:
-        raise UserError(f"search.run ended with exit code {code}; see {folder / 'commands.log'}")
+        remedy = "if the folder has searches of other overrides, choose another --folder"
+        raise UserError(f"search.run ended with exit code {code}; see {folder / 'commands.log'}; {remedy}")
 
 
 def record(folder: Path, commands: dict[str, list[str]]) -> Table:
@@ -71,23 +73,23 @@ def record(folder: Path, commands: dict[str, list[str]]) -> Table:
     networks: dict[str, Network] = {}
     for name in commands:
         with reading(name, f"sqlite:///{folder}/outputs/{name}/study.db") as study:
-            for trial in finished_trials(study):
+            for trial in evaluated(finished_trials(study)):
                 network = network_of(trial)
                 if network.latency_ms is not None or trial.architecture.key not in networks:
                     networks[trial.architecture.key] = network
-            images = targets_of(study)[FIRST].network_input
+            target, versions = targets_of(study)[FIRST], study.user_attrs["versions"]
     cfg = OmegaConf.load(folder / "outputs" / "default" / "config.yaml")
     provenance = {
-        "commands": [f"python -m search.run {' '.join(overrides)}" for overrides in commands.values()],
-        "machine": cpu_name(),
-        "versions": versions(),
+        "commands": [f"python -m search.run {shlex.join(overrides)}" for overrides in commands.values()],
+        "device": dict(target.device),
+        "versions": versions,
     }
-    config = {"space": OmegaConf.to_container(cfg.space), "images": images}
-    return Table(provenance, config, list(networks.values()))
+    config = {"space": OmegaConf.to_container(cfg.space), "images": target.network_input}
+    return Table.fitted(provenance, config, list(networks.values()))
 
 
 def network_of(trial: TrialRecord) -> Network:
-    """What a trial recorded."""
+    """The network of a trial that has an accuracy."""
     latency, accuracy = trial.result.latencies[FIRST], trial.result.accuracy
     assert accuracy is not None
     return Network(

@@ -2,7 +2,8 @@
 
 A space has too many networks to record all of them. Accuracy and latency of the others are interpolated by Gaussian
 processes, as in surrogate benchmarks (Eggensperger et al., AAAI 2015), whose inputs are not those of the search's models.
-`TableError` says how far they are off for networks that they were not fitted to.
+The interpolation is the truth of comparisons; a score differs from it by an error that is the same whenever a search scores
+the network. `TableError` says how far the interpolation is off for networks that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,28 +31,30 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from models.architecture import Architecture
 from models.complexity import cost
+from search import UserError, one_line
 from search.commands.cli import build
 from search.files import replacing
 from search.space.space import PATTERN, Parameters, Space
 from search.study.pareto import front_indices, mean_accuracy
 
+FORMAT = 1  # raise it with every change of the files or of the inputs of the interpolation
 LATENCY_ERROR = 0.01  # standard error of a measurement's logarithm, as searches ask for
 NUM_FOLDS = 10
-POPULATION, GENERATIONS = 400, 60  # of the search for the best front, which costs nothing here
+POPULATION, GENERATIONS = 400, 60  # of the search for the best front; it takes a minute
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Network:
-    """What was recorded of a network.
+    """A recorded network.
 
     Attributes:
         parameters: in the space of the table.
-        accuracy: score on validation images.
-        score_seconds: that scoring took.
-        latency_ms: as measured; None if the search did not measure it.
-        measure_seconds: that converting and measuring took; 0 without a measurement.
+        accuracy: score on validation images, in [0, 1].
+        score_seconds: duration of scoring.
+        latency_ms: measured latency; None if the search did not measure it.
+        measure_seconds: duration of converting and measuring; 0 without a measurement.
     """
 
     parameters: Parameters
@@ -63,12 +66,12 @@ class Network:
 
 @dataclass(frozen=True)
 class TableError:
-    """How far interpolated values are from recorded ones, for networks that were left out.
+    """Error of the interpolation, for networks that were left out.
 
     Attributes:
-        deviation: root mean square; of latencies relative.
-        tau: Kendall's tau.
-        num_networks: number of networks.
+        deviation: root mean square of accuracies, or of logarithms of latencies.
+        tau: Kendall's tau of interpolated and recorded values.
+        num_networks: how many networks were left out, in turns.
     """
 
     deviation: float
@@ -88,8 +91,11 @@ class Table:
         provenance: the commands that recorded it, the machine and the versions.
         config: section `space` of the configuration, and `in_chans`, `num_classes` and `img_size` of the images.
         networks: what was recorded.
-        kernels: parameters of the kernels of "accuracy" and "latency"; None fits them, which takes minutes.
-        best: parameters of the best front that is known; None searches for it, which takes minutes.
+        kernels: parameters of the kernels of "accuracy" and "latency"; those that are missing are fitted.
+        best: parameters of the best front that is known; searched for if there are none.
+
+    Raises:
+        UserError: if the table cannot compare searches.
     """
 
     def __init__(
@@ -97,8 +103,8 @@ class Table:
         provenance: dict[str, Any],
         config: dict[str, Any],
         networks: Sequence[Network],
-        kernels: dict[str, list[float]] | None = None,
-        best: Sequence[Parameters] | None = None,
+        kernels: Mapping[str, list[float]],
+        best: Sequence[Parameters],
     ) -> None:
         self.provenance, self.config, self.networks = provenance, config, list(networks)
         self.space: Space = build(OmegaConf.create(config["space"]))
@@ -111,22 +117,39 @@ class Table:
         self._accuracies = np.array([network.accuracy for network in self.networks])
         self._is_measured = np.array([network.latency_ms is not None for network in self.networks])
         self._logs = np.log([network.latency_ms for network in self.networks if network.latency_ms is not None])
-        theta = kernels or {}
-        self._accuracy = fit(self._inputs, self._accuracies, theta.get("accuracy"))
-        self._latency = fit(self._inputs[self._is_measured], self._logs, theta.get("latency"))
-        self._best = list(best or self._search())
+        self._accuracy = fit(self._inputs, self._accuracies, kernels.get("accuracy"))
+        self._latency = fit(self._inputs[self._is_measured], self._logs, kernels.get("latency"))
+        if np.ptp(self.values(self.pattern)[1]) == 0:
+            raise UserError(
+                "the space has one width; a comparison goes over the latencies of LITv2 patterns of several widths"
+            )
+        self._best = list(best) or self._search()
+
+    @classmethod
+    def fitted(cls, provenance: dict[str, Any], config: dict[str, Any], networks: Sequence[Network]) -> Self:
+        """Make a table of what was recorded. It takes minutes. Arguments and errors: as of the class."""
+        return cls(provenance, config, networks, kernels={}, best=())
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read a table that `write` wrote."""
-        with gzip.open(file, "rt", encoding="utf-8") as text:
-            body = json.load(text)
-        networks = [Network(**network) for network in body["networks"]]
-        return cls(body["provenance"], body["config"], networks, body["kernels"], body["best"])
+        """Read a table that `write` wrote. Raises: UserError if the file is not such a table."""
+        try:
+            with gzip.open(file, "rt", encoding="utf-8") as text:
+                body = json.load(text)
+            if body["format"] != FORMAT:
+                raise ValueError(f"format {body['format']} instead of {FORMAT}")
+            networks = [Network(**network) for network in body["networks"]]
+            table = cls(body["provenance"], body["config"], networks, body["kernels"], body["best"])
+            for network in networks:
+                table.space.check(network.parameters)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, UserError) as error:
+            raise UserError(f"{file} is not a table of this version ({one_line(error)}); record it again") from error
+        return table
 
     def write(self, path: Path) -> None:
         """Write the table, and what was fitted to it."""
         body = {
+            "format": FORMAT,
             "provenance": self.provenance,
             "config": self.config,
             "kernels": {
@@ -158,10 +181,10 @@ class Table:
         rows = np.array([self._values[architecture.key] for architecture in architectures]).reshape(-1, 2)
         return rows[:, 0], rows[:, 1]
 
-    def score(self, architecture: Architecture) -> float:
-        """The accuracy that a search sees: what the interpolation leaves unexplained belongs to the network."""
+    def score(self, architecture: Architecture, seed: int) -> float:
+        """The accuracy that a search sees. seed: of the search; others have other supernets, and so other errors."""
         (accuracy,), _ = self.values([architecture])
-        return float(np.clip(accuracy + self.score_deviation * normal_of(architecture), 0, 1))
+        return float(np.clip(accuracy + self.score_deviation * normal_of(architecture, seed), 0, 1))
 
     def measured_ms(self, architecture: Architecture, rng: np.random.Generator) -> float:
         """The latency that a search sees: each measurement has an error."""
@@ -203,7 +226,10 @@ class Table:
 
     @cached_property
     def _ends(self) -> tuple[float, float]:
-        return self._mean_accuracy(self.pattern), self._mean_accuracy(self.best)
+        pattern, best = self._mean_accuracy(self.pattern), self._mean_accuracy(self.best)
+        if not best > pattern:
+            raise UserError("no network of the table is better than the LITv2 pattern: there is nothing to find in it")
+        return pattern, best
 
     @cached_property
     def slowest_ms(self) -> float:
@@ -227,11 +253,12 @@ class Table:
         """Plain numbers about the network: logarithms of its size, and of each stage what it is built of."""
         num_params, num_macs = self.cost(architecture)
         numbers = [math.log(architecture.embed_dim), math.log(num_params), math.log(num_macs)]
+        numbers.append(math.log(architecture.side(self.config["images"]["img_size"])))
         for stage in architecture.stages:
-            window = stage.window_size
-            share = stage.lo_heads / stage.num_heads if window > 1 else 0.0
+            window, heads = stage.window_size, stage.num_heads
+            share = stage.lo_heads / heads if window > 1 else 0.0
             kinds = [float(window == 1), float(window > 1), math.log2(window) if window > 1 else 0.0, share]
-            numbers += [float(stage.depth), *kinds, float(share == 1.0)]
+            numbers += [float(stage.depth), *kinds, float(share == 1.0), math.log(heads), stage.mlp_ratio]
         return np.array(numbers)
 
     def _search(self) -> list[Parameters]:
@@ -275,6 +302,6 @@ def robust_line(design: Vector, seconds: Vector) -> Vector:
     return line
 
 
-def normal_of(architecture: Architecture) -> float:
-    """A standard normal number that depends on the network alone."""
-    return float(np.random.default_rng(zlib.crc32(architecture.key.encode())).normal())
+def normal_of(architecture: Architecture, seed: int) -> float:
+    """A standard normal number that depends on the network and a seed alone."""
+    return float(np.random.default_rng([zlib.crc32(architecture.key.encode()), seed]).normal())
