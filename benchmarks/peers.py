@@ -1,58 +1,64 @@
 """`python -m benchmarks.peers benchmarks/tables/default.json.gz`: how soon do samplers find a front?
 
-Searches on a recorded table (tables.py), so that many of them take minutes. Everybody starts with the same known networks
-and sees the same noisy values; their fronts are compared by true ones. "Ours" is the search itself (simulation.py): it
-skips measurements of networks that are probably dominated. The others are scripts that score and measure each network that
-Optuna's sampler proposes. "multiply-accumulates" scores nothing: it measures random networks, and its front is that of
-multiply-accumulates and latency. Time is that of scoring, measuring, converting and proposing, one after the other.
+Searches on a recorded table (tables.py), so that many of them take minutes. All start with the same known networks and
+see the same scores; each measurement has its own error. Fronts are compared by true values.
+
+"ours" is the search itself with a simulated engine (simulation.py): it skips measurements of networks that are probably
+dominated, and pays for its database and its dashboard. The others are scripts that score and measure what a sampler of
+Optuna proposes, with the settings of conf/sampler; a network that comes again costs nothing. "GP" and "NSGA-II" are asked
+for every dimension, those that do not matter too: they learn nothing of dimensions that only some networks have.
+"multiply-accumulates" scores nothing: it measures random networks, and its front is that of multiply-accumulates and
+latency. Time is that of scoring, converting and measuring as recorded, and of proposing here, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from rich.console import Console
-from rich.table import Table as RichTable
 
+from benchmarks.peers_table import OURS, Curve, plot, show
 from benchmarks.simulation import SimulatedEngine, configuration, coordinator
 from benchmarks.tables import LATENCY_ERROR, Table
 from models.architecture import Architecture
+from search import UserError
 from search.accuracy.base import Accuracy
-from search.files import write_text
+from search.commands.run import sampler_of
+from search.files import sha256, write_text
 from search.latency.base import Latency
 from search.latency.estimate import Estimate
+from search.results.export import versions
 from search.results.view import LogView
 from search.study.coordinator import SearchProgress
 from search.study.evaluate import Rules
 from search.study.pareto import front_indices
-from search.study.storage import open_study
+from search.study.storage import open_study, quiet_experimental
 from search.study.trial import TrialRecord
 
-OURS, MACS = "ours", "multiply-accumulates"
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "random": lambda seed: RandomSampler(seed=seed),
-    "TPE": lambda seed: TPESampler(seed=seed, multivariate=True, group=True),
-    "NSGA-II": lambda seed: NSGAIISampler(seed=seed, population_size=24),
-    "GP": lambda seed: GPSampler(seed=seed),
-}
+MACS = "multiply-accumulates"
+SAMPLERS = {"random": "random", "TPE": "tpe", "NSGA-II": "nsga2", "GP": "gp"}
+"""Files of conf/sampler."""
+FLAT = ("NSGA-II", "GP")  # samplers that are asked for every dimension
 ARMS = (OURS, *SAMPLERS, MACS)
 NUM_IMAGES = 3000  # of a score: Accuracy needs a number
+OTHER_RESULTS = "{file} is of another table, version or number of processes; choose another --folder"
 
 Vector = NDArray[np.float64]
 
@@ -85,37 +91,52 @@ def search(file: Path, arm: str, seed: int, num_trials: int) -> list[Evaluated]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if arm == OURS:
         return our_search(table, seed, num_trials)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna says of each argument that it is experimental
-        evaluate = measure_most_macs if arm == MACS else partial(script, sampler=SAMPLERS[arm](seed))
-        return list(evaluate(table, np.random.default_rng(seed), num_trials))
+    if arm == MACS:
+        return list(itertools.islice(measure_random(table, seed), num_trials))
+    with quiet_experimental():
+        sampler = sampler_of(configuration(f"sampler={SAMPLERS[arm]}", f"study.seed={seed}"))(seed)
+        proposals = run_sampler(table, seed, sampler, is_flat=arm in FLAT)
+        return list(itertools.islice(proposals, num_trials))
 
 
-def script(table: Table, rng: np.random.Generator, num_trials: int, sampler: BaseSampler) -> Iterator[Evaluated]:
-    """Score and measure each network that a sampler of Optuna's proposes."""
+def run_sampler(
+    table: Table, seed: int, sampler: BaseSampler, is_flat: bool, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Evaluated]:
+    """Score and measure each network that a sampler of Optuna proposes, once.
+
+    Args:
+        is_flat: whether the sampler is asked for every dimension, whether or not it matters beside the others.
+    """
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    choices = table.space.searched_dimensions()
     for parameters in table.space.baselines().values():
-        study.enqueue_trial(parameters)
-    seconds = 0.0
-    for _ in range(num_trials):
-        start = time.perf_counter()
+        others = {name: values[0] for name, values in choices.items()} if is_flat else {}
+        study.enqueue_trial(others | parameters)
+    rng, seconds, start = np.random.default_rng(seed), 0.0, clock()
+    results: dict[str, tuple[float, float]] = {}
+    while True:
         trial = study.ask()
-        architecture = table.space.suggest(trial)
-        seconds += time.perf_counter() - start
-        accuracy, latency_ms = table.score(architecture), table.measured_ms(architecture, rng)
-        seconds += sum(table.seconds(architecture))
-        start = time.perf_counter()
+        if is_flat:
+            asked = {name: trial.suggest_categorical(name, list(values)) for name, values in choices.items()}
+            architecture = table.space.architecture(asked)
+        else:
+            architecture = table.space.suggest(trial)
+        if architecture.key not in results:
+            results[architecture.key] = table.score(architecture, seed), table.measured_ms(architecture, rng)
+            seconds += sum(table.seconds(architecture))
+        accuracy, latency_ms = results[architecture.key]
         study.tell(trial, [accuracy, latency_ms])
-        seconds += time.perf_counter() - start
+        seconds += clock() - start
         yield Evaluated(architecture.to_dict(), accuracy, latency_ms, seconds)
+        start = clock()
 
 
-def measure_most_macs(table: Table, rng: np.random.Generator, num_trials: int) -> Iterator[Evaluated]:
+def measure_random(table: Table, seed: int) -> Iterator[Evaluated]:
     """Measure random networks, and take their multiply-accumulates for their accuracy."""
-    known = [table.space.architecture(parameters) for parameters in table.space.baselines().values()]
-    drawn = [table.space.sample([int(rng.integers(2**31)), number]) for number in range(num_trials - len(known))]
-    seconds = 0.0
-    for architecture in [*known, *drawn]:
+    known = (table.space.architecture(parameters) for parameters in table.space.baselines().values())
+    drawn = (table.space.sample([seed, number]) for number in itertools.count())
+    rng, seconds = np.random.default_rng(seed), 0.0
+    for architecture in itertools.chain(known, drawn):
         seconds += table.seconds(architecture)[1]
         macs = float(table.cost(architecture)[1])
         yield Evaluated(architecture.to_dict(), macs, table.measured_ms(architecture, rng), seconds)
@@ -136,8 +157,8 @@ class Recorder(LogView):
         self.evaluated.append(evaluated)
 
 
-def our_search(table: Table, seed: int, num_trials: int, *overrides: str) -> list[Evaluated]:
-    """Search as `search.run` does, one network at a time. overrides: of the configuration."""
+def our_search(table: Table, seed: int, num_trials: int) -> list[Evaluated]:
+    """Search as `search.run` does, one network at a time."""
     rng = np.random.default_rng(seed)
 
     def latency_of(architecture: Architecture) -> Latency:
@@ -145,9 +166,9 @@ def our_search(table: Table, seed: int, num_trials: int, *overrides: str) -> lis
         return Latency(estimate, 40, 10, True, table.seconds(architecture)[1])
 
     def accuracy_of(architecture: Architecture) -> Accuracy:
-        return Accuracy(table.score(architecture), NUM_IMAGES, seed, table.seconds(architecture)[0])
+        return Accuracy(table.score(architecture, seed), NUM_IMAGES, seed, table.seconds(architecture)[0])
 
-    cfg = configuration(f"study.seed={seed}", *overrides)
+    cfg = configuration(f"study.seed={seed}")
     cfg.space = table.config["space"]
     images = table.config["images"]
     cfg.data.in_chans, cfg.data.img_size = images["in_chans"], images["img_size"]
@@ -157,9 +178,9 @@ def our_search(table: Table, seed: int, num_trials: int, *overrides: str) -> lis
         study = open_study("study", f"sqlite:///{folder}/study.db", create=True)
         rules = Rules(seed, scores_before_measuring=True)
         reference_ms = 1.5 * table.slowest_ms
-        started = coordinator(study, Path(folder), cfg, engine, view, rules, reference_ms, images["num_classes"])
+        ours = coordinator(study, Path(folder), cfg, engine, view, rules, reference_ms, images["num_classes"])
         engine.start_clock()
-        asyncio.run(started.run(num_trials, None))
+        asyncio.run(ours.run(num_trials, None))
     return view.evaluated
 
 
@@ -183,126 +204,80 @@ def gains(table: Table, evaluated: Sequence[Evaluated]) -> Vector:
     return np.array(values)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Gains of an arm, over evaluations and over time.
-
-    Attributes:
-        gains: (seeds, evaluations).
-        seconds: at the end of each evaluation, (seeds, evaluations).
-    """
-
-    gains: Vector
-    seconds: Vector
-
-    def until(self, gain: float) -> tuple[float, float]:
-        """Median number of evaluations, and of seconds, until a gain is reached; inf where it is not."""
-        reached = self.gains >= gain
-        numbers = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
-        rows = np.arange(len(self.gains))
-        seconds = np.where(reached.any(axis=1), self.seconds[rows, reached.argmax(axis=1)], np.inf)
-        return float(np.median(numbers)), float(np.median(seconds))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="file that benchmarks.record wrote")
     parser.add_argument("--folder", type=Path, default=Path("outputs/peers"), help="where finished searches are kept")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--trials", type=int, default=250, help="evaluations of a search (default 250)")
-    parser.add_argument("--seeds", type=int, default=10, help="searches of an arm (default 10)")
+    parser.add_argument("--trials", type=positive, default=250, help="evaluations of a search (default 250)")
+    parser.add_argument("--seeds", type=positive, default=10, help="searches of an arm (default 10)")
     parser.add_argument(
-        "--processes", type=int, default=1, help="searches at a time; times of proposals then disturb each other"
+        "--processes", type=positive, default=1, help="searches at a time; times of proposals then disturb each other"
     )
     parser.add_argument("--plot", type=Path, help="file for the figure")
     options = parser.parse_args()
-    if not options.table.is_file():
-        parser.error(f"{options.table} is not a file; record a table with python -m benchmarks.record")
     console = Console(width=160)
-    curves = run(options, console)
+    try:
+        if options.trials > (size := read_table(options.table).space.num_architectures()):
+            raise UserError(f"--trials {options.trials} is more than the {size} networks of the table's space; lower it")
+        curves = run(options, console)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     show(console, curves)
     if options.plot is not None:
         plot(curves, options.plot)
         console.print(f"saved {options.plot}", highlight=False)
 
 
+def positive(text: str) -> int:
+    """Parse a number of the command line. Raises: ValueError if it is not a positive whole number."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def run(options: argparse.Namespace, console: Console) -> dict[str, Curve]:
-    """Run the searches that are not finished. Returns the curve of each arm."""
+    """Run the searches that are not finished. Returns the curve of each arm. Raises: UserError if others are there."""
     folder = options.folder / options.table.name.removesuffix(".json.gz")
     folder.mkdir(parents=True, exist_ok=True)
+    made_with = {"table": sha256(options.table), "processes": options.processes, "versions": versions()}
     tasks = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
     files = {task: folder / f"{task[0]}-{task[1]}-{options.trials}.json" for task in tasks}
+    for file in files.values():
+        if file.exists() and read_search(file)[0] != made_with:
+            raise UserError(OTHER_RESULTS.format(file=file))
     missing = [task for task in tasks if not files[task].exists()]
-    for (arm, seed), evaluated in zip(missing, search_all(missing, options), strict=True):
-        write_text(files[arm, seed], json.dumps([asdict(network) for network in evaluated]))
+    for (arm, seed), evaluated in search_all(missing, options):
+        body = {"made_with": made_with, "networks": [asdict(network) for network in evaluated]}
+        write_text(files[arm, seed], json.dumps(body))
         console.print(f"{arm}, seed {seed}: {evaluated[-1].seconds:.0f} s of simulated time", highlight=False)
     table = read_table(options.table)
     curves = {}
     for arm in options.arms:
-        searches_of_arm = [read_search(files[arm, seed]) for seed in range(options.seeds)]
-        seconds = np.array([[network.seconds for network in evaluated] for evaluated in searches_of_arm])
-        curves[arm] = Curve(np.stack([gains(table, evaluated) for evaluated in searches_of_arm]), seconds)
+        searches = [read_search(files[arm, seed])[1] for seed in range(options.seeds)]
+        seconds = np.array([[network.seconds for network in evaluated] for evaluated in searches])
+        curves[arm] = Curve(np.stack([gains(table, evaluated) for evaluated in searches]), seconds)
     return curves
 
 
-def search_all(tasks: Sequence[tuple[str, int]], options: argparse.Namespace) -> Iterator[list[Evaluated]]:
-    """Run searches by arm and seed, here or in several processes. Yields their results in this order."""
-    run_task = partial(search_task, options.table, options.trials)
+Task = tuple[str, int]
+"""An arm and a seed."""
+
+
+def search_all(tasks: Sequence[Task], options: argparse.Namespace) -> Iterator[tuple[Task, list[Evaluated]]]:
+    """Run searches, here or in several processes. Yields each when it is finished."""
     if options.processes == 1:
-        yield from map(run_task, tasks)
+        yield from ((task, search(options.table, *task, options.trials)) for task in tasks)
         return
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
-        yield from pool.map(run_task, tasks)
+        searches = {pool.submit(search, options.table, *task, options.trials): task for task in tasks}
+        yield from ((searches[finished], finished.result()) for finished in as_completed(searches))
 
 
-def search_task(file: Path, num_trials: int, task: tuple[str, int]) -> list[Evaluated]:
-    return search(file, *task, num_trials)
-
-
-def read_search(file: Path) -> list[Evaluated]:
-    return [Evaluated(**network) for network in json.loads(file.read_text(encoding="utf-8"))]
-
-
-def show(console: Console, curves: dict[str, Curve]) -> None:
-    """Print where the arms stand at some numbers of evaluations, and how soon ours is as good as each at its end."""
-    num_seeds, num_trials = next(iter(curves.values())).gains.shape
-    checkpoints = [number for number in (20, 40, 80, 150, 250) if number < num_trials] + [num_trials]
-    title = f"Gain, 0: LITv2 pattern, 1: best known front; mean ± standard deviation of {num_seeds} seeds"
-    shown = RichTable(title=title, title_justify="left")
-    for header in ("arm", *(f"after {number}" for number in checkpoints), "seconds", "ours as good after", "in seconds"):
-        shown.add_column(header, justify="left" if header == "arm" else "right")
-    for arm, curve in curves.items():
-        cells = [f"{g.mean():.3f} ±{g.std(ddof=1):.3f}" for g in (curve.gains[:, number - 1] for number in checkpoints)]
-        total = float(np.median(curve.seconds[:, -1]))
-        if arm == OURS or OURS not in curves:
-            sooner = ["", ""]
-        else:
-            number, seconds = curves[OURS].until(float(np.median(curve.gains[:, -1])))
-            sooner = [f"{number:.0f}", f"{seconds:.0f} ({seconds / total:.2f})"]
-        shown.add_row(arm, *cells, f"{total:.0f}", *sooner)
-    console.print(shown)
-
-
-def plot(curves: dict[str, Curve], path: Path) -> None:
-    """Mean gains over evaluations and over time, with their standard deviations."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    by_number, by_time = figure.subplots(1, 2, sharey=True)
-    for arm, curve in curves.items():
-        mean, deviation = curve.gains.mean(axis=0), curve.gains.std(axis=0)
-        for axes, x in ((by_number, np.arange(1, len(mean) + 1.0)), (by_time, np.median(curve.seconds, axis=0))):
-            (line,) = axes.plot(x, mean, label=arm)
-            axes.fill_between(x, mean - deviation, mean + deviation, alpha=0.15, color=line.get_color())
-    by_number.set_xlabel("evaluations")
-    by_number.set_ylabel("gain over the pattern, 1 = best known front")
-    by_time.set_xlabel("simulated seconds")
-    by_time.set_xscale("log")
-    for axes in (by_number, by_time):
-        axes.grid(alpha=0.3)
-    by_number.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+def read_search(file: Path) -> tuple[dict[str, Any], list[Evaluated]]:
+    """Read a finished search. Returns what it was made with, and its networks."""
+    body = json.loads(file.read_text(encoding="utf-8"))
+    return body["made_with"], [Evaluated(**network) for network in body["networks"]]
 
 
 if __name__ == "__main__":

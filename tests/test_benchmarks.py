@@ -19,12 +19,14 @@ def output(folder: Path, name: str, *arguments: str) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_latency_fidelity_compares_the_methods(tmp_path: Path) -> None:
     printed = output(tmp_path, "latency_fidelity", "--networks", "2", *QUICK)
     assert printed.count("paired with the anchor") == 2
     assert "% of 4" in printed
 
 
+@pytest.mark.slow
 def test_conversion_compares_both_ways(tmp_path: Path) -> None:
     arguments = ["--networks", "2", "--compared", "1", "space=small", "space.embed_dim=[8]", *QUICK]
     printed = output(tmp_path, "conversion", *arguments)
@@ -33,6 +35,7 @@ def test_conversion_compares_both_ways(tmp_path: Path) -> None:
     assert "1 have the same" in " ".join(printed.split())
 
 
+@pytest.mark.slow
 def test_scaling_tells_what_a_trial_costs(tmp_path: Path) -> None:
     case = {"num_trials": 30, "num_parallel": 4, "sampler": "surrogate", "storage": "sqlite", "seconds": 30.0}
     result = json.loads(output(tmp_path, "scaling", "--case", json.dumps(case)).splitlines()[-1])

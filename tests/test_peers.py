@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import math
 import sys
@@ -9,15 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.samplers import PartialFixedSampler, RandomSampler
 
-from benchmarks.peers import ARMS, MACS, OURS, SAMPLERS, Curve, Evaluated, gains, main, read_table, search
+from benchmarks.peers import ARMS, MACS, Evaluated, gains, main, read_table, run_sampler, search
+from benchmarks.peers_table import OURS, Curve
 from benchmarks.simulation import configuration
 from benchmarks.tables import Network, Table
 from models.architecture import Architecture
 from models.complexity import cost
+from search import UserError
 from search.commands.cli import plain
 from search.space import Space
+from search.study.storage import quiet_experimental
+from tests.support.commands import TINY, Command
 
+NUM_INPUTS = 4 + 4 * 8  # of the interpolation
 IMAGES = {"in_chans": 1, "num_classes": 100, "img_size": 32}
 
 
@@ -39,9 +47,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         accuracy, latency_ms = true_values(space.architecture(parameters))
         networks.append(Network(parameters, accuracy, 1.0, latency_ms if number % 2 else None, 2.0 * (number % 2)))
     # Long scales of all inputs, and little noise: fitting them takes minutes for tables of this size and larger.
-    theta = [0.0, *[math.log(5.0)] * 27, math.log(1e-5)]
+    theta = [0.0, *[math.log(5.0)] * NUM_INPUTS, math.log(1e-5)]
     file = tmp_path_factory.mktemp("table") / "simple.json.gz"
-    Table({"machine": "none"}, config, networks, {"accuracy": theta, "latency": theta}).write(file)
+    Table({"machine": "none"}, config, networks, {"accuracy": theta, "latency": theta}, best=()).write(file)
     return file
 
 
@@ -79,16 +87,19 @@ def test_best_front_is_no_worse_than_any_recorded_network(table: Path) -> None:
     assert read.gain([*read.best, *recorded]) == pytest.approx(1, abs=1e-9)
 
 
-def test_scores_depend_on_the_network_alone_and_measurements_have_errors(table: Path) -> None:
+def test_scores_depend_on_network_and_seed_and_measurements_have_errors(table: Path) -> None:
     read, again = Table.read(table), Table.read(table)
     network = read.best[0]
-    assert read.score(network) == again.score(network)
+    assert read.score(network, 0) == again.score(network, 0)
+    scores = np.array([read.score(network, seed) for seed in range(200)])
+    assert scores.mean() == pytest.approx(read.values([network])[0][0], abs=3 * read.score_deviation / 200**0.5)
+    assert scores.std() == pytest.approx(read.score_deviation, rel=0.2)
     rng = np.random.default_rng(0)
     ratios = np.array([read.measured_ms(network, rng) for _ in range(200)]) / read.values([network])[1]
     assert 0.007 < np.log(ratios).std() < 0.013
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "GP"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_each_arm_evaluates_known_networks_first_and_then_others(table: Path, arm: str) -> None:
     evaluated = search(table, arm, seed=1, num_trials=24)
     read = read_table(table)
@@ -110,11 +121,26 @@ def test_ours_is_repeated_by_its_seed(table: Path) -> None:
     assert first == again
 
 
-def test_time_is_that_of_scores_and_measurements(table: Path) -> None:
+def test_time_is_that_of_scores_measurements_and_proposals(table: Path) -> None:
     measured = search(table, MACS, seed=0, num_trials=10)
     assert measured[-1].seconds == pytest.approx(10 * 2.0, rel=0.01)
-    scored = search(table, next(iter(SAMPLERS)), seed=0, num_trials=10)
-    assert 10 * 3.0 < scored[-1].seconds < 10 * 3.0 + 5
+    ticks = itertools.count()
+    proposals = run_sampler(read_table(table), 0, RandomSampler(seed=0), is_flat=False, clock=lambda: float(next(ticks)))
+    scored = list(itertools.islice(proposals, 10))
+    assert scored[-1].seconds == pytest.approx(10 * (1.0 + 2.0 + 1.0), rel=0.01)
+
+
+def test_network_that_comes_again_costs_nothing(table: Path) -> None:
+    read = read_table(table)
+    ticks = itertools.count(0, 0)
+    first, *_ = read.space.baselines().values()
+    with quiet_experimental():
+        sampler = PartialFixedSampler(first, RandomSampler(seed=0))
+    evaluated = list(itertools.islice(run_sampler(read, 0, sampler, is_flat=False, clock=lambda: float(next(ticks))), 30))
+    distinct = {Architecture.from_dict(network.architecture).key: network for network in evaluated}
+    assert len(distinct) < 30
+    assert evaluated[-1].seconds == pytest.approx(3.0 * len(distinct), rel=0.01)
+    assert all(distinct[Architecture.from_dict(n.architecture).key].latency_ms == n.latency_ms for n in evaluated)
 
 
 def test_front_is_chosen_by_what_was_seen_and_valued_by_what_is_true(table: Path) -> None:
@@ -126,8 +152,8 @@ def test_front_is_chosen_by_what_was_seen_and_valued_by_what_is_true(table: Path
     assert gains(read, [fooled[1], unmeasured])[-1] == pytest.approx(read.gain([bad]))
 
 
-def test_curve_tells_when_a_gain_is_reached() -> None:
-    curve = Curve(np.array([[0.0, 0.5, 0.9], [0.0, 0.1, 0.6], [0.2, 0.7, 0.7]]), np.tile([10.0, 20.0, 30.0], (3, 1)))
+def test_curve_tells_from_when_on_a_gain_is_kept() -> None:
+    curve = Curve(np.array([[0.0, 0.5, 0.9], [0.6, 0.1, 0.6], [0.2, 0.7, 0.7]]), np.tile([10.0, 20.0, 30.0], (3, 1)))
     assert curve.until(0.5) == (2, 20)
     assert curve.until(0.65) == (3, 30)
     assert curve.until(0.95) == (math.inf, math.inf)
@@ -148,11 +174,70 @@ def test_command_goes_on_and_draws(
         assert printed.count("s of simulated time") == num_new
         assert "after 20" in printed
     assert (tmp_path / "figure.png").stat().st_size > 0
-    stored = json.loads(next(tmp_path.glob("outputs/peers/simple/ours-0-21.json")).read_text())
-    assert len(stored) == 21
+    file = next(tmp_path.glob("outputs/peers/simple/ours-0-21.json"))
+    stored = json.loads(file.read_text())
+    assert len(stored["networks"]) == 21
+    file.write_text(json.dumps(stored | {"made_with": {"table": "another"}}))
+    with pytest.raises(SystemExit, match="2"):
+        run_command(monkeypatch, str(table), "--arms", OURS, "--trials", "21", "--seeds", "1")
+    assert "ours-0-21.json is of another table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trials", "0"], "invalid positive value: '0'"),
+        (["--trials", "1000000"], "lower it"),
+        (["--arms", "best"], "invalid choice"),
+    ],
+)
+def test_mistakes_are_named(
+    table: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_command(monkeypatch, str(table), *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"no table", gzip.compress(b"{}"), gzip.compress(b'{"format": 0}')])
+def test_file_that_is_not_a_table_is_named(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.json.gz").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        run_command(monkeypatch, str(tmp_path / "other.json.gz"))
+    assert "other.json.gz is not a table of this version" in capsys.readouterr().err
 
 
 def test_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run_command(monkeypatch, "missing.json.gz")
-    assert "missing.json.gz is not a file" in capsys.readouterr().err
+    assert "missing.json.gz is not a table of this version" in capsys.readouterr().err
+
+
+def test_space_of_one_width_is_refused(table: Path) -> None:
+    read = Table.read(table)
+    config = {**read.config, "space": {**read.config["space"], "embed_dim": [8]}}
+    theta = [0.0, *[math.log(5.0)] * NUM_INPUTS, math.log(1e-5)]
+    networks = [network for network in read.networks if network.parameters["embed_dim"] == 8]
+    with pytest.raises(UserError, match="one width"):
+        Table({}, config, networks, {"accuracy": theta, "latency": theta}, best=())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_table_is_recorded_by_three_searches(tmp_path: Path) -> None:
+    arguments = ["table.json.gz", "--random", "12", "--nsga2", "9", "--default", "10", *TINY, "space.embed_dim=[4,8]"]
+    for _ in range(2):
+        with Command(tmp_path, "benchmarks.record", *arguments) as command:
+            printed = command.wait(900)
+        assert command.returncode == 0, printed
+    read = Table.read(tmp_path / "table.json.gz")
+    assert len(read.networks) >= 12
+    assert read.provenance["commands"][0].endswith("study.name=random study.n_trials=12")
+    assert any(network.latency_ms is not None for network in read.networks)
+    assert "12" in printed

@@ -25,7 +25,10 @@ from search.study.targets import targets_of
 from search.study.trial import finished_trials
 
 log = logging.getLogger(__name__)
-FORMATS = ("yaml", "safetensors", "torch_export", "onnx", "onnx_int8", "openvino", "openvino_int8")
+FORMATS = (
+    "yaml", "safetensors", "torch_export", "onnx", "onnx_float16", "onnx_int8", "openvino", "openvino_float16",
+    "openvino_int8",
+)  # fmt: skip
 
 
 def main(cfg: DictConfig) -> None:
@@ -116,8 +119,8 @@ def deploy_all(
     else:
         log.info("the study was not measured on this device with these settings: calibrating its anchor network here")
         calibration = target.calibrate(any_target.calibration.anchor)
-    has_int8 = any(name.endswith("int8") for name in formats)
-    images = images_of_search(folder, cfg.data_path, study, side, bool(cfg.trusted)) if has_int8 else None
+    is_rounded = any(name.endswith(("int8", "float16")) for name in formats)  # so the accuracy of the files counts
+    images = images_of_search(folder, cfg.data_path, study, side, bool(cfg.trusted)) if is_rounded else None
     for file in files:
         written = deploy(file, formats, target, calibration, folder / "deploy" / file.stem, images, versions)
         console.print(f"deployable files and their card: {written}", soft_wrap=True)

@@ -89,7 +89,7 @@ def deploy(
         networks[INT8] = int8_network(for_int8, images, side, file, versions)
     files = {}
     for name in formats:
-        network = networks[FORMATS[name].dtype]
+        network = networks[INT8 if FORMATS[name].dtype == INT8 else FLOAT32]
         files[name] = write_and_measure(network, name, folder, shape, target, calibration)
         if images is not None and network.trained.is_trained:
             files[name] |= accuracy_of_file(name, folder, images, network.trained, side)

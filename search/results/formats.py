@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -33,11 +35,11 @@ class Format:
 
     Attributes:
         file: its name.
-        write: takes a network of the format's dtype and the path.
+        write: takes the network in float32 or, for int8, in integers, and the path.
         load: takes the path and a number of threads.
         use: how to run it, for people.
         runs_code: whether loading a file may run code that is in it.
-        dtype: that the file computes in, "float32" or "int8".
+        dtype: that the file is for: "float32", "float16" (devices without it compute in float32) or "int8".
         package: that writing and running it needs, if not every installation has it, and the extra that installs it.
     """
 
@@ -75,12 +77,26 @@ def load_exported(path: Path, num_threads: int) -> Compute:
 
 def write_onnx(deployable: Deployable, path: Path) -> None:
     """Write the file that searches measure with ONNX Runtime: `models.deploy.onnx` says why the recorded one is the same."""
-    model = onnx.load_from_string(deployable.onnx)
-    onnx.helper.set_model_props(model, dict(deployable.trained.metadata))  # get_modelmeta().custom_metadata_map has them
+    write_onnx_model(onnx.load_from_string(deployable.onnx), deployable, path)
+
+
+def write_onnx_float16(deployable: Deployable, path: Path) -> None:
+    """Write weights and operators in float16; inputs and outputs stay in float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a warning for each weight that rounds to zero
+        model = convert_float_to_float16(onnx.load_from_string(deployable.onnx), keep_io_types=True)
+    write_onnx_model(model, deployable, path)
+
+
+def write_onnx_model(model: onnx.ModelProto, deployable: Deployable, path: Path) -> None:
+    """Write a model with facts about the network, which `get_modelmeta().custom_metadata_map` has."""
+    onnx.helper.set_model_props(model, dict(deployable.trained.metadata))
     write_bytes(path, bytes(model.SerializeToString()))
 
 
-def write_openvino(deployable: Deployable, path: Path) -> None:
+def write_openvino(deployable: Deployable, path: Path, compress_to_fp16: bool = False) -> None:
     """Write OpenVINO's two files, of the graph (.xml) and of the weights (.bin), with the scales of the ONNX file."""
     import openvino
 
@@ -89,7 +105,7 @@ def write_openvino(deployable: Deployable, path: Path) -> None:
         model.set_rt_info(value, [key])
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model.xml"
-        openvino.save_model(model, saved, compress_to_fp16=False)
+        openvino.save_model(model, saved, compress_to_fp16=compress_to_fp16)
         write_bytes(path.with_suffix(".bin"), saved.with_suffix(".bin").read_bytes())
         write_bytes(path, saved.read_bytes())
 
@@ -97,7 +113,7 @@ def write_openvino(deployable: Deployable, path: Path) -> None:
 def load_openvino(path: Path, num_threads: int) -> Compute:
     import openvino
 
-    compiled = open_model(openvino.Core(), path, "float32", num_threads)  # or in integers, as the file says
+    compiled = open_model(openvino.Core(), path, "float32", num_threads)  # weights are as the file has them
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])
 
 
@@ -121,7 +137,16 @@ FORMATS = {
         "model.pt2", write_exported, load_exported, "torch.export.load(FILE).module()(images)", runs_code=True
     ),
     "onnx": Format("model.onnx", write_onnx, load_onnx, RUN_ONNX),
+    "onnx_float16": Format("model.float16.onnx", write_onnx_float16, load_onnx, RUN_ONNX, dtype="float16"),
     "onnx_int8": Format("model.int8.onnx", write_onnx, load_onnx, RUN_ONNX, dtype="int8"),
     "openvino": Format("model.xml", write_openvino, load_openvino, RUN_OPENVINO, package="openvino"),
+    "openvino_float16": Format(
+        "model.float16.xml",
+        partial(write_openvino, compress_to_fp16=True),
+        load_openvino,
+        RUN_OPENVINO,
+        dtype="float16",
+        package="openvino",
+    ),
     "openvino_int8": Format("model.int8.xml", write_openvino, load_openvino, RUN_OPENVINO, dtype="int8", package="openvino"),
 }

@@ -42,7 +42,7 @@ from tests.support.commands import TINY, Command, call
 
 EXPORT = ["study.name=first", "latency.max_seconds=0.3", "latency.calibration_seconds=0.3"]
 OLDER = ["onnx.opset=18", "onnx.ir_version=9"]
-DEPLOY = [*EXPORT, "pick=knee", "format=[yaml,safetensors,torch_export,onnx,onnx_int8]", *OLDER]
+DEPLOY = [*EXPORT, "pick=knee", "format=[yaml,safetensors,torch_export,onnx,onnx_float16,onnx_int8]", *OLDER]
 WRITTEN = {name: kind for name, kind in FORMATS.items() if not kind.package}
 INT8 = ["init=trained", "train.quantise=int8", "train.lr=1e-4"]
 
@@ -74,7 +74,7 @@ def test_every_file_computes_what_was_trained(deployed: Path) -> None:
             x = torch.rand(batch, 1, 32, 32)
             with torch.inference_mode():
                 expected = (fine_tuned if is_int8 else network)(x)
-            limit = 0.1 if is_int8 else PARITY["float32"]
+            limit = 0.1 if is_int8 else PARITY[kind.dtype]
             torch.testing.assert_close(compute(x), expected, rtol=0, atol=limit * float(expected.abs().max()), msg=name)
 
 
@@ -105,15 +105,34 @@ def test_int8_files_are_smaller_and_have_their_own_accuracy(deployed: Path) -> N
     assert f"`{rounded['file']}` computes its linear layers in 8-bit integers" in card
 
 
+def test_float16_file_has_half_the_size_and_the_same_accuracy(deployed: Path) -> None:
+    files = json.loads((deployed / "card.json").read_text(encoding="utf-8"))["files"]
+    whole, half = files["onnx"], files["onnx_float16"]
+    types = [
+        tensor.data_type for tensor in onnx.load(deployed / "model.float16.onnx").graph.initializer if len(tensor.dims) > 1
+    ]
+    assert types.count(onnx.TensorProto.FLOAT16) > 0
+    assert onnx.TensorProto.FLOAT not in types
+    assert half["bytes"] < 0.7 * whole["bytes"]  # the graph itself is much of so small a file
+    assert half["test_accuracy"] == pytest.approx(whole["test_accuracy"], abs=0.005)
+    assert "`model.float16.onnx` has its weights in float16" in (deployed / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_openvino_files_compute_what_was_trained(deployed: Path) -> None:
     """In a process of its own, for OpenVINO and the processes that load images do not get along in one."""
-    with Command(Path.cwd(), "search.export", *EXPORT, "pick=knee", "format=[openvino,openvino_int8]") as export:
+    with Command(
+        Path.cwd(), "search.export", *EXPORT, "pick=knee", "format=[openvino,openvino_float16,openvino_int8]"
+    ) as export:
         printed = export.wait()
     assert export.returncode == 0, printed
     files = json.loads((deployed / "card.json").read_text(encoding="utf-8"))["files"]
-    sizes = [(deployed / name).stat().st_size for name in ("model.bin", "model.int8.bin")]
-    assert sizes[1] < 0.9 * sizes[0]
+    whole, half, rounded = (
+        (deployed / name).stat().st_size for name in ("model.bin", "model.float16.bin", "model.int8.bin")
+    )
+    assert rounded < 0.9 * whole
+    assert half < 0.6 * whole
+    assert files["openvino_float16"]["test_accuracy"] == pytest.approx(files["openvino"]["test_accuracy"], abs=0.005)
     assert files["openvino_int8"]["test_accuracy"] == pytest.approx(files["openvino"]["test_accuracy"], abs=0.1)
 
 
@@ -160,8 +179,8 @@ def test_card_has_what_was_measured(deployed: Path) -> None:
     facts = json.loads((deployed / "card.json").read_text(encoding="utf-8"))
     card = (deployed / "README.md").read_text(encoding="utf-8")
     assert set(facts["files"]) == set(WRITTEN)
-    for file in facts["files"].values():
-        assert file["parity"] <= PARITY["float32"] or "float32_layers" in file
+    for name, file in facts["files"].items():
+        assert file["parity"] <= PARITY[FORMATS[name].dtype]
         assert file["latency"]["repetitions"] > 1
         assert f"{file['latency']['latency_ms']:.3f}" in card
     assert "| stage | width | blocks | window | Lo-Fi heads | heads | MLP ratio |" in card
