@@ -33,8 +33,8 @@ NO_KERNELS: Kernels = MappingProxyType({})
 WHOLE_LAYER = Kernel(chunks=1)
 MIN_SECONDS, MIN_PASSES = 2.0, 30  # time limit: the longer one of so many seconds and so many passes of the model
 MIN_TURNS, MAX_TURNS = 5, 40  # of every kernel of a layer; a further one before them warms up
-MAX_RATIO = 0.95  # kernels that gained 1 to 5 % in the model lost up to 6 % in other processes, and in turn with others
-MIN_STANDARD_ERRORS = 1.0  # by which a ratio is below it; choosing one of two equal kernels by mistake costs nothing
+MAX_RATIO = 0.95  # kernels that were 1 to 5 % faster when they were chosen were up to 6 % slower in other processes (EPYC)
+MIN_STANDARD_ERRORS = 1.0  # by which a ratio is below it
 MEDIAN_ERROR = 1.2533 * 1.4826  # standard error of a median of n normal values, over their median deviation / sqrt(n)
 
 
@@ -182,7 +182,7 @@ def ratios_to(reference: Kernel, times: Sequence[tuple[Kernel, float]]) -> Itera
 
 
 def fastest_kernel(reference: Kernel, ratios: Mapping[Kernel, Sequence[float]]) -> Kernel:
-    """Return the kernel with the smallest ratio of those that are surely faster than the reference, or the reference."""
+    """Return the kernel with the smallest ratio of those that are faster than the reference, or the reference."""
     faster = {kernel: statistics.median(values) for kernel, values in ratios.items() if is_faster(values)}
     return min(faster, key=faster.__getitem__, default=reference)
 

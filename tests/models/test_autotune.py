@@ -125,14 +125,13 @@ class Times:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("best", [0.7, 0.9, 1.0, 1.2])
-def test_kernel_that_is_surely_faster_is_chosen(best: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("best", [0.7, 0.9, 0.97, 1.0, 1.2])
+def test_kernel_that_is_clearly_faster_is_chosen(best: float, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = feed_forward(48), torch.randn(4, 16, 16, 48)
     plain, *others = layer.kernels(x)
     monkeypatch.setattr(tuning, "time_layers", Times({plain: 1.0, **dict.fromkeys(others, 1.3), others[-1]: best}))
     tuning.choose_kernels({layer: x}, partial(layer, x), num_passes=40, known={})
-    if best != 1:
-        assert layer.kernel == (others[-1] if best < 1 else plain)
+    assert layer.kernel == (others[-1] if best < tuning.MAX_RATIO else plain)
 
 
 @torch.no_grad()
@@ -145,7 +144,7 @@ def test_noise_alone_rarely_replaces_a_kernel(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(tuning, "time_layers", times)
         tuning.choose_kernels({layer: x}, partial(layer, x), num_passes=0, known={})
         chosen.append(layer.kernel)
-    assert chosen.count(plain) > 30  # 60 if the errors were none; 15 if any median below 1 sufficed
+    assert chosen.count(plain) > 50
 
 
 def test_layer_that_the_example_does_not_reach_is_computed_by_its_size(architecture: Architecture) -> None:
