@@ -119,8 +119,8 @@ def deploy_all(
     else:
         log.info("the study was not measured on this device with these settings: calibrating its anchor network here")
         calibration = target.calibrate(any_target.calibration.anchor)
-    is_rounded = any(name.endswith(("int8", "float16")) for name in formats)  # so the accuracy of the files counts
-    images = images_of_search(folder, cfg.data_path, study, side, bool(cfg.trusted)) if is_rounded else None
+    has_int8 = any(name.endswith("int8") for name in formats)
+    images = images_of_search(folder, cfg.data_path, study, side, bool(cfg.trusted)) if has_int8 else None
     for file in files:
         written = deploy(file, formats, target, calibration, folder / "deploy" / file.stem, images, versions)
         console.print(f"deployable files and their card: {written}", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -84,9 +83,7 @@ def write_onnx_float16(deployable: Deployable, path: Path) -> None:
     """Write weights and operators in float16; inputs and outputs stay in float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a warning for each weight that rounds to zero
-        model = convert_float_to_float16(onnx.load_from_string(deployable.onnx), keep_io_types=True)
+    model = convert_float_to_float16(onnx.load_from_string(deployable.onnx), keep_io_types=True)
     write_onnx_model(model, deployable, path)
 
 
