@@ -5,7 +5,7 @@ second half start from nothing, from these weights, and from these weights with 
 of each front, at the same latencies, are trained on from the weights that their search scored them with, and classify test
 images of the second half, which nothing was chosen on. `search.check` tells how well scores rank long trainings.
 
-About two and a half hours on two cores; cut off, the same command goes on.
+About three hours on one core; cut off, the same command goes on.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ from search.results.significance import Monitor, significance_text
 from search.results.tables import front_table
 from search.results.view import LiveView, LogView, make_console, progress_of
 from search.space import Space
+from search.study.convergence import Convergence
 from search.study.coordinator import Coordinator
 from search.study.drift import drift_notes
 from search.study.evaluate import Rules
@@ -100,6 +101,8 @@ def main(cfg: DictConfig) -> None:
         num_finished = len(finished_trials(study))
         if num_finished >= cfg.study.n_trials:
             log.info("study %s is complete: %d of %d trials are finished", folder.name, num_finished, cfg.study.n_trials)
+        elif has_converged(cfg, study):
+            log.info("study %s has converged at study.min_expected_gain=%g", folder.name, cfg.study.min_expected_gain)
         elif not used_up(study, space):
             retry = RetryPolicy(cfg.storage.retry_seconds, lock)
             asyncio.run(search(cfg, study, space, folder, console, retry, start))
@@ -165,6 +168,7 @@ async def search(
                 publish=dashboard.publish_front,
                 view=view,
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
+                min_expected_gain=cfg.study.min_expected_gain,
             )
             if not await coordinator.run(cfg.study.n_trials, minutes_left()):
                 log.info(TIME_IS_UP, cfg.study.timeout_minutes, "")
@@ -243,6 +247,15 @@ def used_up(study: optuna.Study, space: Space) -> str:
     )
 
 
+def has_converged(cfg: DictConfig, study: optuna.Study) -> bool:
+    """Whether further networks are expected to add less than the configuration asks for."""
+    limit, trials = cfg.study.min_expected_gain, finished_trials(study)
+    if limit is None or not trials:
+        return False
+    outlook = Convergence.of(trials, references_ms(targets_of(study))).outlook()
+    return outlook is not None and outlook.share < limit
+
+
 def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console, is_open: bool) -> None:
     """Show the front, save it, and say how to go on.
 
@@ -266,7 +279,8 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         console.print(front_table(f"Front of {len(trials)} finished trials", trials, checked))
         told_apart = significance_text(trials, references_ms(targets_of(study)))
         gain = gain_over_pattern(trials)
-        texts = told_apart if gain is None else [*told_apart, f"{gain}."]
+        outlook = Convergence.of(trials, references_ms(targets_of(study))).outlook()
+        texts = [*told_apart, *(f"{each}." for each in (gain, outlook) if each is not None)]
         console.print("\n".join(texts), highlight=False, markup=False, soft_wrap=True)
         file = pareto / member_name(members[-1])
         lines.append(f"train one:   python -m search.train arch={file} {images_overrides(cfg)}")

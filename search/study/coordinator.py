@@ -18,13 +18,14 @@ from models.architecture import Architecture
 from search import SearchStopped, one_line
 from search.engine.base import Engine, EngineFailure
 from search.latency.block_model import BlockModel, Prediction
+from search.study.convergence import Convergence
 from search.study.drift import recent_slowdown
 from search.study.evaluate import Rules, evaluate
 from search.study.front import front, front_hypervolume
 from search.study.known import Known, OverLimits, RuledOut
 from search.study.limits import COSTS, Values
 from search.study.targets import Target, references_ms
-from search.study.trial import ORIGIN, SAMPLED, TrialRecord, TrialResult
+from search.study.trial import EXPECTED_GAIN, ORIGIN, SAMPLED, TrialRecord, TrialResult
 from search.study.writer import StudyWriter
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class RunningTrial:
     Attributes:
         predictions: its latencies by the block models, when it began.
         may_skip: whether its measurement may be skipped because of these predictions.
+        expected_gain: as in `TrialRecord`.
     """
 
     number: int
@@ -83,6 +85,7 @@ class RunningTrial:
     parameters: Mapping[str, bool | int | float]
     predictions: Mapping[str, Prediction]
     may_skip: bool
+    expected_gain: float | None = None
 
 
 @dataclass
@@ -95,6 +98,8 @@ class Coordinator:
         save_samples: stores the raw samples of a trial's measurements.
         publish: shows all finished trials elsewhere, such as on the dashboard, when the front has changed.
         clock: in seconds.
+        min_expected_gain: end when the next networks are expected to add less, as a share of what the search has gained
+            over the known networks (convergence.py); None to go on until enough trials are finished.
     """
 
     writer: StudyWriter
@@ -108,6 +113,8 @@ class Coordinator:
     view: View
     max_consecutive_failures: int
     clock: Callable[[], float] = time.monotonic
+    min_expected_gain: float | None = None
+    _convergence: Convergence = field(init=False)
     _finished: list[TrialRecord] = field(default_factory=list)
     _latest_results: dict[str, TrialResult] = field(default_factory=dict)  # of each network, by key
     _front: list[TrialRecord] = field(default_factory=list)
@@ -125,11 +132,15 @@ class Coordinator:
     _is_published: bool = True
     _publish_at: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._convergence = Convergence(references_ms(self.targets))
+
     async def run(self, n_trials: int, timeout_minutes: float | None) -> bool:
         """Run trials until n_trials are finished, those of earlier runs included.
 
         Returns:
-            Whether n_trials are finished or the space is used up; False if the time was up before.
+            Whether n_trials are finished, the space is used up or the search has converged; False if the time was up
+            before.
 
         Raises:
             SearchStopped: after several failures in a row.
@@ -152,7 +163,7 @@ class Coordinator:
         except BaseException:
             self._stop()
             raise
-        return len(self._finished) >= n_trials or self._is_used_up()
+        return len(self._finished) >= n_trials or self._is_used_up() or self._has_converged()
 
     def recover(self) -> None:
         """Read where the study stands; `run` begins with it."""
@@ -166,13 +177,20 @@ class Coordinator:
 
     def _has_room(self) -> bool:
         """Whether another trial is wanted, and the engine has a use for it. Never exceed the trial budget."""
-        if self._is_used_up():
+        if self._is_used_up() or self._has_converged():
             return False
         return len(self._running) < min(self.engine.num_trials, self._num_wanted - len(self._finished))
 
     def _is_used_up(self) -> bool:
         """Whether every network of the space is being or was evaluated; those that failed or were skipped count."""
         return len(self._tried) >= self._space_size
+
+    def _has_converged(self) -> bool:
+        """Whether further networks are expected to add too little."""
+        if self.min_expected_gain is None:
+            return False
+        outlook = self._convergence.outlook()
+        return outlook is not None and outlook.share < self.min_expected_gain
 
     def _begin(self) -> None:
         """Ask for a trial and start to evaluate it."""
@@ -187,7 +205,8 @@ class Coordinator:
         if not may_skip:
             self._num_unmeasured = 0  # this one is measured
         origin = trial.user_attrs.get(ORIGIN, SAMPLED)
-        running = RunningTrial(trial.number, architecture, origin, trial.params, predictions, may_skip)
+        expected_gain = trial.user_attrs.get(EXPECTED_GAIN)
+        running = RunningTrial(trial.number, architecture, origin, trial.params, predictions, may_skip, expected_gain)
         self._running.add(asyncio.create_task(self._run_trial(running)))
 
     async def _run_trial(self, trial: RunningTrial) -> None:
@@ -235,6 +254,7 @@ class Coordinator:
             origin=trial.origin,
             parameters=dict(trial.parameters),
             predicted_ms=predicted_ms,
+            expected_gain=trial.expected_gain,
         )
         self.writer.finish(record)
         self._num_failures = self._num_over_limits = 0
@@ -270,6 +290,7 @@ class Coordinator:
             raise SearchStopped(f"stopped after {self._num_failures} failed trials in a row; the last one failed: {reason}")
 
     def _learn(self, record: TrialRecord) -> None:
+        self._convergence.observe(record)
         self._latest_results[record.architecture.key] = record.result
         for name, latency in record.result.latencies.items():
             if latency.measured:

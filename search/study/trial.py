@@ -21,6 +21,7 @@ from search.study.limits import Values
 from search.study.targets import Role, Target
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+EXPECTED_GAIN = "expected_gain"  # attribute of a trial: in hypervolume, by the sampler that proposed it
 SAMPLED = "sampled"  # origin of trials that the sampler proposed
 INTERRUPTED = "interrupted"  # status of trials that a stopped search left open
 STATUS, ORIGIN, LATENCIES = "status", "origin", "latencies"  # attributes of a trial
@@ -76,6 +77,7 @@ class TrialRecord:
         origin: name of the baseline that it evaluates, or `SAMPLED`.
         parameters: what the trial was asked.
         predicted_ms: what the block models predicted before anything was measured, by target.
+        expected_gain: in hypervolume, by the sampler that proposed the network; None if it made no prediction.
     """
 
     number: int
@@ -86,6 +88,7 @@ class TrialRecord:
     origin: str
     parameters: Parameters = field(default_factory=dict)
     predicted_ms: Mapping[str, float] = field(default_factory=dict)
+    expected_gain: float | None = None
 
     @property
     def costs(self) -> Values:
@@ -171,6 +174,7 @@ def read(trial: FrozenTrial) -> TrialRecord:
         origin=attrs.get(ORIGIN, SAMPLED),
         parameters=trial.params,
         predicted_ms=attrs["predicted_latencies_ms"],
+        expected_gain=attrs.get(EXPECTED_GAIN),
     )
 
 

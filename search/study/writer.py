@@ -25,9 +25,11 @@ from search.space.space import Parameters, Space
 from search.study.known import OverLimits, RuledOut
 from search.study.limits import Limits, Values, excesses
 from search.study.locks import RetryPolicy
+from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import is_away, quiet_experimental
 from search.study.targets import Target, objectives
 from search.study.trial import (
+    EXPECTED_GAIN,
     INTERRUPTED,
     ORIGIN,
     OVER_LIMITS,
@@ -123,7 +125,11 @@ class StudyWriter:
             if mistake := self._mistake_in(trial):
                 return trial, mistake
             trial.set_user_attr(SEED, index)
-            return trial, self.space.suggest(trial)
+            architecture = self.space.suggest(trial)
+            sampler = self.study.sampler
+            if isinstance(sampler, SurrogateSampler) and sampler.expected_gain is not None:
+                trial.set_user_attr(EXPECTED_GAIN, sampler.expected_gain)
+            return trial, architecture
 
         trial, architecture = self.retry(ask)
         while isinstance(architecture, str):

@@ -14,9 +14,7 @@ Optuna's own samplers know neither that latency is a sum over blocks nor which p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -29,55 +27,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.architecture import Architecture, check_int, check_number
 from search.latency import block_model
-from search.latency.base import Latency
 from search.space.space import Parameters, Space
-from search.study.front import evaluated
 from search.study.pareto import front_indices, gain
 from search.study.samplers import accuracy_model, failure_model
 from search.study.samplers.accuracy_model import AccuracyModel
 from search.study.samplers.failure_model import FailureModel
 from search.study.samplers.limit_model import StudyLimits
-from search.study.trial import TrialRecord, ended_with_failure, has_failed, is_finished, is_skipped, network_of, read
+from search.study.samplers.row import Row
+from search.study.trial import ended_with_failure, has_failed, is_finished, is_skipped, network_of, read
 
 MAX_DRAWS = 10  # children drawn for each that is wanted: in a space that is nearly used up few are new
 NUM_DRAWS = 8  # models of accuracy over which a gain is averaged
 NUM_SAMPLES = 256  # networks that show how much an input of a model varies in the space
 
 Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the models get of a network.
-
-    Attributes:
-        accuracy: nan if it has none or exceeds a limit.
-        inputs: of the model of accuracy, (inputs,).
-        blocks: of the block model, (features,).
-    """
-
-    trial: TrialRecord
-    accuracy: float
-    inputs: Vector
-    blocks: Vector
-
-    @classmethod
-    def of(cls, trial: TrialRecord, img_size: int) -> Self:
-        network = trial.architecture
-        accuracy = trial.accuracy if evaluated([trial]) else math.nan
-        return cls(trial, accuracy, accuracy_model.inputs_of(network), block_model.features(network, img_size))
-
-    @property
-    def is_scored(self) -> bool:
-        return not math.isnan(self.accuracy)
-
-    @property
-    def latencies_ms(self) -> list[float]:
-        return self.trial.result.latencies_ms
-
-    def latency_on(self, target: str) -> Latency | None:
-        """None where an earlier target's limit is exceeded, so that this one was not measured."""
-        return self.trial.result.latencies.get(target)
 
 
 class SurrogateSampler(BaseSampler):
@@ -92,6 +55,9 @@ class SurrogateSampler(BaseSampler):
         population_size: how many networks children are bred from.
         num_children: how many are compared for a proposal.
         mutation: probability of a parameter to be drawn anew.
+
+    Attributes:
+        expected_gain: what the latest proposal should add to the hypervolume of the front; None of a random network.
 
     Raises:
         ValueError: naming the setting that makes no sense.
@@ -118,6 +84,7 @@ class SurrogateSampler(BaseSampler):
         self.num_children = num_children
         self.mutation = mutation
         self.rng = np.random.default_rng(seed)
+        self.expected_gain: float | None = None
         self._limits = StudyLimits()  # without targets before the study was read
         self._seen: set[int] = set()  # numbers of the closed trials that were read
         self._num_finished = 0  # of those
@@ -130,6 +97,7 @@ class SurrogateSampler(BaseSampler):
     def seeded(self, seed: int) -> Self:
         """This sampler, for a trial that draws from this seed: what it has read of the study stays read."""
         self.rng = np.random.default_rng(seed)
+        self.expected_gain = None
         self._proposals.clear()
         return self
 
@@ -295,7 +263,10 @@ class SurrogateSampler(BaseSampler):
             nearness = accuracies[:, index].mean() - max(no_slower, default=0.0)
             return safety, gained * (1 - failures[index]), nearness - failures[index]
 
-        return children[max(range(len(children)), key=worth)]
+        best, (_, self.expected_gain, _) = max(
+            ((index, worth(index)) for index in range(len(children))), key=lambda indexed: indexed[1]
+        )
+        return children[best]
 
     def end(self, target: str, scored: Sequence[Row]) -> float:
         """The latency that the front ends at: the target's limit, or the slowest network's."""
