@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -203,11 +204,16 @@ def test_mistakes_are_named(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"no table", gzip.compress(b"{}"), gzip.compress(b'{"format": 0}')])
+@pytest.mark.parametrize("content", ["", "no table", "{}", '{"format": 0}'])
+@pytest.mark.parametrize("compress", [str.encode, lambda text: gzip.compress(text.encode())], ids=["plain", "compressed"])
 def test_file_that_is_not_a_table_is_named(
-    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    content: str,
+    compress: Callable[[str], bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "other.json.gz").write_bytes(content)
+    (tmp_path / "other.json.gz").write_bytes(compress(content))
     with pytest.raises(SystemExit, match="2"):
         run_command(monkeypatch, str(tmp_path / "other.json.gz"))
     assert "other.json.gz is not a table of this version" in capsys.readouterr().err
