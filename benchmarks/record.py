@@ -69,15 +69,21 @@ def search(folder: Path, overrides: list[str], console: Console) -> None:
 
 
 def record(folder: Path, commands: dict[str, list[str]]) -> Table:
-    """Make the table of finished searches."""
+    """Make the table of finished searches.
+
+    Latencies are measured as ratios to one anchor network, which each study calibrates anew: were the machine a tenth slower
+    then, so would they be. In the table all have the calibration of the first study.
+    """
     networks: dict[str, Network] = {}
+    anchor_ms: float | None = None
     for name in commands:
         with reading(name, f"sqlite:///{folder}/outputs/{name}/study.db") as study:
+            target, versions = targets_of(study)[FIRST], study.user_attrs["versions"]
+            anchor_ms = anchor_ms or target.calibration.anchor_ms
             for trial in evaluated(finished_trials(study)):
-                network = network_of(trial)
+                network = network_of(trial, scale=anchor_ms / target.calibration.anchor_ms)
                 if network.latency_ms is not None or trial.architecture.key not in networks:
                     networks[trial.architecture.key] = network
-            target, versions = targets_of(study)[FIRST], study.user_attrs["versions"]
     cfg = OmegaConf.load(folder / "outputs" / "default" / "config.yaml")
     provenance = {
         "commands": [f"python -m search.run {shlex.join(overrides)}" for overrides in commands.values()],
@@ -88,15 +94,15 @@ def record(folder: Path, commands: dict[str, list[str]]) -> Table:
     return Table.fitted(provenance, config, list(networks.values()))
 
 
-def network_of(trial: TrialRecord) -> Network:
-    """The network of a trial that has an accuracy."""
+def network_of(trial: TrialRecord, scale: float) -> Network:
+    """The network of a trial that has an accuracy. scale: of latencies, to another calibration of the anchor."""
     latency, accuracy = trial.result.latencies[FIRST], trial.result.accuracy
     assert accuracy is not None
     return Network(
         parameters=trial.parameters,
         accuracy=accuracy.accuracy,
         score_seconds=accuracy.seconds,
-        latency_ms=latency.latency_ms if latency.measured else None,
+        latency_ms=scale * latency.latency_ms if latency.measured else None,
         measure_seconds=latency.seconds + latency.prepare_seconds if latency.measured else 0.0,
     )
 
