@@ -26,6 +26,7 @@ from search.space import Space
 from search.study.storage import quiet_experimental
 from tests.support.commands import TINY, Command
 
+TABLES = Path(__file__).parents[1] / "benchmarks" / "tables"
 NUM_INPUTS = 4 + 4 * 8  # of the interpolation
 IMAGES = {"in_chans": 1, "num_classes": 100, "img_size": 32}
 
@@ -223,6 +224,19 @@ def test_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     with pytest.raises(SystemExit, match="2"):
         run_command(monkeypatch, "missing.json.gz")
     assert "missing.json.gz is not a table of this version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(TABLES.glob("*.json.gz")), ids=lambda file: file.name)
+def test_recorded_tables_are_of_this_version_and_say_where_they_are_from(file: Path) -> None:
+    recorded = Table.read(file)
+    errors = recorded.errors()
+    assert errors["accuracy"].tau > 0.9
+    assert errors["latency"].deviation < 0.05
+    assert recorded.gain(recorded.best) == 1
+    assert len(recorded.provenance["commands"]) == 3
+    assert all(command.startswith("python -m search.run ") for command in recorded.provenance["commands"])
+    assert {"torch", "onnxruntime"} <= set(recorded.provenance["versions"])
+    assert "device" in recorded.provenance["device"]
 
 
 def test_space_of_one_width_is_refused(table: Path) -> None:
