@@ -29,14 +29,18 @@ class Curve:
     gains: Vector
     seconds: Vector
 
+    @property
+    def end(self) -> float:
+        """Median gain over seeds after the last evaluation."""
+        return float(np.median(self.gains[:, -1]))
+
     def until(self, gain: float) -> tuple[float, float]:
-        """Median number of evaluations, and of seconds, from which on a gain is kept; inf where it is not."""
-        lasting = np.minimum.accumulate(self.gains[:, ::-1], axis=1)[:, ::-1]
-        is_reached = lasting >= gain
-        first, rows = is_reached.argmax(axis=1), np.arange(len(self.gains))
-        numbers = np.where(is_reached.any(axis=1), first + 1.0, np.inf)
-        seconds = np.where(is_reached.any(axis=1), self.seconds[rows, first], np.inf)
-        return float(np.median(numbers)), float(np.median(seconds))
+        """Number of evaluations, and median seconds, until the median over seeds keeps a gain; inf if it never does."""
+        lasting = np.minimum.accumulate(np.median(self.gains, axis=0)[::-1])[::-1]
+        if lasting[-1] < gain:
+            return math.inf, math.inf
+        first = int((lasting >= gain).argmax())
+        return first + 1.0, float(np.median(self.seconds[:, first]))
 
 
 def show(console: Console, curves: dict[str, Curve]) -> None:
@@ -54,9 +58,10 @@ def show(console: Console, curves: dict[str, Curve]) -> None:
     for arm, curve in curves.items():
         means, deviations = curve.gains.mean(axis=0), deviation(curve.gains)
         cells = [f"{means[number - 1]:.3f} ±{deviations[number - 1]:.3f}" for number in checkpoints]
-        end = float(np.median(curve.gains[:, -1]))
-        sooner = "" if arm == OURS or OURS not in curves else until_text(curves[OURS].until(end), curve.until(end))
-        shown.add_row(arm, *cells, until_text(curve.until(end)), sooner)
+        sooner = (
+            "" if arm == OURS or OURS not in curves else until_text(curves[OURS].until(curve.end), curve.until(curve.end))
+        )
+        shown.add_row(arm, *cells, until_text(curve.until(curve.end)), sooner)
     console.print(shown)
 
 
@@ -86,6 +91,7 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
             (line,) = axes.plot(x, mean, label=arm)
             axes.fill_between(x, mean - error, mean + error, alpha=0.15, color=line.get_color())
     by_number.set_xlabel("evaluations")
+    by_number.set_ylim(-0.05, 1.05)
     by_number.set_ylabel("gain over the pattern, 1 = best known front")
     by_time.set_xlabel("simulated seconds")
     by_time.set_xscale("log")

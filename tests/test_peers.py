@@ -155,10 +155,12 @@ def test_front_is_chosen_by_what_was_seen_and_valued_by_what_is_true(table: Path
 
 
 def test_curve_tells_from_when_on_a_gain_is_kept() -> None:
-    curve = Curve(np.array([[0.0, 0.5, 0.9], [0.6, 0.1, 0.6], [0.2, 0.7, 0.7]]), np.tile([10.0, 20.0, 30.0], (3, 1)))
-    assert curve.until(0.5) == (2, 20)
-    assert curve.until(0.65) == (3, 30)
-    assert curve.until(0.95) == (math.inf, math.inf)
+    gains = np.array([[0.6, 0.5, 0.5, 0.9], [0.6, 0.1, 0.6, 0.8], [0.2, 0.4, 0.7, 0.7]])  # medians 0.6, 0.4, 0.6, 0.8
+    curve = Curve(gains, np.tile([10.0, 20.0, 30.0, 40.0], (3, 1)))
+    assert curve.until(0.3) == (1, 10)
+    assert curve.until(0.6) == (3, 30)
+    assert curve.until(curve.end) == (4, 40)
+    assert curve.until(0.9) == (math.inf, math.inf)
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
