@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import shutil
 import signal
 import statistics
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.commands import environment
 from search.accuracy.cache import AccuracyCache
 from search.commands.accuracy import evaluator_factory, initial_weights, standalone_trainings, training_images
 from search.commands.cli import build, conf_dir
@@ -130,10 +130,6 @@ def run(folder: Path, method: str, repetition: int, minutes: float, overrides: l
         finally:
             search.kill()
     done.touch()
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 async def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console) -> dict[str, list[Result]]:

@@ -16,8 +16,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from benchmarks.evaluators import environment
+from benchmarks.commands import run_command
 from benchmarks.evidence_table import ARMS, DTYPE, Measured, draw, show
 from models.architecture import Architecture
 from models.litv2 import build as build_network
@@ -182,12 +180,7 @@ class Evidence:
 
     def command(self, name: str, *settings: str) -> None:
         """Run a command of the project; its output goes to a file. Raises: UserError if it fails."""
-        line = [sys.executable, "-m", f"search.{name}", *self.overrides, *settings]
-        self.say(" ".join(line[2:]))
-        with Path("commands.log").open("a") as log:
-            code = subprocess.run(line, env=environment(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        if code:
-            raise UserError(f"search.{name} ended with exit code {code}; see {self.folder / 'commands.log'}")
+        run_command(name, [*self.overrides, *settings], self.folder, self.console)
 
     def peers(self, data: ImageData) -> list[Contender]:
         """Return the models of timm at both sizes. Raises: UserError if one is unknown."""

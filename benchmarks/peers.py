@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,7 @@ from optuna.samplers import BaseSampler
 from rich.console import Console
 
 from benchmarks.peers_table import OURS, Curve, plot, show
-from benchmarks.simulation import SimulatedEngine, configuration, coordinator
+from benchmarks.simulation import RecordingView, SimulatedEngine, configuration, coordinator
 from benchmarks.tables import LATENCY_ERROR, Table
 from models.architecture import Architecture
 from search import UserError
@@ -45,8 +44,6 @@ from search.files import sha256, write_text
 from search.latency.base import Latency
 from search.latency.estimate import Estimate
 from search.results.export import versions
-from search.results.view import LogView
-from search.study.coordinator import SearchProgress
 from search.study.evaluate import Rules
 from search.study.pareto import front_indices
 from search.study.storage import open_study, quiet_experimental
@@ -142,21 +139,6 @@ def measure_random(table: Table, seed: int) -> Iterator[Evaluated]:
         yield Evaluated(architecture.to_dict(), macs, table.measured_ms(architecture, rng), seconds)
 
 
-class Recorder(LogView):
-    """Records the trials of a search, with the time of the simulation."""
-
-    def __init__(self, engine: SimulatedEngine) -> None:
-        super().__init__(logging.DEBUG)
-        self.engine = engine
-        self.evaluated: list[Evaluated] = []
-
-    def trial_finished(self, trial: TrialRecord, progress: SearchProgress) -> None:
-        super().trial_finished(trial, progress)
-        latency_ms = trial.result.latencies_ms[0] if trial.result.measured else None
-        evaluated = Evaluated(trial.architecture.to_dict(), trial.accuracy, latency_ms, self.engine.clock())
-        self.evaluated.append(evaluated)
-
-
 def our_search(table: Table, seed: int, num_trials: int) -> list[Evaluated]:
     """Search as `search.run` does, one network at a time."""
     rng = np.random.default_rng(seed)
@@ -173,15 +155,21 @@ def our_search(table: Table, seed: int, num_trials: int) -> list[Evaluated]:
     images = table.config["images"]
     cfg.data.in_chans, cfg.data.img_size = images["in_chans"], images["img_size"]
     engine = SimulatedEngine(1, latency_of, accuracy_of)
-    view = Recorder(engine)
+    evaluated: list[Evaluated] = []
+
+    def record(trial: TrialRecord) -> None:
+        latency_ms = trial.result.latencies_ms[0] if trial.result.measured else None
+        evaluated.append(Evaluated(trial.architecture.to_dict(), trial.accuracy, latency_ms, engine.clock()))
+
     with tempfile.TemporaryDirectory() as folder:
         study = open_study("study", f"sqlite:///{folder}/study.db", create=True)
         rules = Rules(seed, scores_before_measuring=True)
         reference_ms = 1.5 * table.slowest_ms
+        view = RecordingView(record)
         ours = coordinator(study, Path(folder), cfg, engine, view, rules, reference_ms, images["num_classes"])
         engine.start_clock()
         asyncio.run(ours.run(num_trials, None))
-    return view.evaluated
+    return evaluated
 
 
 def gains(table: Table, evaluated: Sequence[Evaluated]) -> Vector:
@@ -189,19 +177,19 @@ def gains(table: Table, evaluated: Sequence[Evaluated]) -> Vector:
     members: list[Evaluated] = []
     values: list[float] = []
     for network in evaluated:
-        if network.latency_ms is not None:
-            compared = [*members, network]
-            latencies = [each.latency_ms for each in compared if each.latency_ms is not None]
-            indices = front_indices([each.accuracy for each in compared], latencies)
-            front = [compared[index] for index in indices]
-            changed, members = front != members, front
-        else:
-            changed = False
-        if changed or not values:
-            values.append(table.gain([Architecture.from_dict(each.architecture) for each in members]))
+        front = members if network.latency_ms is None else front_of([*members, network])
+        if front != members or not values:
+            values.append(table.gain([Architecture.from_dict(member.architecture) for member in front]))
         else:
             values.append(values[-1])
+        members = front
     return np.array(values)
+
+
+def front_of(measured: Sequence[Evaluated]) -> list[Evaluated]:
+    """The networks that no other one dominates, as the arm saw them."""
+    latencies = [network.latency_ms for network in measured if network.latency_ms is not None]
+    return [measured[index] for index in front_indices([network.accuracy for network in measured], latencies)]
 
 
 def main() -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from benchmarks.evaluators import environment
+from benchmarks.commands import run_command
 from benchmarks.tables import Network, Table
 from search import UserError
 from search.study.front import evaluated
@@ -57,15 +55,10 @@ def main() -> None:
 
 def search(folder: Path, overrides: list[str], console: Console) -> None:
     """Run a search; its output goes to a file. Raises: UserError if it fails."""
-    command = [sys.executable, "-m", "search.run", *overrides]
-    console.print(" ".join(command[2:]), soft_wrap=True, highlight=False)
-    with (folder / "commands.log").open("a") as log:
-        code = subprocess.run(
-            command, cwd=folder, env=environment(), stdout=log, stderr=subprocess.STDOUT, check=False
-        ).returncode
-    if code:
-        remedy = "if the folder has searches of other overrides, choose another --folder"
-        raise UserError(f"search.run ended with exit code {code}; see {folder / 'commands.log'}; {remedy}")
+    try:
+        run_command("run", overrides, folder, console)
+    except UserError as error:
+        raise UserError(f"{error}; if the folder has searches of other overrides, choose another --folder") from error
 
 
 def record(folder: Path, commands: dict[str, list[str]]) -> Table:

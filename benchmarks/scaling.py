@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import math
 import subprocess
 import sys
@@ -26,17 +25,16 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.simulation import SimulatedEngine, configuration, coordinator
+from benchmarks.simulation import RecordingView, SimulatedEngine, configuration, coordinator
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy
 from search.latency.base import Latency
 from search.latency.block_model import features
 from search.latency.estimate import Estimate
 from search.results.view import LogView
-from search.study.coordinator import Coordinator, SearchProgress
+from search.study.coordinator import Coordinator
 from search.study.evaluate import Rules
 from search.study.storage import open_study
-from search.study.trial import TrialRecord
 
 MEASURE_SECONDS = 0.05
 IMG_SIZE = 32
@@ -139,19 +137,6 @@ def engine_of(case: Case) -> SimulatedEngine:
     return SimulatedEngine(case.num_parallel, measured, partial(trained, seconds=case.seconds))
 
 
-class BusyView(LogView):
-    """Records how busy the coordinator had been at the end of each trial."""
-
-    def __init__(self, engine: SimulatedEngine) -> None:
-        super().__init__(logging.DEBUG)
-        self.engine = engine
-        self.busy: list[float] = []
-
-    def trial_finished(self, trial: TrialRecord, progress: SearchProgress) -> None:
-        super().trial_finished(trial, progress)
-        self.busy.append(self.engine.busy)
-
-
 def start_search(study: optuna.Study, folder: Path, case: Case, engine: SimulatedEngine, view: LogView) -> Coordinator:
     """The coordinator of a case."""
     cfg = configuration(f"sampler={case.sampler}")
@@ -164,12 +149,13 @@ def run(case: Case, folder: Path) -> Result:
     url = f"sqlite:///{folder / 'study.db'}" if case.storage == "sqlite" else case.storage
     name = f"scaling-{uuid4()}"
     engine = engine_of(case)
-    view = BusyView(engine)
+    busy = [0.0]  # seconds of the coordinator at the end of each trial
+    view = RecordingView(lambda trial: busy.append(engine.busy))
     started = start_search(open_study(name, url, create=True), folder, case, engine, view)
     before = Memory.now()
     engine.start_clock()
     assert asyncio.run(started.run(case.num_trials, None))
-    spent = np.diff([0.0, *view.busy])
+    spent = np.diff(busy)
     spent = spent[: max(1, len(spent) - engine.num_trials)]  # after them others are begun
     windows = [float(spent[i : i + WINDOW].mean() * 1e3) for i in range(0, len(spent), WINDOW)]
     memory = Memory.now()
@@ -177,7 +163,7 @@ def run(case: Case, folder: Path) -> Result:
     start = time.perf_counter()
     again = engine_of(case)
     study = open_study(name, url, create=True)
-    resumed = start_search(study, folder, case, again, BusyView(again))
+    resumed = start_search(study, folder, case, again, LogView())
     resumed.recover()
     resumed.writer.ask()
     seconds = time.perf_counter() - start

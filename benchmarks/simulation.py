@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,11 +30,13 @@ from search.latency.base import Calibration, Latency
 from search.latency.block_model import BlockModel
 from search.latency.estimate import Estimate
 from search.results.dashboard import DashboardPublisher
+from search.results.view import LogView
 from search.space import Space
-from search.study.coordinator import Coordinator, View
+from search.study.coordinator import Coordinator, SearchProgress, View
 from search.study.evaluate import Rules
 from search.study.locks import NullLock, RetryPolicy
 from search.study.targets import FIRST, Target, save_targets
+from search.study.trial import TrialRecord
 from search.study.writer import StudyWriter
 
 SETTLING_STEPS = 20  # of the event loop, in which everybody comes to wait: a trial takes a handful from event to event
@@ -139,6 +142,18 @@ class SimulatedEngine:
         self.now += now - self._seen
         self.busy += now - self._seen
         self._seen = now
+
+
+class RecordingView(LogView):
+    """Calls a function with each finished trial."""
+
+    def __init__(self, record: Callable[[TrialRecord], None]) -> None:
+        super().__init__(logging.DEBUG)
+        self.record = record
+
+    def trial_finished(self, trial: TrialRecord, progress: SearchProgress) -> None:
+        super().trial_finished(trial, progress)
+        self.record(trial)
 
 
 def configuration(*overrides: str) -> DictConfig:

@@ -119,7 +119,7 @@ class Table:
         self._logs = np.log([network.latency_ms for network in self.networks if network.latency_ms is not None])
         self._accuracy = fit(self._inputs, self._accuracies, kernels.get("accuracy"))
         self._latency = fit(self._inputs[self._is_measured], self._logs, kernels.get("latency"))
-        if np.ptp(self.values(self.pattern)[1]) == 0:
+        if self._fastest_ms == self.slowest_ms:
             raise UserError(
                 "the space has one width; a comparison goes over the latencies of LITv2 patterns of several widths"
             )
@@ -232,14 +232,17 @@ class Table:
         return pattern, best
 
     @cached_property
+    def _fastest_ms(self) -> float:
+        return float(self.values(self.pattern)[1].min())
+
+    @cached_property
     def slowest_ms(self) -> float:
         """Latency of the slowest pattern, where the comparison ends."""
         return float(self.values(self.pattern)[1].max())
 
     def _mean_accuracy(self, architectures: Sequence[Architecture]) -> float:
-        _, pattern_ms = self.values(self.pattern)
         accuracies, latencies = self.values(architectures)
-        return mean_accuracy(list(accuracies), list(latencies), [pattern_ms.min()], [pattern_ms.max()])
+        return mean_accuracy(list(accuracies), list(latencies), [self._fastest_ms], [self.slowest_ms])
 
     @cached_property
     def _seconds(self) -> tuple[Vector, Vector]:
@@ -265,17 +268,16 @@ class Table:
         """Search the interpolation for its front, by evolution. Returns the parameters of its members."""
         rng = np.random.default_rng(0)
         parents = [network.parameters for network in self.networks] + list(self.space.baselines().values())
-        members: list[Parameters] = []
         for _ in range(GENERATIONS):
             children = [
                 self.space.child([parents[index] for index in rng.integers(len(parents), size=2)], 0.1, rng)
                 for _ in range(POPULATION)
             ]
-            candidates = list({self.space.architecture(p).key: p for p in [*members, *children, *parents]}.values())
-            accuracies, latencies = self.values([self.space.architecture(p) for p in candidates])
-            members = [candidates[index] for index in front_indices(accuracies, latencies)]
-            parents = members
-        return members
+            candidates = {self.space.architecture(parameters): parameters for parameters in [*children, *parents]}
+            accuracies, latencies = self.values(list(candidates))
+            listed = list(candidates.values())
+            parents = [listed[index] for index in front_indices(accuracies, latencies)]
+        return parents
 
 
 def fit(inputs: Vector, values: Vector, theta: Sequence[float] | None) -> GaussianProcessRegressor:

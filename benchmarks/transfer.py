@@ -14,8 +14,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from search import UserError
+from benchmarks.commands import run_command
 from search.commands.cli import build, conf_dir
 from search.results.export import member_name
 from search.results.picking import pick
@@ -192,12 +190,7 @@ class Transfer:
         of_study = [] if study is None else ["+search=cpu_latency", f"study.name={study}", *others]
         if name == "train":
             images += self.sizes()
-        line = [sys.executable, "-m", f"search.{name}", *of_study, *images, *settings]
-        self.say(" ".join(line[2:]))
-        with (self.folder / "commands.log").open("a") as log:
-            code = subprocess.run(line, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        if code not in answers:
-            raise UserError(f"search.{name} ended with exit code {code}; see {self.folder / 'commands.log'}")
+        run_command(name, [*of_study, *images, *settings], self.folder, self.console, answers)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)

@@ -104,9 +104,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, onednn: bool | None =
     Returns:
         (..., out_features).
     """
-    # Asked first, for an exporter would take the size of its example for a limit of the batch.
-    is_exporting = _writes_onnx or torch.compiler.is_exporting()
-    if is_exporting or onednn is False:
+    if onednn is False:
+        return F.linear(x, weight, bias)
+    # Asked before the size, for an exporter would take that of its example for a limit of the batch.
+    if _writes_onnx or torch.compiler.is_exporting():
         return F.linear(x, weight, bias)
     if (onednn or x.numel() * weight.shape[0] >= LARGE_PRODUCT) and _takes_onednn(x, weight):
         assert ONEDNN_LINEAR is not None
@@ -133,8 +134,6 @@ class FastLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        if self.kernel.onednn is False:  # chosen: nothing is left to ask, which a small layer would feel
-            return F.linear(x, self.weight, self.bias)
         return linear(x, self.weight, self.bias, self.kernel.onednn)
 
     def kernels(self, x: Tensor) -> list[Kernel]:

@@ -101,14 +101,16 @@ def main(cfg: DictConfig) -> None:
         num_finished = len(finished_trials(study))
         if num_finished >= cfg.study.n_trials:
             log.info("study %s is complete: %d of %d trials are finished", folder.name, num_finished, cfg.study.n_trials)
-        elif has_converged(cfg, study):
-            log.info("study %s has converged at study.min_expected_gain=%g", folder.name, cfg.study.min_expected_gain)
-        elif not used_up(study, space):
+        elif not has_converged(cfg, study) and not used_up(study, space):
             retry = RetryPolicy(cfg.storage.retry_seconds, lock)
             asyncio.run(search(cfg, study, space, folder, console, retry, start))
-        if summary := used_up(study, space):
+        summary, converged = used_up(study, space), has_converged(cfg, study)
+        if summary:
             log.info("study %s: %s; there is nothing left to search", folder.name, summary)
-        conclude(cfg, study, folder, console, is_open=not summary)
+        elif converged:
+            limit = cfg.study.min_expected_gain
+            log.info("study %s has converged at study.min_expected_gain=%g; lower it to go on", folder.name, limit)
+        conclude(cfg, study, folder, console, is_open=not summary and not converged)
 
 
 async def search(
@@ -155,6 +157,7 @@ async def search(
         finished = finished_trials(study)
         monitor = Monitor(references_ms(targets), list(finished))
         view = LiveView(console, cfg.study.n_trials, finished, monitor) if console.is_terminal else LogView(monitor=monitor)
+        limit = cfg.study.min_expected_gain
         with view:
             writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry, limits)
             coordinator = Coordinator(
@@ -168,7 +171,7 @@ async def search(
                 publish=dashboard.publish_front,
                 view=view,
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
-                min_expected_gain=cfg.study.min_expected_gain,
+                convergence=None if limit is None else Convergence(references_ms(targets), limit),
             )
             if not await coordinator.run(cfg.study.n_trials, minutes_left()):
                 log.info(TIME_IS_UP, cfg.study.timeout_minutes, "")
@@ -249,11 +252,10 @@ def used_up(study: optuna.Study, space: Space) -> str:
 
 def has_converged(cfg: DictConfig, study: optuna.Study) -> bool:
     """Whether further networks are expected to add less than the configuration asks for."""
-    limit, trials = cfg.study.min_expected_gain, finished_trials(study)
-    if limit is None or not trials:
+    limit = cfg.study.min_expected_gain
+    if limit is None or not (trials := finished_trials(study)):
         return False
-    outlook = Convergence.of(trials, references_ms(targets_of(study))).outlook()
-    return outlook is not None and outlook.share < limit
+    return Convergence.of(trials, references_ms(targets_of(study)), limit).has_converged
 
 
 def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console, is_open: bool) -> None:

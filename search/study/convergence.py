@@ -15,7 +15,7 @@ from search.study.front import front, front_hypervolume
 from search.study.trial import SAMPLED, TrialRecord
 
 HORIZON = 20  # networks that are looked ahead
-MIN_PROPOSALS = 30  # predictions compared with what the networks added before anything is said
+MIN_PROPOSALS = 30  # number of predictions that an outlook needs
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class Convergence:
 
     Attributes:
         references_ms: latencies up to which the hypervolume counts.
+        min_expected_gain: share that further networks must be expected to add, or the search has converged.
     """
 
     references_ms: Sequence[float]
+    min_expected_gain: float = 0.0
     _front: list[TrialRecord] = field(default_factory=list)
     _hypervolume: float = 0.0
     _known: float = 0.0  # hypervolume of the networks that the search began with
@@ -51,9 +53,9 @@ class Convergence:
     _added: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, trials: Iterable[TrialRecord], references_ms: Sequence[float]) -> Self:
+    def of(cls, trials: Iterable[TrialRecord], references_ms: Sequence[float], min_expected_gain: float = 0.0) -> Self:
         """Compare the trials of a study so far."""
-        convergence = cls(references_ms)
+        convergence = cls(references_ms, min_expected_gain)
         for trial in trials:
             convergence.observe(trial)
         return convergence
@@ -68,6 +70,12 @@ class Convergence:
             self._added.append(max(0.0, self._hypervolume - before))
         elif trial.origin != SAMPLED and not self._predicted:
             self._known = self._hypervolume
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether further networks are expected to add too little."""
+        outlook = self.outlook()
+        return outlook is not None and outlook.share < self.min_expected_gain
 
     def outlook(self) -> Outlook | None:
         """What further networks are expected to add; None before enough predictions, or where nothing was gained."""

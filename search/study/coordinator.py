@@ -98,8 +98,8 @@ class Coordinator:
         save_samples: stores the raw samples of a trial's measurements.
         publish: shows all finished trials elsewhere, such as on the dashboard, when the front has changed.
         clock: in seconds.
-        min_expected_gain: end when the next networks are expected to add less, as a share of what the search has gained
-            over the known networks (convergence.py); None to go on until enough trials are finished.
+        convergence: ends the search when further networks are expected to add too little; None to go on until enough trials
+            are finished.
     """
 
     writer: StudyWriter
@@ -113,8 +113,7 @@ class Coordinator:
     view: View
     max_consecutive_failures: int
     clock: Callable[[], float] = time.monotonic
-    min_expected_gain: float | None = None
-    _convergence: Convergence = field(init=False)
+    convergence: Convergence | None = None
     _finished: list[TrialRecord] = field(default_factory=list)
     _latest_results: dict[str, TrialResult] = field(default_factory=dict)  # of each network, by key
     _front: list[TrialRecord] = field(default_factory=list)
@@ -131,9 +130,6 @@ class Coordinator:
     _start: float = 0.0
     _is_published: bool = True
     _publish_at: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._convergence = Convergence(references_ms(self.targets))
 
     async def run(self, n_trials: int, timeout_minutes: float | None) -> bool:
         """Run trials until n_trials are finished, those of earlier runs included.
@@ -187,10 +183,7 @@ class Coordinator:
 
     def _has_converged(self) -> bool:
         """Whether further networks are expected to add too little."""
-        if self.min_expected_gain is None:
-            return False
-        outlook = self._convergence.outlook()
-        return outlook is not None and outlook.share < self.min_expected_gain
+        return self.convergence is not None and self.convergence.has_converged
 
     def _begin(self) -> None:
         """Ask for a trial and start to evaluate it."""
@@ -290,7 +283,8 @@ class Coordinator:
             raise SearchStopped(f"stopped after {self._num_failures} failed trials in a row; the last one failed: {reason}")
 
     def _learn(self, record: TrialRecord) -> None:
-        self._convergence.observe(record)
+        if self.convergence is not None:
+            self.convergence.observe(record)
         self._latest_results[record.architecture.key] = record.result
         for name, latency in record.result.latencies.items():
             if latency.measured:

@@ -25,6 +25,7 @@ from safetensors.torch import load, load_file, save, save_file
 from models.architecture import Architecture
 from models.litv2 import LITv2, build
 from search.accuracy.initial_weights import InitialWeights
+from search.commands import export
 from search.commands.cli import build as build_node
 from search.latency.runtime import PARITY
 from search.results import architecture_file
@@ -61,6 +62,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder,) = Path("outputs/first/deploy").iterdir()
     yield folder
     os.chdir(before)
+
+
+def test_command_knows_every_format() -> None:
+    assert ("yaml", *FORMATS) == export.FORMATS
 
 
 def test_every_file_computes_what_was_trained(deployed: Path) -> None:

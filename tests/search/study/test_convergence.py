@@ -84,13 +84,14 @@ def test_predictions_are_stored_with_the_trials(storage: str) -> None:
 
 def test_search_ends_when_little_is_expected(storage: str) -> None:
     """It then has found most of what a search of three times its length finds; repeated, it ends again at once."""
-    settings = {"make_sampler": SURROGATE(seed=0).seeded, "min_expected_gain": 0.05}
+    make_sampler = SURROGATE(seed=0).seeded
     study = open_study("test", storage, create=True)
-    assert fill(coordinator(study, KnownEngine(), **settings), 400)
+    first_run = coordinator(study, KnownEngine(), make_sampler=make_sampler, convergence=Convergence([10.0], 0.05))
+    assert fill(first_run, 400)
     ended = finished_trials(study)
     assert 10 + MIN_PROPOSALS <= len(ended) < 400
-    again = KnownEngine()
-    assert fill(coordinator(study, again, **settings), 400)
+    again = coordinator(study, KnownEngine(), make_sampler=make_sampler, convergence=Convergence([10.0], 0.05))
+    assert fill(again, 400)
     assert len(finished_trials(study)) == len(ended)
     longer = open_study("longer", storage, create=True)
     fill(coordinator(longer, KnownEngine(), make_sampler=SURROGATE(seed=0).seeded), 3 * len(ended))
