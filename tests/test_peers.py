@@ -16,6 +16,8 @@ from optuna.samplers import PartialFixedSampler, RandomSampler
 
 from benchmarks.peers import ARMS, MACS, Evaluated, gains, main, read_table, run_sampler, search
 from benchmarks.peers_table import OURS, Curve
+from benchmarks.sampler_models import compare
+from benchmarks.sampler_models import main as compare_models
 from benchmarks.simulation import configuration
 from benchmarks.tables import Network, Table
 from models.architecture import Architecture
@@ -263,3 +265,22 @@ def test_table_is_recorded_by_three_searches(tmp_path: Path) -> None:
     assert read.provenance["commands"][0].endswith("study.name=random study.n_trials=12")
     assert any(network.latency_ms is not None for network in read.networks)
     assert "12" in printed
+
+
+def test_models_of_the_sampler_are_compared_on_a_table(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = compare(Table.read(table), [16, 40], repetitions=2)
+    (few, _), (many, tau) = errors["latency: Gaussian process"]
+    assert many < few
+    assert tau > 0.9
+    assert many < errors["latency: block model"][1][0]
+    compare_models([str(table), "--counts", "9", "--repetitions", "1"])
+    assert "after 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", ["4", "60"])
+def test_models_need_networks_to_learn_from_and_to_predict(
+    table: Path, count: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare_models([str(table), "--counts", count])
+    assert "--counts must be from 8 to 59" in capsys.readouterr().err

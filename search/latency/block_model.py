@@ -29,6 +29,7 @@ RECENT = 30  # latest errors that count: the model improves with every measureme
 CONFIDENCE = 0.99  # one-sided, of exceeding a limit
 CACHED = 2**12  # networks whose features are cached: those that a search proposes come again and again
 RIDGE = 1e-3
+PRODUCTS = ("patch merging", "products", "scores")
 MAX_STEPS = 1000  # far more than a dozen costs need: SciPy raises an error beyond
 
 Vector = NDArray[np.float64]
@@ -117,6 +118,12 @@ def features(architecture: Architecture, img_size: int) -> Vector:
     side = architecture.side(img_size)
     network = _summed(dimensions.NETWORK_DIMENSIONS, architecture, architecture.embed_dim, side)
     return _vector({"network": 1.0, **network}) + sum(features_by_stage(architecture, img_size))
+
+
+def macs(architecture: Architecture, img_size: int) -> float:
+    """Multiply-accumulates of the matrix products in and between blocks, which are nearly all."""
+    amounts = dict(zip(columns(), features(architecture, img_size), strict=True))
+    return float(sum(amounts[name] for name in PRODUCTS))
 
 
 def features_by_stage(architecture: Architecture, img_size: int) -> list[Vector]:

@@ -1,43 +1,77 @@
-"""A scored or measured network, as the models of the sampler read it."""
+"""What the models of the sampler get of a network, and of one that was scored or measured."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.architecture import Architecture
 from search.latency import block_model
 from search.latency.base import Latency
+from search.space.dimensions import accuracy_inputs
+from search.space.space import Space
 from search.study.front import evaluated
-from search.study.samplers import accuracy_model
 from search.study.trial import TrialRecord
+
+NUM_SAMPLES = 256  # networks that show how much inputs vary in a space
 
 Vector = NDArray[np.float64]
 
 
+def scales(space: Space, inputs_of: Callable[[Architecture], Vector]) -> Vector:
+    """By how much inputs of networks vary in a space, (inputs,): their standard deviations; 1 where they do not vary."""
+    rng = np.random.default_rng(0)
+    networks = [space.architecture(space.child([], 1.0, rng)) for _ in range(NUM_SAMPLES)]
+    deviations = np.stack([inputs_of(network) for network in networks]).std(0)
+    return np.where(deviations > 1e-9, deviations, 1.0)
+
+
 @dataclass(frozen=True)
-class Row:
-    """What the models get of a network.
+class Features:
+    """What is known of a network without evaluating it.
 
     Attributes:
-        accuracy: nan if it has none or exceeds a limit.
-        inputs: of the model of accuracy, (inputs,).
+        inputs: what the dimensions of the space declare, and the logarithm of the multiply-accumulates, (inputs,). Accuracy
+            depends on these most, which a handful of networks show.
         blocks: of the block model, (features,).
     """
 
-    trial: TrialRecord
-    accuracy: float
     inputs: Vector
     blocks: Vector
 
     @classmethod
+    def of(cls, network: Architecture, img_size: int) -> Features:
+        return _features(network, img_size)
+
+
+@lru_cache(maxsize=block_model.CACHED)
+def _features(network: Architecture, img_size: int) -> Features:
+    inputs = [*accuracy_inputs(network), math.log(block_model.macs(network, img_size))]
+    return Features(np.array(inputs), block_model.features(network, img_size))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial, as the models read it.
+
+    Attributes:
+        accuracy: nan if it has none or exceeds a limit.
+    """
+
+    trial: TrialRecord
+    accuracy: float
+    features: Features
+
+    @classmethod
     def of(cls, trial: TrialRecord, img_size: int) -> Self:
-        network = trial.architecture
         accuracy = trial.accuracy if evaluated([trial]) else math.nan
-        return cls(trial, accuracy, accuracy_model.inputs_of(network), block_model.features(network, img_size))
+        return cls(trial, accuracy, Features.of(trial.architecture, img_size))
 
     @property
     def is_scored(self) -> bool:
@@ -50,3 +84,7 @@ class Row:
     def latency_on(self, target: str) -> Latency | None:
         """None where an earlier target's limit is exceeded, so that this one was not measured."""
         return self.trial.result.latencies.get(target)
+
+    def was_measured_on(self, target: str) -> bool:
+        latency = self.latency_on(target)
+        return latency is not None and latency.measured

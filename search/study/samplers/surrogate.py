@@ -1,21 +1,21 @@
 """A surrogate-based Optuna sampler: of many children of the best networks it proposes the most promising one.
 
 Children are bred from the networks that the fewest fronts dominate, as NSGA-II breeds them (Deb et al., 2002). What each
-would add to the front's hypervolume is predicted by models of all trials so far: latency by the block model, accuracy by
-linear regression (accuracy_model.py), averaged over models drawn from its posterior: a network of which little is known may
-be much better than expected. With a single draw (Thompson sampling) fronts of 60 networks were less good. What is added
-counts as often as the network probably does not fail (failure_model.py); right after a failure, the child that is the least
-likely to fail is next, so that networks of one kind that cannot be built do not end the search. Networks over a limit of
-parameters or multiply-accumulates are not proposed while there are others; file and memory are predicted
-(limit_model.py), and count like latency over its budget.
+would add to the front's hypervolume is predicted by Gaussian processes that learn from all trials so far (models.py),
+averaged over functions drawn from their posteriors: a network of which little is known may be much better than expected.
+With a single draw (Thompson sampling) fronts of 60 networks were less good. What is added counts by the square of the
+probability not to fail (failure_model.py): nothing is known of networks of a kind that always failed, and they would be
+tried again and again. Right after a failure, the child that is the least likely to fail is next, so that networks of one
+kind that cannot be built do not end the search. Networks over a limit of parameters or multiply-accumulates are not proposed
+while there are others; file and memory are predicted (limit_model.py), and count like latency over its budget.
 
 Optuna's own samplers know neither that latency is a sum over blocks nor which parameters are equal networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Container, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, Self
 
 import numpy as np
@@ -29,16 +29,15 @@ from models.architecture import Architecture, check_int, check_number
 from search.latency import block_model
 from search.space.space import Parameters, Space
 from search.study.pareto import front_indices, gain
-from search.study.samplers import accuracy_model, failure_model
-from search.study.samplers.accuracy_model import AccuracyModel
+from search.study.samplers import failure_model
 from search.study.samplers.failure_model import FailureModel
 from search.study.samplers.limit_model import StudyLimits
-from search.study.samplers.row import Row
+from search.study.samplers.models import AccuracyModel, LatencyModel, Learner
+from search.study.samplers.row import Features, Row, scales
 from search.study.trial import ended_with_failure, has_failed, is_finished, is_skipped, network_of, read
 
 MAX_DRAWS = 10  # children drawn for each that is wanted: in a space that is nearly used up few are new
-NUM_DRAWS = 8  # models of accuracy over which a gain is averaged
-NUM_SAMPLES = 256  # networks that show how much an input of a model varies in the space
+NUM_DRAWS = 8  # models over which a gain is averaged
 
 Vector = NDArray[np.float64]
 
@@ -93,6 +92,7 @@ class SurrogateSampler(BaseSampler):
         self._skipped: set[str] = set()  # keys of networks that surely exceed a limit by prediction
         self._keys: dict[int, str] = {}  # of networks that run or ran, by trial number
         self._proposals: dict[int, Parameters] = {}
+        self._latency_learners: dict[str, Learner[LatencyModel]] = {}
 
     def seeded(self, seed: int) -> Self:
         """This sampler, for a trial that draws from this seed: what it has read of the study stays read."""
@@ -243,25 +243,21 @@ class SurrogateSampler(BaseSampler):
 
         def worth(index: int) -> tuple[float, float, float]:
             safety = -failures[index] if is_careful else 0.0
-            excess = max(*(predicted[name][index] / ends[name] for name in predicted), of_resources[index])
+            medians = {name: float(np.median(drawn[:, index])) for name, drawn in predicted.items()}
+            excess = max(*(median / ends[name] for name, median in medians.items()), of_resources[index])
             if excess > 1:
                 return safety, 0.0, -excess - failures[index]
-            latencies = [predicted[name][index] for name in result.objectives]
-            gained = float(
-                np.mean(
-                    [
-                        gain(front_accuracies, front_latencies, drawn, latencies, objective_ends)
-                        for drawn in accuracies[:, index]
-                    ]
-                )
-            )
+            drawn_latencies = np.column_stack([predicted[name][:, index] for name in result.objectives])
+            drawn = zip(accuracies[:, index], drawn_latencies, strict=True)
+            gained = np.mean([gain(front_accuracies, front_latencies, *point, objective_ends) for point in drawn])
+            latencies = [medians[name] for name in result.objectives]
             no_slower = [
                 accuracy
                 for accuracy, others in zip(front_accuracies, front_latencies, strict=True)
                 if all(other <= latency for other, latency in zip(others, latencies, strict=True))
             ]
             nearness = accuracies[:, index].mean() - max(no_slower, default=0.0)
-            return safety, gained * (1 - failures[index]), nearness - failures[index]
+            return safety, float(gained) * (1 - failures[index]) ** 2, nearness - failures[index]
 
         best, (_, self.expected_gain, _) = max(
             ((index, worth(index)) for index in range(len(children))), key=lambda indexed: indexed[1]
@@ -274,20 +270,20 @@ class SurrogateSampler(BaseSampler):
             latency.latency_ms for row in scored if (latency := row.latency_on(target))
         )
 
-    def latencies(self, children: Sequence[Architecture], rows: Sequence[Row], target: str) -> list[float]:
-        """Predicted latencies in ms, by the block model of what was measured."""
-        measured = [(row, latency) for row in rows if (latency := row.latency_on(target)) and latency.measured]
-        costs = block_model.fit(
-            np.stack([row.blocks for row, _ in measured]), np.array([latency.latency_ms for _, latency in measured])
-        )
-        return [float(block_model.features(child, self.img_size) @ costs) for child in children]
+    def latencies(self, children: Sequence[Architecture], rows: Sequence[Row], target: str) -> Vector:
+        """Latencies in ms by models drawn from the posterior, (draws, children)."""
+        if target not in self._latency_learners:
+            fit = partial(LatencyModel.fit, scales=self._input_scales, target=target)
+            self._latency_learners[target] = Learner(fit)
+        model = self._latency_learners[target].learn([row for row in rows if row.was_measured_on(target)])
+        return model.draw(self.features(children), NUM_DRAWS, self.rng)
 
     def accuracies(self, children: Sequence[Architecture], scored: Sequence[Row]) -> Vector:
         """Accuracies by models drawn from the posterior, (draws, children)."""
-        inputs = np.stack([row.inputs for row in scored])
-        model = AccuracyModel.fit(inputs, np.array([row.accuracy for row in scored]), self._accuracy_scales)
-        children_inputs = np.stack([accuracy_model.inputs_of(child) for child in children])
-        return np.stack([model.draw(self.rng).predict(children_inputs) for _ in range(NUM_DRAWS)])
+        return self._accuracy_learner.learn(scored).draw(self.features(children), NUM_DRAWS, self.rng)
+
+    def features(self, networks: Sequence[Architecture]) -> list[Features]:
+        return [Features.of(network, self.img_size) for network in networks]
 
     def failures(self, children: Sequence[Architecture], rows: Sequence[Row]) -> Vector:
         """Probabilities that children fail, (children,); 0 while nothing has failed. What worked in some trial works."""
@@ -304,16 +300,13 @@ class SurrogateSampler(BaseSampler):
         return failure_model.inputs_of(network, self.img_size)
 
     @cached_property
-    def _accuracy_scales(self) -> Vector:
-        return self._scales(accuracy_model.inputs_of)
+    def _accuracy_learner(self) -> Learner[AccuracyModel]:
+        return Learner(partial(AccuracyModel.fit, scales=self._input_scales))
+
+    @cached_property
+    def _input_scales(self) -> Vector:
+        return scales(self.space, lambda network: Features.of(network, self.img_size).inputs)
 
     @cached_property
     def _failure_scales(self) -> Vector:
-        return self._scales(self._failure_inputs)
-
-    def _scales(self, inputs_of: Callable[[Architecture], Vector]) -> Vector:
-        """Standard deviation of each input in the space, (inputs,); 1 where it does not vary."""
-        rng = np.random.default_rng(0)
-        networks = [self.space.architecture(self.space.child([], 1.0, rng)) for _ in range(NUM_SAMPLES)]
-        deviations = np.stack([inputs_of(network) for network in networks]).std(0)
-        return np.where(deviations > 1e-9, deviations, 1.0)
+        return scales(self.space, self._failure_inputs)

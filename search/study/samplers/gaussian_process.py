@@ -1,0 +1,152 @@
+"""Gaussian processes: what the sampler predicts of accuracy and latency, and how sure of it it is.
+
+The kernel is Matérn's with nu = 5/2 and a length scale for each input (Rasmussen and Williams, "Gaussian Processes for
+Machine Learning", Sec. 4.2 and 5.4). Its parameters are the most probable ones. Length scales are expected to grow with the
+number of inputs (Hvarfner et al., "Vanilla Bayesian Optimization Performs Great in High Dimensions", arXiv 2402.02229): a
+few networks are explained by few inputs, and by nearly straight lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+
+LENGTH_SCALE = (np.sqrt(2), np.sqrt(3))  # mean of the logarithm less half that of the number of inputs, and its deviation
+SIGNAL = (0.0, 1.0)  # mean and deviation of the logarithm of a standard deviation, of values of deviation 1
+NOISE = (-2.0, 1.0)
+LENGTH_BOUNDS = (-3.0, 9.0)  # of logarithms: beyond, an input decides all or nothing
+BOUNDS = (-4.0, 4.0)
+MAX_STEPS = 60
+JITTER = 1e-8  # relative variance that keeps matrices regular
+LEAST_DEVIATION = 1e-6  # values of so many equal digits are equal
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How values of two networks are related, for values of mean 0 and deviation 1.
+
+    Attributes:
+        length_scales: over which each input matters, (inputs,).
+        signal: standard deviation of the function.
+        noise: standard deviation of values about it.
+    """
+
+    length_scales: Vector
+    signal: float
+    noise: float
+
+    @classmethod
+    def fit(cls, inputs: Vector, values: Vector) -> Self:
+        """Find the most probable kernel.
+
+        Args:
+            inputs: of unit scale, (networks, inputs).
+            values: (networks,).
+        """
+        values, _, _ = standardised(values)
+        squares = (inputs[:, None] - inputs[None]) ** 2
+        num_inputs = inputs.shape[1]
+        means = np.array([LENGTH_SCALE[0] + np.log(num_inputs) / 2] * num_inputs + [SIGNAL[0], NOISE[0]])
+        deviations = np.array([LENGTH_SCALE[1]] * num_inputs + [SIGNAL[1], NOISE[1]])
+
+        def loss(logs: Vector) -> tuple[float, Vector]:
+            value, gradient = density_loss(cls.of(logs), squares, values)
+            distances = (logs - means) / deviations
+            return value + float(distances @ distances) / 2, gradient + distances / deviations
+
+        bounds = [LENGTH_BOUNDS] * num_inputs + [BOUNDS, BOUNDS]
+        fitted = minimize(loss, means, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_STEPS})
+        return cls.of(fitted.x)
+
+    @classmethod
+    def of(cls, logs: Vector) -> Self:
+        """The kernel of logarithms of the length scales, of the signal and of the noise."""
+        return cls(np.exp(logs[:-2]), float(np.exp(logs[-2])), float(np.exp(logs[-1])))
+
+    def __call__(self, first: Vector, second: Vector) -> Vector:
+        """Covariances of the function, (first networks, second networks)."""
+        first, second = first / self.length_scales, second / self.length_scales
+        squares = (first**2).sum(1)[:, None] + (second**2).sum(1)[None] - 2 * first @ second.T
+        return self.signal**2 * _matern(np.maximum(squares, 0.0))[0]
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """What is known of a function after some of its values.
+
+    Attributes:
+        kernel: of the values less their mean, over their deviation.
+        inputs: (networks, inputs).
+        mean, deviation: of the values.
+        root: of the values' covariance matrix, lower triangular.
+        weights: of the kernel with each network, (networks,).
+    """
+
+    kernel: Kernel
+    inputs: Vector
+    mean: float
+    deviation: float
+    root: Vector
+    weights: Vector
+
+    @classmethod
+    def fit(cls, inputs: Vector, values: Vector, kernel: Kernel | None = None) -> Self:
+        """Learn from values of networks. Arguments: as of `Kernel.fit`, and the kernel; None finds the most probable one."""
+        kernel = kernel or Kernel.fit(inputs, values)
+        values, mean, deviation = standardised(values)
+        noise = kernel.noise**2 + JITTER * kernel.signal**2
+        root = cholesky(kernel(inputs, inputs) + noise * np.eye(len(values)), lower=True)
+        return cls(kernel, inputs, mean, deviation, root, cho_solve((root, True), values))
+
+    def predict(self, inputs: Vector) -> Vector:
+        """Expected values of networks, (networks,)."""
+        return self.mean + self.deviation * self.kernel(inputs, self.inputs) @ self.weights
+
+    def draw(self, inputs: Vector, num_draws: int, rng: np.random.Generator) -> Vector:
+        """Functions that may be the true one, at networks, (draws, networks)."""
+        known = solve_triangular(self.root, self.kernel(self.inputs, inputs), lower=True)
+        covariance = self.kernel(inputs, inputs) - known.T @ known
+        values, vectors = np.linalg.eigh(covariance)
+        normal = rng.normal(size=(num_draws, len(inputs)))
+        drawn: Vector = self.predict(inputs) + self.deviation * normal @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        return drawn
+
+
+def standardised(values: Vector) -> tuple[Vector, float, float]:
+    """Values of mean 0 and deviation 1, and their mean and deviation."""
+    mean, deviation = float(values.mean()), max(float(values.std()), LEAST_DEVIATION)
+    return (values - mean) / deviation, mean, deviation
+
+
+def _matern(squares: Vector) -> tuple[Vector, Vector]:
+    """The kernel of squared distances, and by how much it falls where they grow."""
+    distances = np.sqrt(5 * squares)
+    decay = np.exp(-distances)
+    return (1 + distances + distances**2 / 3) * decay, 5 / 6 * (1 + distances) * decay
+
+
+def density_loss(kernel: Kernel, squares: Vector, values: Vector) -> tuple[float, Vector]:
+    """Negative logarithm of the values' density, and its gradient by the logarithms of a kernel's parameters."""
+    relative = kernel.length_scales**-2
+    correlations, slopes = _matern(squares @ relative)
+    function = kernel.signal**2 * correlations
+    noise = kernel.noise**2 + JITTER * kernel.signal**2
+    try:
+        root = cholesky(function + noise * np.eye(len(values)), lower=True)
+    except LinAlgError:
+        return np.inf, np.zeros(len(relative) + 2)
+    inverse = cho_solve((root, True), np.eye(len(values)))
+    weights = inverse @ values
+    excess = inverse - np.outer(weights, weights)  # twice the loss's gradient by the covariances
+    by_scales = np.tensordot(excess * slopes, squares, 2) * relative * kernel.signal**2
+    by_signal = (excess * function).sum() + JITTER * kernel.signal**2 * np.trace(excess)
+    by_noise = kernel.noise**2 * np.trace(excess)
+    loss = float(values @ weights / 2 + np.log(np.diag(root)).sum())
+    return loss, np.concatenate([by_scales, [by_signal, by_noise]])

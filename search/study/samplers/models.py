@@ -1,0 +1,113 @@
+"""The sampler's models of accuracy and latency: Gaussian processes that learn from every score and measurement.
+
+A kernel takes longer to find than a model to fit, so it is found for the first networks of a study only, and again whenever
+there are a fifth more of them. It depends on these networks alone, so that an interrupted study goes on as it would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.latency import block_model
+from search.study.samplers.gaussian_process import GaussianProcess, Kernel
+from search.study.samplers.row import Features, Row
+
+GROWTH = 1.2  # of the number of networks that a kernel is found for
+MAX_KERNEL_ROWS = 200  # then it is good enough, and takes 0.1 s to find
+MAX_LATEST_ROWS = 300  # that a model is fitted to, beside those of the kernel: these are about the front
+LEAST_MS = 1e-6  # the block model may find no costs for what a network contains
+
+Vector = NDArray[np.float64]
+
+
+class Model(Protocol):
+    """A model of one value of networks."""
+
+    @property
+    def process(self) -> GaussianProcess: ...
+
+    def draw(self, networks: Sequence[Features], num_draws: int, rng: np.random.Generator) -> Vector:
+        """Values that networks may have, (draws, networks)."""
+
+
+FittedModel = TypeVar("FittedModel", bound=Model)
+
+
+@dataclass
+class Learner(Generic[FittedModel]):
+    """Fits a model to the networks of a study so far.
+
+    Args:
+        fit: fits the model to networks, with a kernel, or with the most probable one.
+    """
+
+    fit: Callable[[Sequence[Row], Kernel | None], FittedModel]
+    _numbers: list[int] = field(default_factory=list)  # of the trials that the kernel was found for
+    _kernel: Kernel | None = None
+
+    def learn(self, rows: Sequence[Row]) -> FittedModel:
+        """The model of these networks, which are in the order of their trials."""
+        first = rows[: _num_kernel_rows(len(rows))]
+        numbers = [row.trial.number for row in first]
+        if self._numbers != numbers:
+            self._numbers, self._kernel = numbers, self.fit(first, None).process.kernel
+        return self.fit([*first, *rows[len(first) :][-MAX_LATEST_ROWS:]], self._kernel)
+
+
+@dataclass(frozen=True)
+class AccuracyModel:
+    """Accuracy, by what is known of a network."""
+
+    process: GaussianProcess
+    scales: Vector
+
+    @classmethod
+    def fit(cls, rows: Sequence[Row], kernel: Kernel | None, scales: Vector) -> Self:
+        """Fit the model to at least two networks. scales: by how much each input varies in the space, (inputs,)."""
+        inputs = np.stack([row.features.inputs for row in rows]) / scales
+        accuracies = np.array([row.accuracy for row in rows])
+        return cls(GaussianProcess.fit(inputs, accuracies, kernel), scales)
+
+    def draw(self, networks: Sequence[Features], num_draws: int, rng: np.random.Generator) -> Vector:
+        """Accuracies in [0, 1], (draws, networks)."""
+        inputs = np.stack([network.inputs for network in networks]) / self.scales
+        return np.clip(self.process.draw(inputs, num_draws, rng), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """The logarithm of latency, by what is known of a network and what the block model predicts, which is a sum of costs."""
+
+    process: GaussianProcess
+    scales: Vector
+    costs: Vector
+
+    @classmethod
+    def fit(cls, rows: Sequence[Row], kernel: Kernel | None, scales: Vector, target: str) -> Self:
+        """Fit the model to networks that were measured on a target. scales: as of `AccuracyModel.fit`."""
+        latencies = np.array([row.trial.result.latencies[target].latency_ms for row in rows])
+        features = [row.features for row in rows]
+        costs = block_model.fit(np.stack([network.blocks for network in features]), latencies)
+        return cls(GaussianProcess.fit(_latency_inputs(features, scales, costs), np.log(latencies), kernel), scales, costs)
+
+    def draw(self, networks: Sequence[Features], num_draws: int, rng: np.random.Generator) -> Vector:
+        """Latencies in ms, (draws, networks)."""
+        return np.exp(self.process.draw(_latency_inputs(networks, self.scales, self.costs), num_draws, rng))
+
+
+def _latency_inputs(networks: Sequence[Features], scales: Vector, costs: Vector) -> Vector:
+    predicted_ms = np.stack([network.blocks for network in networks]) @ costs
+    inputs = np.stack([network.inputs for network in networks]) / scales
+    return np.column_stack([inputs, np.log(np.maximum(predicted_ms, LEAST_MS))])
+
+
+def _num_kernel_rows(num_rows: int) -> int:
+    count = 2
+    while (larger := int(count * GROWTH) + 1) <= min(num_rows, MAX_KERNEL_ROWS):
+        count = larger
+    return count

@@ -1,0 +1,115 @@
+"""The sampler's models of accuracy and latency: what they learn from, when they look again, and what they predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from models.architecture import Architecture
+from models.complexity import cost
+from search.latency import block_model
+from search.study.samplers.gaussian_process import Kernel
+from search.study.samplers.models import MAX_KERNEL_ROWS, MAX_LATEST_ROWS, AccuracyModel, LatencyModel, Learner
+from search.study.samplers.row import Features, Row
+from search.study.targets import FIRST
+from tests.support.known_engine import SPACE, KnownEngine, finished
+from tests.support.known_truth import distinct_networks
+
+SCALES = np.ones(len(Features.of(SPACE.anchor(), 32).inputs))
+
+
+def latency_of(network: Architecture) -> float:
+    """Blocks whose costs are no sum: those of the first stages are cheaper in wide networks."""
+    summed = KnownEngine().latency(network).latency_ms
+    return float(summed * (1.3 if network.embed_dim == 8 and network.stages[0].window_size else 1.0))
+
+
+def rows_of(networks: Sequence[Architecture]) -> list[Row]:
+    engine = KnownEngine()
+    return [
+        Row.of(finished(number, engine.accuracy(network, 0).accuracy, latency_of(network), network), 32)
+        for number, network in enumerate(networks)
+    ]
+
+
+ROWS = rows_of(distinct_networks(700))
+
+
+class Counted:
+    """Fits a model of accuracy, and counts."""
+
+    def __init__(self) -> None:
+        self.without_kernel: list[int] = []
+        self.sizes: list[int] = []
+
+    def __call__(self, rows: Sequence[Row], kernel: Kernel | None) -> AccuracyModel:
+        (self.sizes if kernel else self.without_kernel).append(len(rows))
+        return AccuracyModel.fit(rows, kernel, SCALES)
+
+
+def test_kernel_is_found_again_for_a_fifth_more_networks() -> None:
+    fit = Counted()
+    learner = Learner(fit)
+    for count in range(2, 40):
+        learner.learn(ROWS[:count])
+    assert fit.sizes == list(range(2, 40))
+    assert fit.without_kernel[0] == 2
+    assert len(fit.without_kernel) < 15
+    assert all(after >= 1.2 * before for before, after in zip(fit.without_kernel[3:], fit.without_kernel[4:], strict=False))
+
+
+def test_model_does_not_depend_on_when_it_was_asked_before() -> None:
+    """An interrupted study goes on as it would have."""
+    often: Learner[AccuracyModel] = Learner(partial(AccuracyModel.fit, scales=SCALES))
+    for count in range(2, 50, 3):
+        often.learn(ROWS[:count])
+    once: Learner[AccuracyModel] = Learner(partial(AccuracyModel.fit, scales=SCALES))
+    networks = [row.features for row in ROWS[50:60]]
+    drawn = [each.learn(ROWS[:50]).draw(networks, 4, np.random.default_rng(0)) for each in (often, once)]
+    assert (drawn[0] == drawn[1]).all()
+
+
+def test_thousands_of_networks_take_no_longer_than_hundreds() -> None:
+    fit = Counted()
+    learner = Learner(fit)
+    for count in (600, 700):
+        learner.learn(ROWS[:count])
+    assert fit.sizes == [fit.without_kernel[0] + MAX_LATEST_ROWS] * 2
+    assert len(fit.without_kernel) == 1
+    assert fit.without_kernel[0] <= MAX_KERNEL_ROWS
+
+
+def test_latency_is_predicted_better_than_by_a_sum_of_costs() -> None:
+    known, new = ROWS[:60], ROWS[60:160]
+    model = LatencyModel.fit(known, None, SCALES, FIRST)
+    predicted = np.median(model.draw([row.features for row in new], 64, np.random.default_rng(0)), axis=0)
+    measured = np.array([row.latencies_ms[0] for row in known])
+    costs = block_model.fit(np.stack([row.features.blocks for row in known]), measured)
+    summed = np.stack([row.features.blocks for row in new]) @ costs
+    true = np.array([row.latencies_ms[0] for row in new])
+    assert np.abs(np.log(predicted / true)).mean() < 0.5 * np.abs(np.log(summed / true)).mean()
+
+
+def test_accuracy_is_in_range_and_learnt() -> None:
+    model = AccuracyModel.fit(ROWS[:60], None, SCALES)
+    drawn = model.draw([row.features for row in ROWS[60:160]], 64, np.random.default_rng(0))
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+    true = np.array([row.accuracy for row in ROWS[60:160]])
+    assert np.corrcoef(drawn.mean(0), true)[0, 1] > 0.95
+
+
+def test_network_without_any_known_cost_has_a_latency() -> None:
+    """All that was measured has no attention; the block model then knows no cost of it."""
+    plain = [row for row in ROWS if not any(stage.window_size for stage in row.trial.architecture.stages)][:8]
+    model = LatencyModel.fit(plain, None, SCALES, FIRST)
+    others = [row.features for row in ROWS if row not in plain]
+    assert np.isfinite(model.draw(others, 4, np.random.default_rng(0))).all()
+
+
+def test_multiply_accumulates_go_with_those_that_are_counted() -> None:
+    counted = [cost(network, 1, 10, 32)[1] for network in distinct_networks(100)]
+    summed = [block_model.macs(network, 32) for network in distinct_networks(100)]
+    assert np.corrcoef(np.log(counted), np.log(summed))[0, 1] > 0.9
+    assert max(summed[index] / counted[index] for index in range(100)) < 1
