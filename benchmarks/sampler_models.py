@@ -1,9 +1,10 @@
 """`python -m benchmarks.sampler_models benchmarks/tables/default.json.gz`: how well do the sampler's models predict?
 
 They are fitted to the known networks and to random ones of a recorded table (tables.py), and predict all the others: scores
-and latencies as recorded, not as interpolated. "linear" is ridge regression on what the dimensions of the space declare,
-"block model" a sum of costs over blocks (search/latency/block_model.py). An error is the root mean square of an accuracy, or
-of a latency's logarithm; beside it stands Kendall's tau.
+and latencies as recorded, not as interpolated. "ridge" is ridge regression on the same inputs, "block model" a sum of costs
+over blocks (search/latency/block_model.py). An error is the root mean square of an accuracy, or of a latency's logarithm;
+beside it stands Kendall's tau. Networks of which a search recorded no latency, since they were probably dominated, are
+neither learnt from nor predicted in the rows of latency.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ from rich.console import Console
 from rich.table import Table as Columns
 from sklearn.linear_model import RidgeCV
 
+from benchmarks.peers import positive
 from benchmarks.tables import Network, Table, TableError
 from search import UserError
 from search.accuracy.base import Accuracy
 from search.latency import block_model
 from search.latency.base import Latency
 from search.latency.estimate import Estimate
-from search.space.dimensions import accuracy_inputs
 from search.study.samplers.models import LEAST_MS, AccuracyModel, LatencyModel
 from search.study.samplers.row import Features, Row, scales
 from search.study.targets import FIRST
 from search.study.trial import SAMPLED, TrialRecord, TrialResult
 
-NUM_DRAWS = 64  # whose median is the prediction
 PRECISIONS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the weights of ridge regression, to choose from
 
 Vector = NDArray[np.float64]
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("table", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[9, 16, 24, 40, 80, 120], help="networks to learn from")
-    parser.add_argument("--repetitions", type=int, default=8, help="other random networks each time")
+    parser.add_argument("--repetitions", type=positive, default=8, help="other random networks each time")
     given = parser.parse_args(arguments)
     try:
         table = Table.read(given.table)
@@ -58,7 +58,7 @@ def compare(table: Table, counts: Sequence[int], repetitions: int) -> dict[str, 
     """Error and tau of each model after so many networks, in the mean over repetitions.
 
     Raises:
-        UserError: if the table has too few networks.
+        UserError: if that is too few networks, or more than were measured.
     """
     img_size = table.config["images"]["img_size"]
     rows = [row_of(table, number, network, img_size) for number, network in enumerate(table.networks)]
@@ -69,14 +69,14 @@ def compare(table: Table, counts: Sequence[int], repetitions: int) -> dict[str, 
     units = scales(table.space, lambda network: Features.of(network, img_size).inputs)
 
     def process_of_accuracy(first: Sequence[Row], others: Sequence[Row]) -> Vector:
-        return median(AccuracyModel.fit(first, None, units), others)
+        return AccuracyModel.fit(first, None, units).predict([row.features for row in others])
 
     def process_of_latency(first: Sequence[Row], others: Sequence[Row]) -> Vector:
-        return np.log(median(LatencyModel.fit(first, None, units, FIRST), others))
+        return np.log(LatencyModel.fit(first, None, units, FIRST).predict([row.features for row in others]))
 
     return {
         "accuracy: Gaussian process": errors_of(process_of_accuracy, rows, known, accuracies, counts, repetitions),
-        "accuracy: linear": errors_of(linear, rows, known, accuracies, counts, repetitions),
+        "accuracy: ridge": errors_of(ridge, rows, known, accuracies, counts, repetitions),
         "latency: Gaussian process": errors_of(process_of_latency, measured, known, log_latencies, counts, repetitions),
         "latency: block model": errors_of(sum_of_costs, measured, known, log_latencies, counts, repetitions),
     }
@@ -85,8 +85,10 @@ def compare(table: Table, counts: Sequence[int], repetitions: int) -> dict[str, 
 def row_of(table: Table, number: int, network: Network, img_size: int) -> Row:
     """A recorded network, as a trial."""
     architecture = table.space.architecture(network.parameters)
-    latency = Latency(Estimate(network.latency_ms or LEAST_MS, 0.01, 100.0), 20, 6, True, network.measure_seconds)
-    result = TrialResult({FIRST: latency}, Accuracy(network.accuracy, 1000, 0, network.score_seconds), True)
+    latencies = {}
+    if network.latency_ms is not None:
+        latencies[FIRST] = Latency(Estimate(network.latency_ms, 0.01, 100.0), 20, 6, True, network.measure_seconds)
+    result = TrialResult(latencies, Accuracy(network.accuracy, 1000, 0, network.score_seconds), True)
     return Row.of(TrialRecord(number, architecture, result, *table.cost(architecture), SAMPLED), img_size)
 
 
@@ -121,13 +123,8 @@ def log_latencies(rows: Sequence[Row]) -> Vector:
     return np.log([row.latencies_ms[0] for row in rows])
 
 
-def median(model: AccuracyModel | LatencyModel, rows: Sequence[Row]) -> Vector:
-    drawn = model.draw([row.features for row in rows], NUM_DRAWS, np.random.default_rng(0))
-    return np.median(drawn, axis=0)
-
-
-def linear(first: Sequence[Row], others: Sequence[Row]) -> Vector:
-    known, new = (np.array([accuracy_inputs(row.trial.architecture) for row in rows]) for rows in (first, others))
+def ridge(first: Sequence[Row], others: Sequence[Row]) -> Vector:
+    known, new = (np.stack([row.features.inputs for row in rows]) for rows in (first, others))
     units = np.where(known.std(0) > 0, known.std(0), 1.0)
     model = RidgeCV(PRECISIONS).fit(known / units, accuracies(first))
     predicted: Vector = model.predict(new / units)

@@ -1,9 +1,10 @@
 """Recorded tables: the scores and latencies of many networks of a space, so that samplers are compared in minutes.
 
 A space has too many networks to record all of them. Accuracy and latency of the others are interpolated by Gaussian
-processes, as in surrogate benchmarks (Eggensperger et al., AAAI 2015), whose inputs are not those of the search's models.
-The interpolation is the truth of comparisons; a score differs from it by an error that is the same whenever a search scores
-the network. `TableError` says how far the interpolation is off for networks that it was not fitted to.
+processes, as in surrogate benchmarks (Eggensperger et al., AAAI 2015). The sampler's models are Gaussian processes too, of
+other inputs, which may favour it. The interpolation is the truth of comparisons; a score differs from it by an error that is
+the same whenever a search scores the network. `TableError` says how far the interpolation is off for networks that it was
+not fitted to.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ RECENT = 30  # latest errors that count: the model improves with every measureme
 CONFIDENCE = 0.99  # one-sided, of exceeding a limit
 CACHED = 2**12  # networks whose features are cached: those that a search proposes come again and again
 RIDGE = 1e-3
-PRODUCTS = ("patch merging", "products", "scores")
 MAX_STEPS = 1000  # far more than a dozen costs need: SciPy raises an error beyond
 
 Vector = NDArray[np.float64]
@@ -120,10 +119,19 @@ def features(architecture: Architecture, img_size: int) -> Vector:
     return _vector({"network": 1.0, **network}) + sum(features_by_stage(architecture, img_size))
 
 
-def macs(architecture: Architecture, img_size: int) -> float:
-    """Multiply-accumulates of the matrix products in and between blocks, which are nearly all."""
-    amounts = dict(zip(columns(), features(architecture, img_size), strict=True))
-    return float(sum(amounts[name] for name in PRODUCTS))
+def product_macs(architecture: Architecture, img_size: int) -> float:
+    """Multiply-accumulates of the matrix products in and between blocks.
+
+    Those of stem, head, depthwise convolutions and norms are left out; `models.complexity.cost` counts them, but builds
+    blocks.
+    """
+    macs = 0.0
+    for stage, dim, features in zip(
+        architecture.stages, architecture.dims, features_by_stage(architecture, img_size), strict=True
+    ):
+        amounts = dict(zip(columns(), features, strict=True))
+        macs += amounts["patch merging"] + amounts["products"] + 2 * dim / stage.num_heads * amounts["scores"]
+    return macs
 
 
 def features_by_stage(architecture: Architecture, img_size: int) -> list[Vector]:
@@ -176,13 +184,14 @@ def fit(inputs: Vector, latencies_ms: Vector) -> Vector:
         latencies_ms: as measured, (networks,).
 
     Returns:
-        The costs in milliseconds, (features,).
+        The costs in milliseconds, (features,); 0 of what no network contains.
     """
     relative = inputs / latencies_ms[:, None]
-    scale = np.maximum(relative.mean(axis=0), 1e-30)
-    design = relative / scale
+    scale = relative.mean(axis=0)
+    is_known = scale > 0
+    design = relative / np.where(is_known, scale, 1.0)
     root = np.linalg.cholesky(design.T @ design / len(design) + RIDGE * np.eye(design.shape[1]))
     # The normal equations have one row per cost, not one per network.
     costs, _ = nnls(root.T, np.linalg.solve(root, design.mean(axis=0)), maxiter=MAX_STEPS)
-    solution: Vector = costs / scale
+    solution: Vector = np.divide(costs, scale, out=np.zeros_like(costs), where=is_known)
     return solution

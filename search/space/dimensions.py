@@ -1,7 +1,7 @@
 """The dimensions of the search space, each declared once.
 
 A declaration says all that the project needs to know of a dimension: its name and choices, when it matters, how it enters
-the block model of latency and the sampler's model of accuracy, and how it is shown. To add one, declare it here and teach
+the block model of latency and the sampler's models, and how it is shown. To add one, declare it here and teach
 the model itself the new field of `StageSpec` or `Architecture` (models/architecture.py, models/litv2.py);
 docs/extending.md has an example.
 
@@ -53,7 +53,8 @@ class Dimension(Generic[Spec]):
         largest, smallest: the choice in the most and least expensive network of a space.
         costs: multiples of named costs that one block of a stage (stage, width, side of its map in tokens), or a network
             (architecture, width, side of its image in pixels), adds to the block model; always the same names.
-        accuracy_inputs: what a linear model of accuracy gets of it; as many numbers for all networks of a space.
+        accuracy_inputs: what the sampler's models get of it, on scales on which accuracy is nearly linear; as many numbers
+            for all networks of a space.
         text: how it is shown in a one-line description, "" for nothing.
         column: header on the model card, and `cell` the text below it.
         draw: SVG part of the picture of a stage (stage, side of its map); None shows a value other than the default as text.
@@ -116,7 +117,7 @@ class Dimension(Generic[Spec]):
         return f"{self.value(spec)}" if self.cell is None else self.cell(spec)
 
     def inputs(self, spec: Spec) -> tuple[float, ...]:
-        """What a linear model of accuracy gets; by default the value itself."""
+        """What the sampler's models get; by default the value itself."""
         return (float(self.value(spec)),) if self.accuracy_inputs is None else self.accuracy_inputs(spec)
 
 
@@ -286,7 +287,7 @@ def describe(architecture: Architecture) -> str:
 
 
 def accuracy_inputs(architecture: Architecture) -> list[float]:
-    """What a linear model of accuracy gets of a network."""
+    """What the sampler's models get of a network."""
     inputs = [value for dimension in NETWORK_DIMENSIONS for value in dimension.inputs(architecture)]
     for stage in architecture.stages:
         inputs += [value for dimension in STAGE_DIMENSIONS for value in dimension.inputs(stage)]

@@ -1,27 +1,29 @@
-"""Gaussian processes: what the sampler predicts of accuracy and latency, and how sure of it it is.
+"""Gaussian processes: the sampler's predictions of accuracy and latency, and how uncertain they are.
 
 The kernel is Matérn's with nu = 5/2 and a length scale for each input (Rasmussen and Williams, "Gaussian Processes for
 Machine Learning", Sec. 4.2 and 5.4). Its parameters are the most probable ones. Length scales are expected to grow with the
-number of inputs (Hvarfner et al., "Vanilla Bayesian Optimization Performs Great in High Dimensions", arXiv 2402.02229): a
-few networks are explained by few inputs, and by nearly straight lines.
+number of inputs (Hvarfner et al., "Vanilla Bayesian Optimization Performs Great in High Dimensions", arXiv 2402.02229; their
+inputs are in [0, 1], ours have deviation 1): a few networks are explained by few inputs, and by nearly straight lines.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
-LENGTH_SCALE = (np.sqrt(2), np.sqrt(3))  # mean of the logarithm less half that of the number of inputs, and its deviation
-SIGNAL = (0.0, 1.0)  # mean and deviation of the logarithm of a standard deviation, of values of deviation 1
-NOISE = (-2.0, 1.0)
+LENGTH_SCALE_MEAN = math.sqrt(2)  # of the logarithm of a length scale, to which half that of the number of inputs is added
+LENGTH_SCALE_DEVIATION = math.sqrt(3)
+SIGNAL = (0.0, 1.0)  # mean and deviation of the logarithm of a standard deviation, for values of deviation 1
+NOISE = (-2.0, 1.0)  # the same; scores have a tenth of the deviation of accuracies
 LENGTH_BOUNDS = (-3.0, 9.0)  # of logarithms: beyond, an input decides all or nothing
-BOUNDS = (-4.0, 4.0)
-MAX_STEPS = 60
+BOUNDS = (-4.0, 4.0)  # of logarithms of signal and noise: matrices stay regular
+MAX_STEPS = 60  # as good as more
 JITTER = 1e-8  # relative variance that keeps matrices regular
 LEAST_DEVIATION = 1e-6  # values of so many equal digits are equal
 
@@ -53,21 +55,21 @@ class Kernel:
         values, _, _ = standardised(values)
         squares = (inputs[:, None] - inputs[None]) ** 2
         num_inputs = inputs.shape[1]
-        means = np.array([LENGTH_SCALE[0] + np.log(num_inputs) / 2] * num_inputs + [SIGNAL[0], NOISE[0]])
-        deviations = np.array([LENGTH_SCALE[1]] * num_inputs + [SIGNAL[1], NOISE[1]])
+        means = np.array([LENGTH_SCALE_MEAN + math.log(num_inputs) / 2] * num_inputs + [SIGNAL[0], NOISE[0]])
+        deviations = np.array([LENGTH_SCALE_DEVIATION] * num_inputs + [SIGNAL[1], NOISE[1]])
 
         def loss(logs: Vector) -> tuple[float, Vector]:
-            value, gradient = density_loss(cls.of(logs), squares, values)
+            value, gradient = density_loss(cls.from_logs(logs), squares, values)
             distances = (logs - means) / deviations
             return value + float(distances @ distances) / 2, gradient + distances / deviations
 
         bounds = [LENGTH_BOUNDS] * num_inputs + [BOUNDS, BOUNDS]
         fitted = minimize(loss, means, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_STEPS})
-        return cls.of(fitted.x)
+        return cls.from_logs(fitted.x)
 
     @classmethod
-    def of(cls, logs: Vector) -> Self:
-        """The kernel of logarithms of the length scales, of the signal and of the noise."""
+    def from_logs(cls, logs: Vector) -> Self:
+        """The kernel of logarithms of the length scales, of the signal and of the noise, (inputs + 2,)."""
         return cls(np.exp(logs[:-2]), float(np.exp(logs[-2])), float(np.exp(logs[-1])))
 
     def __call__(self, first: Vector, second: Vector) -> Vector:
@@ -126,22 +128,27 @@ def standardised(values: Vector) -> tuple[Vector, float, float]:
 
 
 def _matern(squares: Vector) -> tuple[Vector, Vector]:
-    """The kernel of squared distances, and by how much it falls where they grow."""
+    """The kernel, and minus its derivative by the squared distance, both of the shape of the squared distances."""
     distances = np.sqrt(5 * squares)
     decay = np.exp(-distances)
     return (1 + distances + distances**2 / 3) * decay, 5 / 6 * (1 + distances) * decay
 
 
 def density_loss(kernel: Kernel, squares: Vector, values: Vector) -> tuple[float, Vector]:
-    """Negative logarithm of the values' density, and its gradient by the logarithms of a kernel's parameters."""
+    """Negative logarithm of the values' density, but for a constant.
+
+    Args:
+        squares: squared differences of inputs, (networks, networks, inputs).
+        values: of mean 0 and deviation 1, (networks,).
+
+    Returns:
+        The loss, and its gradient by the logarithms of length scales, signal and noise, (inputs + 2,).
+    """
     relative = kernel.length_scales**-2
     correlations, slopes = _matern(squares @ relative)
     function = kernel.signal**2 * correlations
     noise = kernel.noise**2 + JITTER * kernel.signal**2
-    try:
-        root = cholesky(function + noise * np.eye(len(values)), lower=True)
-    except LinAlgError:
-        return np.inf, np.zeros(len(relative) + 2)
+    root = cholesky(function + noise * np.eye(len(values)), lower=True)
     inverse = cho_solve((root, True), np.eye(len(values)))
     weights = inverse @ values
     excess = inverse - np.outer(weights, weights)  # twice the loss's gradient by the covariances

@@ -1,7 +1,8 @@
 """The sampler's models of accuracy and latency: Gaussian processes that learn from every score and measurement.
 
-A kernel takes longer to find than a model to fit, so it is found for the first networks of a study only, and again whenever
-there are a fifth more of them. It depends on these networks alone, so that an interrupted study goes on as it would have.
+A kernel takes longer to fit than a model with a given one, so it is fitted to the first networks of a study only, and again
+whenever there are a fifth more of them. It depends on these networks alone, so that an interrupted study goes on as it would
+have.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from search.latency import block_model
 from search.study.samplers.gaussian_process import GaussianProcess, Kernel
 from search.study.samplers.row import Features, Row
 
-GROWTH = 1.2  # of the number of networks that a kernel is found for
-MAX_KERNEL_ROWS = 200  # then it is good enough, and takes 0.1 s to find
-MAX_LATEST_ROWS = 300  # that a model is fitted to, beside those of the kernel: these are about the front
-LEAST_MS = 1e-6  # the block model may find no costs for what a network contains
+GROWTH = 1.2  # a kernel is fitted again once there are more networks by this factor
+MAX_KERNEL_ROWS = 200  # then it is good enough, and takes 0.1 s to fit
+MAX_LATEST_ROWS = 300  # that a model learns from, beside those of the kernel: these are about the front
+MIN_ROWS = 16  # of a process of latency: from fewer, the block model alone predicts as well
+LEAST_MS = 1e-6  # of the block model's predictions, whose logarithm is taken
 
 Vector = NDArray[np.float64]
 
@@ -29,7 +31,10 @@ class Model(Protocol):
     """A model of one value of networks."""
 
     @property
-    def process(self) -> GaussianProcess: ...
+    def kernel(self) -> Kernel | None: ...
+
+    def predict(self, networks: Sequence[Features]) -> Vector:
+        """Values that networks probably have, (networks,)."""
 
     def draw(self, networks: Sequence[Features], num_draws: int, rng: np.random.Generator) -> Vector:
         """Values that networks may have, (draws, networks)."""
@@ -47,15 +52,15 @@ class Learner(Generic[FittedModel]):
     """
 
     fit: Callable[[Sequence[Row], Kernel | None], FittedModel]
-    _numbers: list[int] = field(default_factory=list)  # of the trials that the kernel was found for
+    _numbers: list[int] = field(default_factory=list)  # of the trials that the kernel was fitted to
     _kernel: Kernel | None = None
 
     def learn(self, rows: Sequence[Row]) -> FittedModel:
-        """The model of these networks, which are in the order of their trials."""
+        """The model of these networks, which are in the order in which their trials were finished."""
         first = rows[: _num_kernel_rows(len(rows))]
         numbers = [row.trial.number for row in first]
         if self._numbers != numbers:
-            self._numbers, self._kernel = numbers, self.fit(first, None).process.kernel
+            self._numbers, self._kernel = numbers, self.fit(first, None).kernel
         return self.fit([*first, *rows[len(first) :][-MAX_LATEST_ROWS:]], self._kernel)
 
 
@@ -73,41 +78,72 @@ class AccuracyModel:
         accuracies = np.array([row.accuracy for row in rows])
         return cls(GaussianProcess.fit(inputs, accuracies, kernel), scales)
 
+    @property
+    def kernel(self) -> Kernel:
+        return self.process.kernel
+
+    def predict(self, networks: Sequence[Features]) -> Vector:
+        """Accuracies in [0, 1], (networks,)."""
+        return np.clip(self.process.predict(self._inputs(networks)), 0.0, 1.0)
+
     def draw(self, networks: Sequence[Features], num_draws: int, rng: np.random.Generator) -> Vector:
         """Accuracies in [0, 1], (draws, networks)."""
-        inputs = np.stack([network.inputs for network in networks]) / self.scales
-        return np.clip(self.process.draw(inputs, num_draws, rng), 0.0, 1.0)
+        return np.clip(self.process.draw(self._inputs(networks), num_draws, rng), 0.0, 1.0)
+
+    def _inputs(self, networks: Sequence[Features]) -> Vector:
+        return np.stack([network.inputs for network in networks]) / self.scales
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """The logarithm of latency, by what is known of a network and what the block model predicts, which is a sum of costs."""
+    """Latency, by what is known of a network and what the block model predicts, which is a sum of costs.
 
-    process: GaussianProcess
+    Attributes:
+        process: of the logarithm of latency; None where so few networks were measured that it is the block model's alone.
+        scales: as of `AccuracyModel.fit`.
+        costs: of the block model.
+    """
+
+    process: GaussianProcess | None
     scales: Vector
     costs: Vector
 
     @classmethod
     def fit(cls, rows: Sequence[Row], kernel: Kernel | None, scales: Vector, target: str) -> Self:
-        """Fit the model to networks that were measured on a target. scales: as of `AccuracyModel.fit`."""
+        """Fit the model to networks that were measured on a target, at least one."""
         latencies = np.array([row.trial.result.latencies[target].latency_ms for row in rows])
         features = [row.features for row in rows]
         costs = block_model.fit(np.stack([network.blocks for network in features]), latencies)
-        return cls(GaussianProcess.fit(_latency_inputs(features, scales, costs), np.log(latencies), kernel), scales, costs)
+        process = None
+        if len(rows) >= MIN_ROWS:
+            process = GaussianProcess.fit(_latency_inputs(features, scales, costs), np.log(latencies), kernel)
+        return cls(process, scales, costs)
+
+    @property
+    def kernel(self) -> Kernel | None:
+        return None if self.process is None else self.process.kernel
+
+    def predict(self, networks: Sequence[Features]) -> Vector:
+        """Latencies in ms, (networks,)."""
+        inputs = _latency_inputs(networks, self.scales, self.costs)
+        return np.exp(inputs[:, -1] if self.process is None else self.process.predict(inputs))
 
     def draw(self, networks: Sequence[Features], num_draws: int, rng: np.random.Generator) -> Vector:
         """Latencies in ms, (draws, networks)."""
+        if self.process is None:
+            return np.tile(self.predict(networks), (num_draws, 1))
         return np.exp(self.process.draw(_latency_inputs(networks, self.scales, self.costs), num_draws, rng))
 
 
 def _latency_inputs(networks: Sequence[Features], scales: Vector, costs: Vector) -> Vector:
+    """Inputs of the process, (networks, inputs + 1); the last is the logarithm of the block model's prediction."""
     predicted_ms = np.stack([network.blocks for network in networks]) @ costs
     inputs = np.stack([network.inputs for network in networks]) / scales
     return np.column_stack([inputs, np.log(np.maximum(predicted_ms, LEAST_MS))])
 
 
 def _num_kernel_rows(num_rows: int) -> int:
-    count = 2
-    while (larger := int(count * GROWTH) + 1) <= min(num_rows, MAX_KERNEL_ROWS):
+    count, most = 2, min(num_rows, MAX_KERNEL_ROWS)
+    while (larger := int(count * GROWTH) + 1) <= most:
         count = larger
     return count

@@ -1,4 +1,4 @@
-"""What the models of the sampler get of a network, and of one that was scored or measured."""
+"""Inputs of the sampler's models, and the trials that they learn from."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Features:
     """What is known of a network without evaluating it.
 
     Attributes:
-        inputs: what the dimensions of the space declare, and the logarithm of the multiply-accumulates, (inputs,). Accuracy
-            depends on these most, which a handful of networks show.
+        inputs: what the dimensions of the space declare, and the logarithm of the multiply-accumulates, (inputs,). A handful
+            of networks show how accuracy depends on the latter.
         blocks: of the block model, (features,).
     """
 
@@ -52,7 +52,7 @@ class Features:
 
 @lru_cache(maxsize=block_model.CACHED)
 def _features(network: Architecture, img_size: int) -> Features:
-    inputs = [*accuracy_inputs(network), math.log(block_model.macs(network, img_size))]
+    inputs = [*accuracy_inputs(network), math.log(block_model.product_macs(network, img_size))]
     return Features(np.array(inputs), block_model.features(network, img_size))
 
 
@@ -61,17 +61,19 @@ class Row:
     """A trial, as the models read it.
 
     Attributes:
+        trial: the finished trial.
+        features: of its network.
         accuracy: nan if it has none or exceeds a limit.
     """
 
     trial: TrialRecord
-    accuracy: float
     features: Features
+    accuracy: float
 
     @classmethod
     def of(cls, trial: TrialRecord, img_size: int) -> Self:
         accuracy = trial.accuracy if evaluated([trial]) else math.nan
-        return cls(trial, accuracy, Features.of(trial.architecture, img_size))
+        return cls(trial, Features.of(trial.architecture, img_size), accuracy)
 
     @property
     def is_scored(self) -> bool:

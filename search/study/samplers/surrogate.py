@@ -50,7 +50,7 @@ class SurrogateSampler(BaseSampler):
     Args:
         space: what may be proposed.
         img_size: side of the deployed network's input, in pixels, where a network has none of its own.
-        n_startup_trials: random networks to begin with.
+        n_startup_trials: finished trials, of known networks first and then of random ones, before networks are predicted.
         population_size: how many networks children are bred from.
         num_children: how many are compared for a proposal.
         mutation: probability of a parameter to be drawn anew.
@@ -87,7 +87,7 @@ class SurrogateSampler(BaseSampler):
         self._limits = StudyLimits()  # without targets before the study was read
         self._seen: set[int] = set()  # numbers of the closed trials that were read
         self._num_finished = 0  # of those
-        self._rows: dict[str, Row] = {}  # the latest of each network, by key
+        self._rows: dict[str, Row] = {}  # the latest of each network, by key, in the order in which they were finished
         self._failed: dict[str, Architecture] = {}  # in some trial, by key
         self._skipped: set[str] = set()  # keys of networks that surely exceed a limit by prediction
         self._keys: dict[int, str] = {}  # of networks that run or ran, by trial number
@@ -125,17 +125,15 @@ class SurrogateSampler(BaseSampler):
         return self._proposals[trial.number][param_name]
 
     def _learn(self, trials: Sequence[FrozenTrial]) -> None:
-        """Read the closed trials, each once. Thousands of rows are stacked for each proposal, but none is made again."""
-        for trial in trials:
-            if trial.number in self._seen:
-                continue
+        """Read the closed trials, each once, in the order in which they were closed."""
+        new = [trial for trial in trials if trial.datetime_complete is not None and trial.number not in self._seen]
+        for trial in sorted(new, key=lambda trial: (trial.datetime_complete, trial.number)):
             if is_finished(trial):
                 self._seen.add(trial.number)
                 self._num_finished += 1
                 record = read(trial)
-                before = self._rows.get(record.architecture.key)
-                if before is None or before.trial.number < record.number:
-                    self._rows[record.architecture.key] = Row.of(record, self.img_size)
+                self._rows.pop(record.architecture.key, None)  # the latest counts, and comes last
+                self._rows[record.architecture.key] = Row.of(record, self.img_size)
             elif has_failed(trial):
                 self._seen.add(trial.number)
                 network = network_of(trial)
@@ -153,7 +151,7 @@ class SurrogateSampler(BaseSampler):
         """
         tried = self._rows.keys() | self._failed.keys() | self._skipped
         taken = tried | {key for trial in running if (key := self.key_of(trial))}
-        rows = sorted(self._rows.values(), key=lambda row: row.trial.number)  # in whatever order they were read
+        rows = list(self._rows.values())
         scored = [row for row in rows if row.is_scored]
         if self._num_finished < self.n_startup_trials or len(scored) < 2:
             return self.first(taken, rows, is_careful)
@@ -231,11 +229,17 @@ class SurrogateSampler(BaseSampler):
         is_careful: bool,
     ) -> Architecture:
         """The child that should add most to the front or, if none should, come nearest to it."""
-        accuracies = self.accuracies(children, scored)
+        features = [Features.of(child, self.img_size) for child in children]
         failures = self.failures(children, rows)
         result = scored[0].trial.result
-        predicted = {name: self.latencies(children, rows, name) for name in result.latencies}
-        ends = {name: self.end(name, scored) for name in result.latencies}
+        accuracy_model = self.accuracy_model(scored)
+        latency_models = {name: self.latency_model(name, rows) for name in result.latencies}
+        accuracies = accuracy_model.predict(features)
+        latencies = {name: model.predict(features) for name, model in latency_models.items()}
+        drawn_accuracies = accuracy_model.draw(features, NUM_DRAWS, self.rng)
+        of_objectives = [latency_models[name].draw(features, NUM_DRAWS, self.rng) for name in result.objectives]
+        drawn_latencies = np.stack(of_objectives, axis=-1)  # (draws, children, objectives)
+        ends = {name: self.end(name, scored) for name in latencies}
         of_resources = self._limits.excesses(children, [row.trial for row in rows])
         objective_ends = [ends[name] for name in result.objectives]
         front_accuracies = [row.accuracy for row in front]
@@ -243,21 +247,19 @@ class SurrogateSampler(BaseSampler):
 
         def worth(index: int) -> tuple[float, float, float]:
             safety = -failures[index] if is_careful else 0.0
-            medians = {name: float(np.median(drawn[:, index])) for name, drawn in predicted.items()}
-            excess = max(*(median / ends[name] for name, median in medians.items()), of_resources[index])
+            excess = max(*(latencies[name][index] / ends[name] for name in latencies), of_resources[index])
             if excess > 1:
                 return safety, 0.0, -excess - failures[index]
-            drawn_latencies = np.column_stack([predicted[name][:, index] for name in result.objectives])
-            drawn = zip(accuracies[:, index], drawn_latencies, strict=True)
-            gained = np.mean([gain(front_accuracies, front_latencies, *point, objective_ends) for point in drawn])
-            latencies = [medians[name] for name in result.objectives]
+            points = zip(drawn_accuracies[:, index], drawn_latencies[:, index], strict=True)
+            gained = float(np.mean([gain(front_accuracies, front_latencies, *point, objective_ends) for point in points]))
+            at = [latencies[name][index] for name in result.objectives]
             no_slower = [
                 accuracy
                 for accuracy, others in zip(front_accuracies, front_latencies, strict=True)
-                if all(other <= latency for other, latency in zip(others, latencies, strict=True))
+                if all(other <= latency for other, latency in zip(others, at, strict=True))
             ]
-            nearness = accuracies[:, index].mean() - max(no_slower, default=0.0)
-            return safety, float(gained) * (1 - failures[index]) ** 2, nearness - failures[index]
+            nearness = accuracies[index] - max(no_slower, default=0.0)
+            return safety, gained * (1 - failures[index]) ** 2, nearness - failures[index]
 
         best, (_, self.expected_gain, _) = max(
             ((index, worth(index)) for index in range(len(children))), key=lambda indexed: indexed[1]
@@ -270,20 +272,16 @@ class SurrogateSampler(BaseSampler):
             latency.latency_ms for row in scored if (latency := row.latency_on(target))
         )
 
-    def latencies(self, children: Sequence[Architecture], rows: Sequence[Row], target: str) -> Vector:
-        """Latencies in ms by models drawn from the posterior, (draws, children)."""
+    def latency_model(self, target: str, rows: Sequence[Row]) -> LatencyModel:
+        """The model of latency on a target, by what was measured on it."""
         if target not in self._latency_learners:
             fit = partial(LatencyModel.fit, scales=self._input_scales, target=target)
             self._latency_learners[target] = Learner(fit)
-        model = self._latency_learners[target].learn([row for row in rows if row.was_measured_on(target)])
-        return model.draw(self.features(children), NUM_DRAWS, self.rng)
+        return self._latency_learners[target].learn([row for row in rows if row.was_measured_on(target)])
 
-    def accuracies(self, children: Sequence[Architecture], scored: Sequence[Row]) -> Vector:
-        """Accuracies by models drawn from the posterior, (draws, children)."""
-        return self._accuracy_learner.learn(scored).draw(self.features(children), NUM_DRAWS, self.rng)
-
-    def features(self, networks: Sequence[Architecture]) -> list[Features]:
-        return [Features.of(network, self.img_size) for network in networks]
+    def accuracy_model(self, scored: Sequence[Row]) -> AccuracyModel:
+        """The model of accuracy, by all scores."""
+        return self._accuracy_learner.learn(scored)
 
     def failures(self, children: Sequence[Architecture], rows: Sequence[Row]) -> Vector:
         """Probabilities that children fail, (children,); 0 while nothing has failed. What worked in some trial works."""

@@ -82,6 +82,15 @@ def test_costs_are_never_negative() -> None:
     assert (fit(inputs, np.array([rng.uniform(1, 5) for _ in range(12)])) >= 0).all()
 
 
+def test_nothing_is_known_of_a_cost_that_no_network_had() -> None:
+    """Rounding must not turn it into an enormous one, by which all networks that have it would be left out."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        inputs = rng.random((9, 9))
+        inputs[:, 4] = 0.0
+        assert fit(inputs, inputs @ rng.random(9))[4] == 0
+
+
 def test_says_nothing_before_it_has_seen_enough(costs: np.ndarray) -> None:
     rng = random.Random(2)
     model = BlockModel(32)

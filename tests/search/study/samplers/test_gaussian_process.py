@@ -47,11 +47,11 @@ def test_gradient_is_that_of_the_loss() -> None:
     values = (values - values.mean()) / values.std()
     logs = np.log([*KERNEL.length_scales, KERNEL.signal, KERNEL.noise])
     error = check_grad(
-        lambda at: density_loss(Kernel.of(at), squares, values)[0],
-        lambda at: density_loss(Kernel.of(at), squares, values)[1],
+        lambda at: density_loss(Kernel.from_logs(at), squares, values)[0],
+        lambda at: density_loss(Kernel.from_logs(at), squares, values)[1],
         logs,
     )
-    assert error < 1e-4 * np.linalg.norm(density_loss(Kernel.of(logs), squares, values)[1])
+    assert error < 1e-4 * np.linalg.norm(density_loss(Kernel.from_logs(logs), squares, values)[1])
 
 
 @pytest.mark.parametrize(("num_networks", "num_inputs"), [(16, 24), (40, 24), (150, 24), (16, 4)])

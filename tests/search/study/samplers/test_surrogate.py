@@ -20,7 +20,8 @@ from search.space.dimensions import accuracy_inputs
 from search.space.space import Space
 from search.study.front import front, front_hypervolume
 from search.study.samplers.limit_model import StudyLimits
-from search.study.samplers.surrogate import Row, SurrogateSampler
+from search.study.samplers.row import Features, Row
+from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import open_study
 from tests.support.known_engine import SPACE, KnownEngine, known_targets, run, sampler
 
@@ -88,9 +89,10 @@ def test_image_sizes_are_searched(storage: str) -> None:
     assert isinstance(proposer, SurrogateSampler)
     rows = [Row.of(trial, 32) for trial in trials]
     children = [replace(SIZED_SPACE.anchor(), img_size=size) for size in (16, 32, 64)]
-    small, middle, large = np.median(proposer.latencies(children, rows, "first"), axis=0)
+    features = [Features.of(child, 32) for child in children]
+    small, middle, large = proposer.latency_model("first", rows).predict(features)
     assert large > 2 * middle > 4 * small  # it is four times from each to the next
-    assert (np.diff(proposer.accuracies(children, rows).mean(0)) > 0.05).all()
+    assert (np.diff(proposer.accuracy_model(rows).predict(features)) > 0.05).all()
 
 
 def test_limit_of_multiply_accumulates_is_that_of_the_image_size() -> None:
