@@ -72,6 +72,11 @@ class Kernel:
         """The kernel of logarithms of the length scales, of the signal and of the noise, (inputs + 2,)."""
         return cls(np.exp(logs[:-2]), float(np.exp(logs[-2])), float(np.exp(logs[-1])))
 
+    @property
+    def variance(self) -> float:
+        """Of values about the function, and a little more, which keeps matrices regular."""
+        return self.noise**2 + JITTER * self.signal**2
+
     def __call__(self, first: Vector, second: Vector) -> Vector:
         """Covariances of the function, (first networks, second networks)."""
         first, second = first / self.length_scales, second / self.length_scales
@@ -103,22 +108,27 @@ class GaussianProcess:
         """Learn from values of networks. Arguments: as of `Kernel.fit`, and the kernel; None finds the most probable one."""
         kernel = kernel or Kernel.fit(inputs, values)
         values, mean, deviation = standardised(values)
-        noise = kernel.noise**2 + JITTER * kernel.signal**2
-        root = cholesky(kernel(inputs, inputs) + noise * np.eye(len(values)), lower=True)
+        root = cholesky(kernel(inputs, inputs) + kernel.variance * np.eye(len(values)), lower=True)
         return cls(kernel, inputs, mean, deviation, root, cho_solve((root, True), values))
 
     def predict(self, inputs: Vector) -> Vector:
         """Expected values of networks, (networks,)."""
-        return self.mean + self.deviation * self.kernel(inputs, self.inputs) @ self.weights
+        return self._expected(self.kernel(inputs, self.inputs))
 
     def draw(self, inputs: Vector, num_draws: int, rng: np.random.Generator) -> Vector:
         """Functions that may be the true one, at networks, (draws, networks)."""
-        known = solve_triangular(self.root, self.kernel(self.inputs, inputs), lower=True)
+        covariances = self.kernel(inputs, self.inputs)
+        known = solve_triangular(self.root, covariances.T, lower=True)
         covariance = self.kernel(inputs, inputs) - known.T @ known
         values, vectors = np.linalg.eigh(covariance)
         normal = rng.normal(size=(num_draws, len(inputs)))
-        drawn: Vector = self.predict(inputs) + self.deviation * normal @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        scatter = normal @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        drawn: Vector = self._expected(covariances) + self.deviation * scatter
         return drawn
+
+    def _expected(self, covariances: Vector) -> Vector:
+        """Expected values by the covariances with the known networks, (networks, known networks)."""
+        return self.mean + self.deviation * covariances @ self.weights
 
 
 def standardised(values: Vector) -> tuple[Vector, float, float]:
@@ -147,8 +157,7 @@ def density_loss(kernel: Kernel, squares: Vector, values: Vector) -> tuple[float
     relative = kernel.length_scales**-2
     correlations, slopes = _matern(squares @ relative)
     function = kernel.signal**2 * correlations
-    noise = kernel.noise**2 + JITTER * kernel.signal**2
-    root = cholesky(function + noise * np.eye(len(values)), lower=True)
+    root = cholesky(function + kernel.variance * np.eye(len(values)), lower=True)
     inverse = cho_solve((root, True), np.eye(len(values)))
     weights = inverse @ values
     excess = inverse - np.outer(weights, weights)  # twice the loss's gradient by the covariances

@@ -28,16 +28,10 @@ Vector = NDArray[np.float64]
 
 
 class Model(Protocol):
-    """A model of one value of networks."""
+    """A model with a kernel, if it has learnt from enough networks."""
 
     @property
     def kernel(self) -> Kernel | None: ...
-
-    def predict(self, networks: Sequence[Features]) -> Vector:
-        """Values that networks probably have, (networks,)."""
-
-    def draw(self, networks: Sequence[Features], num_draws: int, rng: np.random.Generator) -> Vector:
-        """Values that networks may have, (draws, networks)."""
 
 
 FittedModel = TypeVar("FittedModel", bound=Model)
@@ -74,7 +68,7 @@ class AccuracyModel:
     @classmethod
     def fit(cls, rows: Sequence[Row], kernel: Kernel | None, scales: Vector) -> Self:
         """Fit the model to at least two networks. scales: by how much each input varies in the space, (inputs,)."""
-        inputs = np.stack([row.features.inputs for row in rows]) / scales
+        inputs = _inputs([row.features for row in rows], scales)
         accuracies = np.array([row.accuracy for row in rows])
         return cls(GaussianProcess.fit(inputs, accuracies, kernel), scales)
 
@@ -84,14 +78,11 @@ class AccuracyModel:
 
     def predict(self, networks: Sequence[Features]) -> Vector:
         """Accuracies in [0, 1], (networks,)."""
-        return np.clip(self.process.predict(self._inputs(networks)), 0.0, 1.0)
+        return np.clip(self.process.predict(_inputs(networks, self.scales)), 0.0, 1.0)
 
     def draw(self, networks: Sequence[Features], num_draws: int, rng: np.random.Generator) -> Vector:
         """Accuracies in [0, 1], (draws, networks)."""
-        return np.clip(self.process.draw(self._inputs(networks), num_draws, rng), 0.0, 1.0)
-
-    def _inputs(self, networks: Sequence[Features]) -> Vector:
-        return np.stack([network.inputs for network in networks]) / self.scales
+        return np.clip(self.process.draw(_inputs(networks, self.scales), num_draws, rng), 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -135,11 +126,15 @@ class LatencyModel:
         return np.exp(self.process.draw(_latency_inputs(networks, self.scales, self.costs), num_draws, rng))
 
 
+def _inputs(networks: Sequence[Features], scales: Vector) -> Vector:
+    """Inputs of unit scale, (networks, inputs)."""
+    return np.stack([network.inputs for network in networks]) / scales
+
+
 def _latency_inputs(networks: Sequence[Features], scales: Vector, costs: Vector) -> Vector:
-    """Inputs of the process, (networks, inputs + 1); the last is the logarithm of the block model's prediction."""
+    """The same and the logarithm of the block model's prediction, (networks, inputs + 1)."""
     predicted_ms = np.stack([network.blocks for network in networks]) @ costs
-    inputs = np.stack([network.inputs for network in networks]) / scales
-    return np.column_stack([inputs, np.log(np.maximum(predicted_ms, LEAST_MS))])
+    return np.column_stack([_inputs(networks, scales), np.log(np.maximum(predicted_ms, LEAST_MS))])
 
 
 def _num_kernel_rows(num_rows: int) -> int:

@@ -45,15 +45,11 @@ class Features:
     inputs: Vector
     blocks: Vector
 
-    @classmethod
-    def of(cls, network: Architecture, img_size: int) -> Features:
-        return _features(network, img_size)
-
-
-@lru_cache(maxsize=block_model.CACHED)
-def _features(network: Architecture, img_size: int) -> Features:
-    inputs = [*accuracy_inputs(network), math.log(block_model.product_macs(network, img_size))]
-    return Features(np.array(inputs), block_model.features(network, img_size))
+    @staticmethod
+    @lru_cache(maxsize=block_model.CACHED)
+    def of(network: Architecture, img_size: int) -> Features:
+        inputs = [*accuracy_inputs(network), math.log(block_model.product_macs(network, img_size))]
+        return Features(np.array(inputs), block_model.features(network, img_size))
 
 
 @dataclass(frozen=True)
