@@ -7,7 +7,8 @@ models of timm, at the size of the images and at twice that.
 
 All are measured in turn, in float32 and in int8, and trained from random weights by one recipe, with several seeds. Which
 networks of a kind count is chosen by validation images; the test images are for the comparison alone. The trainings take
-hours; cut off, the same command goes on.
+hours; cut off, the same command goes on. With --record FILE all results are kept in a small file too, from which the same
+command goes on in another folder or on another machine, and which `python -m benchmarks.evidence_table FILE` shows.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import hydra
 import lightning
@@ -33,7 +35,19 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from benchmarks.commands import run_command
-from benchmarks.evidence_table import ARMS, DTYPE, Measured, draw, show
+from benchmarks.evidence_table import (
+    ARMS,
+    ARMS_FILE,
+    DTYPE,
+    LATENCIES_FILE,
+    TRAINED,
+    Measured,
+    draw,
+    read,
+    read_latencies,
+    result_file,
+    show,
+)
 from models.architecture import Architecture
 from models.litv2 import build as build_network
 from search import UserError, one_line
@@ -60,6 +74,7 @@ PEERS = (
 )  # fmt: skip
 SEARCHES = {"front": [], "random": ["sampler=random"]}
 SUPERNET = "supernet"  # the study whose shared weights both searches use
+OPTIONS_FILE = "options.json"
 
 
 @dataclass(frozen=True)
@@ -100,15 +115,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="time limit of a search, without the supernet")
     parser.add_argument("--epochs", type=int, default=14, help="of the supernet that both searches share")
     parser.add_argument("--train-epochs", type=int, default=40, help="of a network")
+    parser.add_argument("--lr", type=float, default=1.7e-3, help="learning rate of a network's training")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of a network")
     parser.add_argument("--levels", type=int, default=5, help="latencies at which networks are picked")
     parser.add_argument("--peers", default=",".join(PEERS), help="models of timm, separated by commas")
     parser.add_argument("--processes", type=int, default=1, help="networks that are trained at a time, each on one thread")
     parser.add_argument("--max-seconds", type=float, default=3.0, help="time limit for measuring a network")
     parser.add_argument("--plot", type=Path, help="file for the figure")
+    parser.add_argument("--record", type=Path, help="file for all results, to begin with where the folder is empty")
     parser.add_argument("overrides", nargs="*", help="of the searches, such as data=cifar10 space=fine")
     options = parser.parse_args()
     plot = None if options.plot is None else options.plot.resolve()
+    options.record = None if options.record is None else options.record.resolve()
     try:
         measured = Evidence(options).run()
     except UserError as error:
@@ -124,47 +142,80 @@ class Evidence:
         options: Of the command line.
 
     Raises:
-        UserError: If the folder has results of other options.
+        UserError: If the folder or the record has results of other options, or the record cannot be read.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.console = options, make_console()
-        overrides = [absolute(override) for override in options.overrides]
+        overrides = [absolute(override) for override in options.overrides]  # before the folder changes
         self.folder: Path = options.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         os.chdir(self.folder)  # what searches and trainings leave is in one place
         sizes = [f"data.train_size={options.images}", f"data.val_size={options.val_images}"]
         self.overrides = ["+search=cpu_latency", "data=cifar10", "space=fine", *overrides, *sizes]
+        self.begin_with_record()
         self.refuse_other_options()
-        training = [f"check.long.max_epochs={options.train_epochs}", *self.overrides]
+        recipe = [f"check.long.max_epochs={options.train_epochs}", f"check.long.lr={options.lr}"]
         with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-            self.cfg: DictConfig = hydra.compose("check", training)
+            self.cfg: DictConfig = hydra.compose("check", [*self.overrides, *recipe])
 
     def run(self) -> dict[str, list[Measured]]:
         """Search, measure, train and show. Returns the networks of each arm."""
         data: ImageData = build(self.cfg.data)
-        peers = self.peers(data)
-        for name, settings in SEARCHES.items():
-            self.search(name, settings)
-        arms = dict(zip(ARMS, [*self.of_searches(), peers], strict=True))
-        contenders = {contender.key: contender for of_arm in arms.values() for contender in of_arm}
+        contenders = {contender.key: contender for contender in self.contenders(data)}
         latencies = self.measure(list(contenders.values()), data)
-        self.train([contender for key, contender in contenders.items() if key in latencies])
-        measured = {
-            arm: [result for contender in of_arm if (result := self.result(contender, latencies)) is not None]
-            for arm, of_arm in arms.items()
-        }
-        show(self.console, measured, self.account())
+        try:
+            self.train([contender for key, contender in contenders.items() if key in latencies])
+        finally:
+            self.keep_record()
+        measured, account = read(Path())
+        show(self.console, measured, account)
         return measured
+
+    def begin_with_record(self) -> None:
+        """Unpack the record into an empty folder. Raises: UserError if it cannot be read."""
+        record = self.options.record
+        if record is None or not record.exists() or Path(OPTIONS_FILE).exists():
+            return
+        try:
+            with ZipFile(record) as archive:
+                archive.extractall(self.folder)
+        except (BadZipFile, OSError) as error:
+            raise UserError(
+                f"{record} is not a record of this benchmark ({one_line(error)}); choose another --record"
+            ) from error
+
+    def keep_record(self) -> None:
+        """Pack all results but the searches themselves into the record."""
+        if self.options.record is None:
+            return
+        files = [Path(name) for name in (OPTIONS_FILE, ARMS_FILE, LATENCIES_FILE)]
+        with replacing(self.options.record) as new, ZipFile(new, "w") as archive:
+            for file in [*files, *sorted(Path(TRAINED).glob("*.npz"))]:
+                archive.write(file)
 
     def refuse_other_options(self) -> None:
         """Keep the options that results depend on. Raises: UserError if the folder has results of others."""
-        may_change = ("folder", "plot", "processes", "seeds")
+        may_change = ("folder", "plot", "record", "processes", "seeds")
         depends = {key: value for key, value in vars(self.options).items() if key not in may_change}
-        body, file = json.dumps(depends | {"overrides": self.overrides}, indent=1), Path("options.json")
+        body, file = json.dumps(depends, indent=1), Path(OPTIONS_FILE)
         if file.exists() and file.read_text(encoding="utf-8") != body:
             raise UserError(f"{self.folder} has results of other options ({file}); choose another --folder")
         write_text(file, body)
+
+    def contenders(self, data: ImageData) -> list[Contender]:
+        """Search, and pick the networks of all arms; what was picked is kept. Raises: UserError as of the steps."""
+        file = Path(ARMS_FILE)
+        if not file.exists():
+            peers = self.peers(data)
+            for name, settings in SEARCHES.items():
+                self.search(name, settings)
+            arms = dict(zip(ARMS, [*self.of_searches(), peers], strict=True))
+            of_arms = {arm: [{"key": each.key, **asdict(each)} for each in of_arm] for arm, of_arm in arms.items()}
+            write_text(file, json.dumps({"account": self.account(), "arms": of_arms}, indent=1))
+        stored = json.loads(file.read_text(encoding="utf-8"))["arms"]
+        fields = [{name: value for name, value in each.items() if name != "key"} for arm in ARMS for each in stored[arm]]
+        return [Contender(**each) for each in fields]
 
     def search(self, name: str, settings: Sequence[str]) -> None:
         """Search for some minutes with the shared supernet; a search that was cut off starts again."""
@@ -221,10 +272,9 @@ class Evidence:
 
     def measure(self, contenders: Sequence[Contender], data: ImageData) -> dict[str, dict[str, Latency]]:
         """Measure all networks in turn, in both dtypes. Returns latencies by network and dtype; all have float32."""
-        file = Path("latencies.json")
+        file = Path(LATENCIES_FILE)
         if file.exists():
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            return {key: {name: Latency.from_summary(each) for name, each in by.items()} for key, by in stored.items()}
+            return read_latencies(Path())
         target = onnxruntime_target(
             img_size=data.img_size, in_chans=data.in_chans, num_classes=data.num_classes, batch_size=1, num_threads=1,
             dtype=DTYPE, prepared=True, tolerance=0.025, max_seconds=self.options.max_seconds, calibration_seconds=5.0,
@@ -252,7 +302,7 @@ class Evidence:
         """Train all networks with all seeds; those whose training fails are named, and left out of the results."""
         cfg = {"data": plain(self.cfg.data), "training": plain(self.cfg.check.long)}
         tasks = [(contender, seed) for seed in range(self.options.seeds) for contender in contenders]
-        missing = [(contender, seed) for contender, seed in tasks if not result_file(contender, seed).exists()]
+        missing = [(contender, seed) for contender, seed in tasks if not Path(result_file(contender.key, seed)).exists()]
         self.say(f"{len(tasks)} trainings, {len(missing)} to do")
         pool = ProcessPoolExecutor(self.options.processes, get_context("spawn"))
         try:
@@ -261,20 +311,6 @@ class Evidence:
                 self.say(f"{contender.key}, seed {seed}: {training.result()}")
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def result(self, contender: Contender, latencies: dict[str, dict[str, Latency]]) -> Measured | None:
-        """Return what is known of a network; None if it could not be measured or trained."""
-        files = [result_file(contender, seed) for seed in range(self.options.seeds)]
-        if contender.key not in latencies or not all(file.exists() for file in files):
-            return None
-        results = [np.load(file) for file in files]
-        return Measured(
-            key=contender.key,
-            name=contender.name,
-            latencies=latencies[contender.key],
-            correct=np.stack([result["correct"] for result in results]),
-            validation=float(np.mean([result["validation"] for result in results])),
-        )
 
     def account(self) -> list[str]:
         """Return lines about the time and the networks of the searches."""
@@ -310,14 +346,10 @@ def within(
     return list(best.values())
 
 
-def result_file(contender: Contender, seed: int) -> Path:
-    return Path("trained") / f"{contender.key}-{seed}.npz"
-
-
 def train(cfg: dict[str, Any], contender: Contender, seed: int) -> str:
     """Train a network, and store which test images it classifies correctly. Returns its accuracy or why it is left out."""
     torch.set_num_threads(1)
-    config, file = OmegaConf.create(cfg), result_file(contender, seed)
+    config, file = OmegaConf.create(cfg), Path(result_file(contender.key, seed))
     lightning.seed_everything(seed, verbose=False)
     data: ImageData = build(config.data)
     settings: TrainSettings = build(config.training)

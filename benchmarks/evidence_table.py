@@ -1,8 +1,15 @@
-"""Curves of accuracy over latency and intervals of their differences, as the table and figure of `benchmarks.evidence`."""
+"""`python -m benchmarks.evidence_table RECORD`: table and figure of `benchmarks.evidence`, from what it recorded.
+
+Curves of accuracy over latency are compared, with intervals of their differences.
+"""
 
 from __future__ import annotations
 
+import argparse
+import io
+import json
 import statistics
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +20,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from search import one_line
 from search.latency.base import Latency
+from search.results.view import make_console
 
 ARMS = (
     "front of the search",
@@ -22,6 +31,7 @@ ARMS = (
     "most multiply-accumulates",
     "timm",
 )
+ARMS_FILE, LATENCIES_FILE, TRAINED = "arms.json", "latencies.json", "trained"  # in the folder of the benchmark
 GRID = 20
 NUM_RESAMPLES = 2000
 DTYPE = "float32"
@@ -71,6 +81,56 @@ class Difference:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     mean: tuple[float, float, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path, help="of benchmarks.evidence --record")
+    parser.add_argument("--plot", type=Path, help="file for the figure")
+    options = parser.parse_args()
+    try:
+        arms, account = read(zipfile.Path(options.record))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        parser.exit(2, f"error: {options.record} is not a record of benchmarks.evidence: {one_line(error)}\n")
+    show(make_console(), arms, account)
+    if options.plot is not None:
+        draw(arms, options.plot)
+
+
+def read(folder: Path | zipfile.Path) -> tuple[dict[str, list[Measured]], list[str]]:
+    """Read the networks of each arm that were measured and trained with at least one seed, and lines about the searches."""
+    picked, latencies = json.loads((folder / ARMS_FILE).read_text(encoding="utf-8")), read_latencies(folder)
+    arms = {
+        arm: [
+            Measured(network["key"], network["name"], latencies[network["key"]], *trained)
+            for network in networks
+            if network["key"] in latencies and (trained := read_trained(folder, network["key"])) is not None
+        ]
+        for arm, networks in picked["arms"].items()
+    }
+    return arms, picked["account"]
+
+
+def read_latencies(folder: Path | zipfile.Path) -> dict[str, dict[str, Latency]]:
+    """Read latencies by network and dtype."""
+    stored = json.loads((folder / LATENCIES_FILE).read_text(encoding="utf-8"))
+    return {key: {name: Latency.from_summary(each) for name, each in by.items()} for key, by in stored.items()}
+
+
+def read_trained(folder: Path | zipfile.Path, key: str) -> tuple[NDArray[np.bool_], float] | None:
+    """Read what the trainings of a network with seeds 0, 1 and so on gave, as in `Measured`; None without any."""
+    correct: list[NDArray[np.bool_]] = []
+    validation: list[float] = []
+    while (file := folder / result_file(key, len(correct))).exists():
+        with file.open("rb") as stream, np.load(io.BytesIO(stream.read())) as result:
+            correct.append(result["correct"])
+            validation.append(float(result["validation"]))
+    return (np.stack(correct), statistics.fmean(validation)) if correct else None
+
+
+def result_file(key: str, seed: int) -> str:
+    """The file of a training: which test images are classified correctly, and the accuracy on validation images."""
+    return f"{TRAINED}/{key}-{seed}.npz"
 
 
 def chosen(arm: Sequence[Measured]) -> list[Measured]:
@@ -198,3 +258,7 @@ def draw(arms: Mapping[str, Sequence[Measured]], path: Path) -> None:
     axes.grid(alpha=0.2)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
