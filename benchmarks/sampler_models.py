@@ -69,10 +69,10 @@ def compare(table: Table, counts: Sequence[int], repetitions: int) -> dict[str, 
     units = scales(table.space, lambda network: Features.of(network, img_size).inputs)
 
     def process_of_accuracy(first: Sequence[Row], others: Sequence[Row]) -> Vector:
-        return AccuracyModel.fit(first, None, units).predict([row.features for row in others])
+        return AccuracyModel.fit(first, units).predict([row.features for row in others])
 
     def process_of_latency(first: Sequence[Row], others: Sequence[Row]) -> Vector:
-        return np.log(LatencyModel.fit(first, None, units, FIRST).predict([row.features for row in others]))
+        return np.log(LatencyModel.fit(first, units, FIRST).predict([row.features for row in others]))
 
     return {
         "accuracy: Gaussian process": errors_of(process_of_accuracy, rows, known, accuracies, counts, repetitions),

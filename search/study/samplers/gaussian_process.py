@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -106,7 +107,7 @@ class GaussianProcess:
     @classmethod
     def fit(cls, inputs: Vector, values: Vector, kernel: Kernel | None = None) -> Self:
         """Learn from values of networks. Arguments: as of `Kernel.fit`, and the kernel; None finds the most probable one."""
-        kernel = kernel or Kernel.fit(inputs, values)
+        kernel = kernel or fitted_kernel(inputs, values)
         values, mean, deviation = standardised(values)
         root = cholesky(kernel(inputs, inputs) + kernel.variance * np.eye(len(values)), lower=True)
         return cls(kernel, inputs, mean, deviation, root, cho_solve((root, True), values))
@@ -129,6 +130,17 @@ class GaussianProcess:
     def _expected(self, covariances: Vector) -> Vector:
         """Expected values by the covariances with the known networks, (networks, known networks)."""
         return self.mean + self.deviation * covariances @ self.weights
+
+
+def fitted_kernel(inputs: Vector, values: Vector) -> Kernel:
+    """The most probable kernel; it is not sought again for what it was fitted to lately. Arguments: as of `Kernel.fit`."""
+    return _fitted_kernel(inputs.tobytes(), values.tobytes())
+
+
+@lru_cache(maxsize=16)  # of accuracy, of latencies on some targets, and in tests of some studies in turn
+def _fitted_kernel(inputs: bytes, values: bytes) -> Kernel:
+    known = np.frombuffer(values)
+    return Kernel.fit(np.frombuffer(inputs).reshape(len(known), -1), known)
 
 
 def standardised(values: Vector) -> tuple[Vector, float, float]:

@@ -1,21 +1,21 @@
 """The sampler's models of accuracy and latency: Gaussian processes that learn from every score and measurement.
 
-A kernel takes longer to fit than a model with a given one, so it is fitted to the first networks of a study only, and again
-whenever there are a fifth more of them. It depends on these networks alone, so that an interrupted study goes on as it would
-have.
+A kernel takes longer to fit than a process with a given kernel, so it is fitted to the first networks of a study only, and
+again whenever there are a fifth more of them. It depends on these networks alone, so that an interrupted study goes on as it
+would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, Self, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search.latency import block_model
-from search.study.samplers.gaussian_process import GaussianProcess, Kernel
+from search.study.samplers.gaussian_process import GaussianProcess, fitted_kernel
 from search.study.samplers.row import Features, Row
 
 GROWTH = 1.2  # a kernel is fitted again once there are more networks by this factor
@@ -27,37 +27,6 @@ LEAST_MS = 1e-6  # of the block model's predictions, whose logarithm is taken
 Vector = NDArray[np.float64]
 
 
-class Model(Protocol):
-    """A model with a kernel, if it has learnt from enough networks."""
-
-    @property
-    def kernel(self) -> Kernel | None: ...
-
-
-FittedModel = TypeVar("FittedModel", bound=Model)
-
-
-@dataclass
-class Learner(Generic[FittedModel]):
-    """Fits a model to the networks of a study so far.
-
-    Args:
-        fit: fits the model to networks, with a kernel, or with the most probable one.
-    """
-
-    fit: Callable[[Sequence[Row], Kernel | None], FittedModel]
-    _numbers: list[int] = field(default_factory=list)  # of the trials that the kernel was fitted to
-    _kernel: Kernel | None = None
-
-    def learn(self, rows: Sequence[Row]) -> FittedModel:
-        """The model of these networks, which are in the order in which their trials were finished."""
-        first = rows[: _num_kernel_rows(len(rows))]
-        numbers = [row.trial.number for row in first]
-        if self._numbers != numbers:
-            self._numbers, self._kernel = numbers, self.fit(first, None).kernel
-        return self.fit([*first, *rows[len(first) :][-MAX_LATEST_ROWS:]], self._kernel)
-
-
 @dataclass(frozen=True)
 class AccuracyModel:
     """Accuracy, by what is known of a network."""
@@ -66,15 +35,18 @@ class AccuracyModel:
     scales: Vector
 
     @classmethod
-    def fit(cls, rows: Sequence[Row], kernel: Kernel | None, scales: Vector) -> Self:
-        """Fit the model to at least two networks. scales: by how much each input varies in the space, (inputs,)."""
-        inputs = _inputs([row.features for row in rows], scales)
-        accuracies = np.array([row.accuracy for row in rows])
-        return cls(GaussianProcess.fit(inputs, accuracies, kernel), scales)
+    def fit(cls, rows: Sequence[Row], scales: Vector) -> Self:
+        """Fit the model to at least two networks, in the order in which their trials were finished.
 
-    @property
-    def kernel(self) -> Kernel:
-        return self.process.kernel
+        Args:
+            scales: by how much each input varies in the space, (inputs,).
+        """
+
+        def data(rows: Sequence[Row]) -> tuple[Vector, Vector]:
+            return _inputs([row.features for row in rows], scales), np.array([row.accuracy for row in rows])
+
+        kernel = fitted_kernel(*data(_of_kernel(rows)))
+        return cls(GaussianProcess.fit(*data(_of_process(rows)), kernel), scales)
 
     def predict(self, networks: Sequence[Features]) -> Vector:
         """Accuracies in [0, 1], (networks,)."""
@@ -100,19 +72,20 @@ class LatencyModel:
     costs: Vector
 
     @classmethod
-    def fit(cls, rows: Sequence[Row], kernel: Kernel | None, scales: Vector, target: str) -> Self:
-        """Fit the model to networks that were measured on a target, at least one."""
-        latencies = np.array([row.trial.result.latencies[target].latency_ms for row in rows])
-        features = [row.features for row in rows]
-        costs = block_model.fit(np.stack([network.blocks for network in features]), latencies)
-        process = None
-        if len(rows) >= MIN_ROWS:
-            process = GaussianProcess.fit(_latency_inputs(features, scales, costs), np.log(latencies), kernel)
-        return cls(process, scales, costs)
+    def fit(cls, rows: Sequence[Row], scales: Vector, target: str) -> Self:
+        """Fit the model to networks that were measured on a target, at least one, in the order of their trials' ends."""
 
-    @property
-    def kernel(self) -> Kernel | None:
-        return None if self.process is None else self.process.kernel
+        def data(rows: Sequence[Row]) -> tuple[Vector, Vector, Vector]:
+            latencies = np.array([row.trial.result.latencies[target].latency_ms for row in rows])
+            features = [row.features for row in rows]
+            costs = block_model.fit(np.stack([network.blocks for network in features]), latencies)
+            return _latency_inputs(features, scales, costs), np.log(latencies), costs
+
+        inputs, log_latencies, costs = data(_of_process(rows))
+        if len(rows) < MIN_ROWS:
+            return cls(None, scales, costs)
+        kernel = fitted_kernel(*data(_of_kernel(rows))[:2])
+        return cls(GaussianProcess.fit(inputs, log_latencies, kernel), scales, costs)
 
     def predict(self, networks: Sequence[Features]) -> Vector:
         """Latencies in ms, (networks,)."""
@@ -137,8 +110,15 @@ def _latency_inputs(networks: Sequence[Features], scales: Vector, costs: Vector)
     return np.column_stack([_inputs(networks, scales), np.log(np.maximum(predicted_ms, LEAST_MS))])
 
 
-def _num_kernel_rows(num_rows: int) -> int:
-    count, most = 2, min(num_rows, MAX_KERNEL_ROWS)
+def _of_kernel(rows: Sequence[Row]) -> Sequence[Row]:
+    """The networks that a kernel is fitted to."""
+    count, most = 2, min(len(rows), MAX_KERNEL_ROWS)
     while (larger := int(count * GROWTH) + 1) <= most:
         count = larger
-    return count
+    return rows[:count]
+
+
+def _of_process(rows: Sequence[Row]) -> Sequence[Row]:
+    """The networks that a process learns from: those of its kernel, and the latest of the others."""
+    count = len(_of_kernel(rows))
+    return [*rows[:count], *rows[count:][-MAX_LATEST_ROWS:]]

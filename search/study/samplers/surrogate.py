@@ -15,7 +15,7 @@ Optuna's own samplers know neither that latency is a sum over blocks nor which p
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -32,7 +32,7 @@ from search.study.pareto import front_indices, gain
 from search.study.samplers import failure_model
 from search.study.samplers.failure_model import FailureModel
 from search.study.samplers.limit_model import StudyLimits
-from search.study.samplers.models import AccuracyModel, LatencyModel, Learner
+from search.study.samplers.models import AccuracyModel, LatencyModel
 from search.study.samplers.row import Features, Row, scales
 from search.study.trial import ended_with_failure, has_failed, is_finished, is_skipped, network_of, read
 
@@ -92,7 +92,6 @@ class SurrogateSampler(BaseSampler):
         self._skipped: set[str] = set()  # keys of networks that surely exceed a limit by prediction
         self._keys: dict[int, str] = {}  # of networks that run or ran, by trial number
         self._proposals: dict[int, Parameters] = {}
-        self._latency_learners: dict[str, Learner[LatencyModel]] = {}
 
     def seeded(self, seed: int) -> Self:
         """This sampler, for a trial that draws from this seed: what it has read of the study stays read."""
@@ -232,8 +231,11 @@ class SurrogateSampler(BaseSampler):
         features = [Features.of(child, self.img_size) for child in children]
         failures = self.failures(children, rows)
         result = scored[0].trial.result
-        accuracy_model = self.accuracy_model(scored)
-        latency_models = {name: self.latency_model(name, rows) for name in result.latencies}
+        accuracy_model = AccuracyModel.fit(scored, self._input_scales)
+        latency_models = {
+            name: LatencyModel.fit([row for row in rows if row.was_measured_on(name)], self._input_scales, name)
+            for name in result.latencies
+        }
         accuracies = accuracy_model.predict(features)
         latencies = {name: model.predict(features) for name, model in latency_models.items()}
         drawn_accuracies = accuracy_model.draw(features, NUM_DRAWS, self.rng)
@@ -272,17 +274,6 @@ class SurrogateSampler(BaseSampler):
             latency.latency_ms for row in scored if (latency := row.latency_on(target))
         )
 
-    def latency_model(self, target: str, rows: Sequence[Row]) -> LatencyModel:
-        """The model of latency on a target, by what was measured on it."""
-        if target not in self._latency_learners:
-            fit = partial(LatencyModel.fit, scales=self._input_scales, target=target)
-            self._latency_learners[target] = Learner(fit)
-        return self._latency_learners[target].learn([row for row in rows if row.was_measured_on(target)])
-
-    def accuracy_model(self, scored: Sequence[Row]) -> AccuracyModel:
-        """The model of accuracy, by all scores."""
-        return self._accuracy_learner.learn(scored)
-
     def failures(self, children: Sequence[Architecture], rows: Sequence[Row]) -> Vector:
         """Probabilities that children fail, (children,); 0 while nothing has failed. What worked in some trial works."""
         failed = [network for key, network in sorted(self._failed.items()) if key not in self._rows]
@@ -296,10 +287,6 @@ class SurrogateSampler(BaseSampler):
 
     def _failure_inputs(self, network: Architecture) -> Vector:
         return failure_model.inputs_of(network, self.img_size)
-
-    @cached_property
-    def _accuracy_learner(self) -> Learner[AccuracyModel]:
-        return Learner(partial(AccuracyModel.fit, scales=self._input_scales))
 
     @cached_property
     def _input_scales(self) -> Vector:

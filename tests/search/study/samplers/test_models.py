@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from models.architecture import Architecture
 from models.complexity import cost
 from search.latency import block_model
 from search.study.samplers.gaussian_process import Kernel
-from search.study.samplers.models import MAX_KERNEL_ROWS, MAX_LATEST_ROWS, MIN_ROWS, AccuracyModel, LatencyModel, Learner
+from search.study.samplers.models import MAX_KERNEL_ROWS, MAX_LATEST_ROWS, MIN_ROWS, AccuracyModel, LatencyModel
 from search.study.samplers.row import Features, Row
 from search.study.targets import FIRST
 from tests.support.known_engine import SPACE, KnownEngine, finished
@@ -38,55 +38,38 @@ def rows_of(networks: Sequence[Architecture]) -> list[Row]:
 ROWS = rows_of(distinct_networks(700))
 
 
-class Counted:
-    """Fits a model of accuracy, and counts."""
-
-    def __init__(self) -> None:
-        self.without_kernel: list[int] = []
-        self.sizes: list[int] = []
-
-    def __call__(self, rows: Sequence[Row], kernel: Kernel | None) -> AccuracyModel:
-        (self.sizes if kernel else self.without_kernel).append(len(rows))
-        return AccuracyModel.fit(rows, kernel, SCALES)
+def kernel_of(rows: Sequence[Row]) -> Kernel:
+    return AccuracyModel.fit(rows, SCALES).process.kernel
 
 
 def test_kernel_is_fitted_again_for_a_fifth_more_networks() -> None:
-    fit = Counted()
-    learner = Learner(fit)
-    for count in range(2, 40):
-        learner.learn(ROWS[:count])
-    assert fit.sizes == list(range(2, 40))
-    assert fit.without_kernel[0] == 2
-    assert len(fit.without_kernel) < 15
-    assert all(after >= 1.2 * before for before, after in zip(fit.without_kernel[3:], fit.without_kernel[4:], strict=False))
+    kernels = [(count, kernel_of(ROWS[:count])) for count in range(2, 40)]
+    changes = [count for (count, kernel), (_, before) in zip(kernels[1:], kernels, strict=False) if kernel is not before]
+    assert 5 < len(changes) < 15
+    assert all(after >= 1.2 * before for before, after in pairwise(changes[3:]))
 
 
-def test_model_does_not_depend_on_when_it_was_asked_before() -> None:
+def test_kernel_depends_on_the_first_networks_alone() -> None:
     """An interrupted study goes on as it would have."""
-    often: Learner[AccuracyModel] = Learner(partial(AccuracyModel.fit, scales=SCALES))
-    for count in range(2, 50, 3):
-        often.learn(ROWS[:count])
-    late = ROWS[:50]
-    often.learn([*late[:20], *late[21:]])  # before this one was finished
-    new: Learner[AccuracyModel] = Learner(partial(AccuracyModel.fit, scales=SCALES))
-    networks = [row.features for row in ROWS[50:60]]
-    drawn = [learner.learn(late).draw(networks, 4, np.random.default_rng(0)) for learner in (often, new)]
-    assert (drawn[0] == drawn[1]).all()
+    first = ROWS[:47]  # as many as the kernel of 50 networks is fitted to
+    expected = Kernel.fit(np.stack([row.features.inputs for row in first]), np.array([row.accuracy for row in first]))
+    for rows in ([*first, *ROWS[47:50]], [*first, *ROWS[100:103]]):
+        kernel = kernel_of(rows)
+        np.testing.assert_array_equal(kernel.length_scales, expected.length_scales)
+        assert (kernel.signal, kernel.noise) == (expected.signal, expected.noise)
+    assert kernel_of([ROWS[60], *first[1:], *ROWS[47:50]]).signal != expected.signal
 
 
 def test_models_learn_from_so_many_networks_at_most() -> None:
-    fit = Counted()
-    learner = Learner(fit)
-    for count in (600, 700):
-        learner.learn(ROWS[:count])
-    assert fit.sizes == [fit.without_kernel[0] + MAX_LATEST_ROWS] * 2
-    assert len(fit.without_kernel) == 1
-    assert fit.without_kernel[0] <= MAX_KERNEL_ROWS
+    sizes = [len(AccuracyModel.fit(ROWS[:count], SCALES).process.inputs) for count in (600, 700)]
+    assert sizes[0] == sizes[1]
+    assert MAX_LATEST_ROWS < sizes[0] <= MAX_LATEST_ROWS + MAX_KERNEL_ROWS
+    assert kernel_of(ROWS[:600]) is kernel_of(ROWS)
 
 
 def test_latency_is_predicted_better_than_by_a_sum_of_costs() -> None:
     known, new = ROWS[:60], ROWS[60:160]
-    model = LatencyModel.fit(known, None, SCALES, FIRST)
+    model = LatencyModel.fit(known, SCALES, FIRST)
     predicted = model.predict([row.features for row in new])
     measured = np.array([row.latencies_ms[0] for row in known])
     costs = block_model.fit(np.stack([row.features.blocks for row in known]), measured)
@@ -96,7 +79,7 @@ def test_latency_is_predicted_better_than_by_a_sum_of_costs() -> None:
 
 
 def test_accuracy_is_in_range_and_learnt() -> None:
-    model = AccuracyModel.fit(ROWS[:60], None, SCALES)
+    model = AccuracyModel.fit(ROWS[:60], SCALES)
     drawn = model.draw([row.features for row in ROWS[60:160]], 64, np.random.default_rng(0))
     assert 0 <= drawn.min() <= drawn.max() <= 1
     true = np.array([row.accuracy for row in ROWS[60:160]])
@@ -108,7 +91,7 @@ def test_kind_of_network_that_was_never_measured_is_not_taken_to_be_slow() -> No
     has_windows = [any(stage.window_size > 1 for stage in row.trial.architecture.stages) for row in ROWS]
     known = [row for row, windowed in zip(ROWS, has_windows, strict=True) if not windowed][:20]
     new = [row for row, windowed in zip(ROWS, has_windows, strict=True) if windowed][:50]
-    predicted = LatencyModel.fit(known, None, SCALES, FIRST).predict([row.features for row in new])
+    predicted = LatencyModel.fit(known, SCALES, FIRST).predict([row.features for row in new])
     true = np.array([row.latencies_ms[0] for row in new])
     assert np.abs(np.log(predicted / true)).max() < np.log(3)
 
@@ -116,17 +99,17 @@ def test_kind_of_network_that_was_never_measured_is_not_taken_to_be_slow() -> No
 @pytest.mark.parametrize("count", [1, 2, MIN_ROWS - 1])
 def test_few_measurements_are_summed_up_by_the_block_model(count: int) -> None:
     """As on a second target that leaves most networks out."""
-    model = LatencyModel.fit(ROWS[:count], None, SCALES, FIRST)
+    model = LatencyModel.fit(ROWS[:count], SCALES, FIRST)
     new = [row.features for row in ROWS[count:100]]
     expected = np.stack([network.blocks for network in new]) @ model.costs
-    assert model.kernel is None
+    assert model.process is None
     np.testing.assert_allclose(model.predict(new), expected)
     np.testing.assert_allclose(model.draw(new, 3, np.random.default_rng(0)), [expected] * 3)
 
 
 def test_draws_are_about_the_prediction() -> None:
     networks = [row.features for row in ROWS[60:80]]
-    for model in (AccuracyModel.fit(ROWS[:60], None, SCALES), LatencyModel.fit(ROWS[:60], None, SCALES, FIRST)):
+    for model in (AccuracyModel.fit(ROWS[:60], SCALES), LatencyModel.fit(ROWS[:60], SCALES, FIRST)):
         drawn = model.draw(networks, 2000, np.random.default_rng(0))
         np.testing.assert_allclose(np.median(drawn, axis=0), model.predict(networks), rtol=0.05)
         assert (drawn.std(0) > 0).all()

@@ -20,9 +20,11 @@ from search.space.dimensions import accuracy_inputs
 from search.space.space import Space
 from search.study.front import front, front_hypervolume
 from search.study.samplers.limit_model import StudyLimits
-from search.study.samplers.row import Features, Row
+from search.study.samplers.models import AccuracyModel, LatencyModel
+from search.study.samplers.row import Features, Row, scales
 from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import open_study
+from search.study.targets import FIRST
 from tests.support.known_engine import SPACE, KnownEngine, known_targets, run, sampler
 
 SETTINGS: dict[str, Any] = {
@@ -85,14 +87,15 @@ def test_image_sizes_are_searched(storage: str) -> None:
     assert len(keys) == len(engine.trained) == 60
     assert len({trial.architecture.weights_key for trial in trials}) < 60
     assert {trial.architecture.img_size for trial in front(trials)} == {16, 32, 64}
-    proposer = surrogate(space=SIZED_SPACE)(0)
-    assert isinstance(proposer, SurrogateSampler)
-    rows = [Row.of(trial, 32) for trial in trials]
+    rows, units = (
+        [Row.of(trial, 32) for trial in trials],
+        scales(SIZED_SPACE, lambda network: Features.of(network, 32).inputs),
+    )
     children = [replace(SIZED_SPACE.anchor(), img_size=size) for size in (16, 32, 64)]
     features = [Features.of(child, 32) for child in children]
-    small, middle, large = proposer.latency_model("first", rows).predict(features)
+    small, middle, large = LatencyModel.fit(rows, units, FIRST).predict(features)
     assert large > 2 * middle > 4 * small  # it is four times from each to the next
-    assert (np.diff(proposer.accuracy_model(rows).predict(features)) > 0.05).all()
+    assert (np.diff(AccuracyModel.fit(rows, units).predict(features)) > 0.05).all()
 
 
 def test_limit_of_multiply_accumulates_is_that_of_the_image_size() -> None:
