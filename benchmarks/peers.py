@@ -48,6 +48,7 @@ from search.study.evaluate import Rules
 from search.study.pareto import front_indices
 from search.study.storage import open_study, quiet_experimental
 from search.study.trial import TrialRecord
+from search.training.processes import end_with_parent
 
 MACS = "multiply-accumulates"
 SAMPLERS = {"random": "random", "TPE": "tpe", "NSGA-II": "nsga2", "GP": "gp"}
@@ -139,8 +140,10 @@ def measure_random(table: Table, seed: int) -> Iterator[Evaluated]:
         yield Evaluated(architecture.to_dict(), macs, table.measured_ms(architecture, rng), seconds)
 
 
-def our_search(table: Table, seed: int, num_trials: int) -> list[Evaluated]:
-    """Search as `search.run` does, one network at a time."""
+def our_search(
+    table: Table, seed: int, num_trials: int, observe: Callable[[TrialRecord], None] = lambda trial: None
+) -> list[Evaluated]:
+    """Search as `search.run` does, one network at a time. observe: takes each finished trial."""
     rng = np.random.default_rng(seed)
 
     def latency_of(architecture: Architecture) -> Latency:
@@ -160,16 +163,21 @@ def our_search(table: Table, seed: int, num_trials: int) -> list[Evaluated]:
     def record(trial: TrialRecord) -> None:
         latency_ms = trial.result.latencies_ms[0] if trial.result.measured else None
         evaluated.append(Evaluated(trial.architecture.to_dict(), trial.accuracy, latency_ms, engine.clock()))
+        observe(trial)
 
     with tempfile.TemporaryDirectory() as folder:
         study = open_study("study", f"sqlite:///{folder}/study.db", create=True)
         rules = Rules(seed, scores_before_measuring=True)
-        reference_ms = 1.5 * table.slowest_ms
         view = RecordingView(record)
-        ours = coordinator(study, Path(folder), cfg, engine, view, rules, reference_ms, images["num_classes"])
+        ours = coordinator(study, Path(folder), cfg, engine, view, rules, reference_ms(table), images["num_classes"])
         engine.start_clock()
         asyncio.run(ours.run(num_trials, None))
     return evaluated
+
+
+def reference_ms(table: Table) -> float:
+    """The latency up to which the search's own hypervolume counts."""
+    return 1.5 * table.slowest_ms
 
 
 def gains(table: Table, evaluated: Sequence[Evaluated]) -> Vector:
@@ -257,7 +265,7 @@ def search_all(tasks: Sequence[Task], options: argparse.Namespace) -> Iterator[t
     if options.processes == 1:
         yield from ((task, search(options.table, *task, options.trials)) for task in tasks)
         return
-    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=end_with_parent) as pool:
         searches = {pool.submit(search, options.table, *task, options.trials): task for task in tasks}
         yield from ((searches[finished], finished.result()) for finished in as_completed(searches))
 

@@ -37,7 +37,7 @@ def main() -> None:
     console = Console(width=160)
     folder = (options.folder or Path("outputs/record") / options.file.name.removesuffix(".json.gz")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    common = ["+search=cpu_latency", *options.overrides]
+    common = ["+search=cpu_latency", "study.min_expected_gain=null", *options.overrides]
     commands = {
         name: [*common, *settings, f"study.name={name}", f"study.n_trials={getattr(options, name)}"]
         for name, settings in SEARCHES.items()

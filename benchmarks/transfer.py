@@ -172,7 +172,8 @@ class Transfer:
         """What the searches of an arm have of their own."""
         epochs, trials = (max(1, round(arm.share * each)) for each in (self.options.epochs, self.options.trials))
         start = [f"init={weights}"] if arm.starts_from_weights else []
-        return [*start, f"study.seed={seed}", f"train.max_epochs={epochs}", f"study.n_trials={trials}", *self.sizes()]
+        length = [f"study.n_trials={trials}", "study.min_expected_gain=null"]
+        return [*start, f"study.seed={seed}", f"train.max_epochs={epochs}", *length, *self.sizes()]
 
     def sizes(self) -> list[str]:
         return [f"data.train_size={self.options.images}", f"data.val_size={self.options.val_images}"]

@@ -56,6 +56,8 @@ from search.study.front import gain_over_pattern
 from search.study.limits import save_limits
 from search.study.locks import RetryPolicy, export_lock, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
+from search.study.search_time import SearchTime
+from search.study.stopping import StoppingCriteria, stop_reason
 from search.study.storage import (
     NORMALISATION,
     SHARED_SECONDS,
@@ -69,11 +71,10 @@ from search.study.storage import (
     study_folder,
 )
 from search.study.targets import Target, references_ms, targets_of
-from search.study.trial import TrialResult, evaluated_trials, finished_trials, is_finished, is_skipped, network_of
+from search.study.trial import TrialResult, finished_by_time, finished_trials
 from search.study.writer import StudyWriter
 
 log = logging.getLogger(__name__)
-TIME_IS_UP = "time is up after %g minutes%s; run the same command again to continue"
 
 
 def main(cfg: DictConfig) -> None:
@@ -88,7 +89,7 @@ def main(cfg: DictConfig) -> None:
     construct(check_study, cfg=cfg)
     space: Space = build(cfg.space)
     with quiet_experimental():
-        build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
+        sampler = build(cfg.sampler, seed=cfg.study.seed)  # a mistake in its settings shows here, not after the data
     with contextlib.ExitStack() as locks:
         locks.enter_context(folder_lock(folder))
         console = make_console()
@@ -98,19 +99,17 @@ def main(cfg: DictConfig) -> None:
         study = open_study(folder.name, cfg.storage.url, create=True, num_latencies=num_objectives(cfg))
         remember(study, "settings", study_settings(cfg), REMEDY)
         save_config(folder, cfg)
-        num_finished = len(finished_trials(study))
-        if num_finished >= cfg.study.n_trials:
-            log.info("study %s is complete: %d of %d trials are finished", folder.name, num_finished, cfg.study.n_trials)
-        elif not has_converged(cfg, study) and not used_up(study, space):
+        criteria = stopping_criteria(cfg, predicts=isinstance(sampler, SurrogateSampler))
+        if stop_reason(study, space, criteria) is None:
             retry = RetryPolicy(cfg.storage.retry_seconds, lock)
-            asyncio.run(search(cfg, study, space, folder, console, retry, start))
-        summary, converged = used_up(study, space), has_converged(cfg, study)
-        if summary:
-            log.info("study %s: %s; there is nothing left to search", folder.name, summary)
-        elif converged:
-            limit = cfg.study.min_expected_gain
-            log.info("study %s has converged at study.min_expected_gain=%g; lower it to go on", folder.name, limit)
-        conclude(cfg, study, folder, console, is_open=not summary and not converged)
+            taken = SearchTime(study, lock, criteria.timeout_minutes, start, time.monotonic)
+            asyncio.run(taken.count(search(cfg, study, space, folder, console, retry, criteria, taken)))
+        reason = stop_reason(study, space, criteria)
+        if reason is not None:
+            log.info("study %s %s", folder.name, reason.text)
+        conclude(cfg, study, folder, console)
+        if reason is not None and reason.remedy:
+            console.print(f"continue:    the same command with {reason.remedy}", highlight=False, soft_wrap=True)
 
 
 async def search(
@@ -120,17 +119,10 @@ async def search(
     folder: Path,
     console: Console,
     retry: RetryPolicy,
-    start: float,
+    criteria: StoppingCriteria,
+    taken: SearchTime,
 ) -> None:
-    """Start the engine, check that its workers are those of the study, and run the coordinator.
-
-    start: of the command, by `time.monotonic`.
-    """
-
-    def minutes_left() -> float | None:
-        limit: float | None = cfg.study.timeout_minutes
-        return None if limit is None else limit - (time.monotonic() - start) / 60
-
+    """Start the engine, check that its workers are those of the study, and run the coordinator."""
     log.info("study %s: %s different networks; preparing the data", folder.name, f"{space.num_architectures():,}")
     weights = initial_weights(cfg)
     data = training_images(cfg, weights)
@@ -147,8 +139,9 @@ async def search(
     try:
         targets = await prepare_targets(cfg, study, engine, space)  # first: a budget that no network keeps shows here
         save_limits(study, limits)
-        if not await prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console, minutes_left()):
-            log.info(TIME_IS_UP, cfg.study.timeout_minutes, ", while shared weights are trained; finished epochs are kept")
+        minutes = taken.minutes_left()
+        if not await prepare_training(study, engine, evaluator, make_evaluator, cfg.study.seed, console, minutes):
+            log.info("the training of shared weights is cut off; finished epochs are kept")
             return
         dashboard = DashboardPublisher(study, folder)
         if not has_trials(study):
@@ -157,7 +150,7 @@ async def search(
         finished = finished_trials(study)
         monitor = Monitor(references_ms(targets), list(finished))
         view = LiveView(console, cfg.study.n_trials, finished, monitor) if console.is_terminal else LogView(monitor=monitor)
-        limit = cfg.study.min_expected_gain
+        limit = criteria.min_expected_gain
         with view:
             writer = StudyWriter(study, space, targets, sampler_of(cfg), cfg.study.seed, dashboard.annotate, retry, limits)
             coordinator = Coordinator(
@@ -173,10 +166,18 @@ async def search(
                 max_consecutive_failures=cfg.study.max_consecutive_failures,
                 convergence=None if limit is None else Convergence(references_ms(targets), limit),
             )
-            if not await coordinator.run(cfg.study.n_trials, minutes_left()):
-                log.info(TIME_IS_UP, cfg.study.timeout_minutes, "")
+            await coordinator.run(criteria.n_trials, taken.minutes_left())
     finally:
         engine.close()
+
+
+def stopping_criteria(cfg: DictConfig, predicts: bool) -> StoppingCriteria:
+    """The limits of a search. predicts: whether the sampler knows how much is still to be gained."""
+    min_expected_gain = cfg.study.min_expected_gain
+    if min_expected_gain is not None and not predicts:
+        log.info("study.min_expected_gain=%g does not count: only sampler=surrogate predicts gains", min_expected_gain)
+        min_expected_gain = None
+    return StoppingCriteria(cfg.study.n_trials, cfg.study.timeout_minutes, min_expected_gain)
 
 
 def sampler_of(cfg: DictConfig) -> Callable[[int], BaseSampler]:
@@ -236,33 +237,8 @@ async def prepare_training(
     return True
 
 
-def used_up(study: optuna.Study, space: Space) -> str:
-    """How the networks of a space ended if trials have evaluated all of them; empty otherwise."""
-    trials, size = evaluated_trials(study), space.num_architectures()
-    if len({network_of(trial).key for trial in trials}) < size:
-        return ""
-    finished = {network_of(trial).key for trial in trials if is_finished(trial)}
-    skipped = {network_of(trial).key for trial in trials if is_skipped(trial)} - finished
-    num_failed = size - len(finished) - len(skipped)
-    return (
-        f"all {size:,} networks of the space are evaluated: "
-        f"{len(finished):,} finished, {len(skipped):,} skipped, {num_failed:,} failed"
-    )
-
-
-def has_converged(cfg: DictConfig, study: optuna.Study) -> bool:
-    """Whether further networks are expected to add less than the configuration asks for."""
-    limit = cfg.study.min_expected_gain
-    if limit is None or not (trials := finished_trials(study)):
-        return False
-    return Convergence.of(trials, references_ms(targets_of(study)), limit).has_converged
-
-
-def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console, is_open: bool) -> None:
-    """Show the front, save it, and say how to go on.
-
-    is_open: whether there are networks that no trial has evaluated.
-    """
+def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Console) -> None:
+    """Show the front, save it, and say what can be done with it."""
     trials = finished_trials(study)
     if not trials:
         return
@@ -274,14 +250,12 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         f"saved in {pareto}, with all trials in {pareto}.csv and {pareto}.png",
         f"look at it:  python -m search.dashboard study.name={folder.name}",
     ]
-    if is_open:
-        lines.append(f"continue:    the same command with study.n_trials above {cfg.study.n_trials}")
     if members:
         checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
         console.print(front_table(f"Front of {len(trials)} finished trials", trials, checked))
         told_apart = significance_text(trials, references_ms(targets_of(study)))
         gain = gain_over_pattern(trials)
-        outlook = Convergence.of(trials, references_ms(targets_of(study))).outlook()
+        outlook = Convergence.of(finished_by_time(study), references_ms(targets_of(study))).outlook()
         texts = [*told_apart, *(f"{each}." for each in (gain, outlook) if each is not None)]
         console.print("\n".join(texts), highlight=False, markup=False, soft_wrap=True)
         file = pareto / member_name(members[-1])

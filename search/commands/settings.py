@@ -12,7 +12,6 @@ from search.commands.accuracy import accuracy_settings, space_settings
 from search.commands.cli import plain
 from search.commands.targets import SMALLEST, check_targets
 from search.latency.target import EXECUTION_KEYS as LATENCY_EXECUTION_KEYS
-from search.study.samplers.surrogate import SurrogateSampler
 from search.study.storage import has_password
 from search.training.data import EXECUTION_KEYS as DATA_EXECUTION_KEYS
 
@@ -65,11 +64,6 @@ def check_study(cfg: DictConfig) -> None:
         check_number("study.timeout_minutes", cfg.study.timeout_minutes, SMALLEST)
     if cfg.study.min_expected_gain is not None:
         check_number("study.min_expected_gain", cfg.study.min_expected_gain, SMALLEST, 1)
-        if not str(cfg.sampler._target_).endswith(SurrogateSampler.__name__):
-            raise ValueError(
-                f"study.min_expected_gain={cfg.study.min_expected_gain} needs the predictions of sampler=surrogate; "
-                "leave one of the two settings out"
-            )
     check_targets(cfg)
     if cfg.deploy.num_classes is not None:
         check_int("deploy.num_classes", cfg.deploy.num_classes, 0)

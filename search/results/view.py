@@ -16,6 +16,7 @@ from models.architecture import Architecture
 from search.results.significance import Monitor
 from search.results.tables import accuracy_text, latencies_text, note_text, trial_table
 from search.space.dimensions import describe
+from search.study.convergence import HORIZON
 from search.study.coordinator import SearchProgress
 from search.study.drift import is_noteworthy
 from search.study.trial import TrialRecord, metric_of, on
@@ -80,7 +81,7 @@ class LogView:
         note = note_text(trial)
         log.log(
             self.level,
-            "trial %d finished (%d of %d): %s %s, latency %s%s; front %d, hypervolume %.4f%s, %s left",
+            "trial %d finished (%d of %d): %s %s, latency %s%s; front %d, hypervolume %.4f%s, %s",
             trial.number,
             progress.num_finished,
             progress.num_wanted,
@@ -91,7 +92,7 @@ class LogView:
             progress.front_size,
             progress.hypervolume,
             model_text(progress),
-            duration(progress.seconds_left),
+            left_text(progress),
         )
         warnings = [latency.warning for latency in trial.result.latencies.values() if latency.warning]
         if warnings and not self.was_warned:  # once for a run of disturbed trials
@@ -160,7 +161,7 @@ class LiveView(LogView):
         self.recent.append(trial)
         text = (
             f"{progress.num_finished} of {progress.num_wanted}, front {progress.front_size}, "
-            f"hypervolume {progress.hypervolume:.4f}{model_text(progress)}, {duration(progress.seconds_left)} left"
+            f"hypervolume {progress.hypervolume:.4f}{model_text(progress)}, {left_text(progress)}"
         )
         self.progress.update(self.search, completed=progress.num_finished, text=text)
 
@@ -188,6 +189,13 @@ def model_text(progress: SearchProgress) -> str:
     else:
         text = "".join(f", block model off by {error:.1%}" for error in errors.values())
     return text + (f", {progress.num_skipped} skipped" if progress.num_skipped else "")
+
+
+def left_text(progress: SearchProgress) -> str:
+    """The time left and, where that ends the search, the gain that is expected of further networks."""
+    if progress.outlook is None:
+        return f"{duration(progress.seconds_left)} left"
+    return f"next {HORIZON} networks: +{progress.outlook.share:.1%} expected; at most {duration(progress.seconds_left)} left"
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from models.architecture import Architecture
 from search import SearchStopped, one_line
 from search.engine.base import Engine, EngineFailure
 from search.latency.block_model import BlockModel, Prediction
-from search.study.convergence import Convergence
+from search.study.convergence import Convergence, Outlook
 from search.study.drift import recent_slowdown
 from search.study.evaluate import Rules, evaluate
 from search.study.front import front, front_hypervolume
@@ -57,6 +58,7 @@ class SearchProgress:
     Attributes:
         model_errors: median relative error of each target's block model, where it has made predictions.
         slowdowns: the anchor's time on each target in the latest measurements, over its calibrated time.
+        outlook: of further networks, where that ends the search.
     """
 
     num_finished: int
@@ -67,6 +69,7 @@ class SearchProgress:
     num_skipped: int = 0
     model_errors: Mapping[str, float] = field(default_factory=dict)
     slowdowns: Mapping[str, float] = field(default_factory=dict)
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Coordinator:
     _num_wanted: int = 0
     _num_before: int = 0  # finished when this run began
     _start: float = 0.0
+    _end: float = math.inf
     _is_published: bool = True
     _publish_at: float = 0.0
 
@@ -143,10 +147,10 @@ class Coordinator:
         """
         self.recover()
         self._num_wanted, self._start, self._num_before = n_trials, self.clock(), len(self._finished)
+        self._end = math.inf if timeout_minutes is None else self._start + 60 * timeout_minutes
         try:
             while True:
-                time_is_up = timeout_minutes is not None and self.clock() - self._start > 60 * timeout_minutes
-                if not time_is_up and self._has_room():
+                if self.clock() <= self._end and self._has_room():
                     self._begin()
                     await asyncio.sleep(0)  # let it start, and others end
                 elif not self._running:
@@ -318,7 +322,8 @@ class Coordinator:
             self._publish_at = now + (self.clock() - now) / PUBLISH_SHARE
 
     def _progress(self) -> SearchProgress:
-        seconds_each = (self.clock() - self._start) / (len(self._finished) - self._num_before)
+        now = self.clock()
+        seconds_each = (now - self._start) / (len(self._finished) - self._num_before)
         errors = {name: model.median_error for name, model in self.models.items()}
         slowdowns = {name: recent_slowdown(self._finished, name) for name in self.targets}
         return SearchProgress(
@@ -326,10 +331,11 @@ class Coordinator:
             self._num_wanted,
             len(self._front),
             front_hypervolume(self._front, references_ms(self.targets)),
-            seconds_each * (self._num_wanted - len(self._finished)),
+            max(0.0, min(seconds_each * (self._num_wanted - len(self._finished)), self._end - now)),
             self._num_skipped,
             {name: error for name, error in errors.items() if error is not None},
             {name: slowdown for name, slowdown in slowdowns.items() if slowdown is not None},
+            None if self.convergence is None else self.convergence.outlook(),
         )
 
     def _stop(self) -> None:

@@ -41,7 +41,7 @@ def describe(name: str, value: float) -> str:
         return f"{value:,.0f} parameters"
     if name == "num_macs":
         return f"{value:,.0f} multiply-accumulates"
-    return f"{'an ONNX file' if name == 'file_mb' else 'a peak memory'} of {value:.3g} MB"
+    return f"{'a file' if name == 'file_mb' else 'a peak memory'} of {value:.3g} MB"
 
 
 def setting(name: str, limit: float) -> str:

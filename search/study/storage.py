@@ -46,12 +46,13 @@ POSTGRESQL = {
 ASKED_WRONGLY = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_MISUSE}
 PRIMARY_CODE = 0xFF  # of SQLite's extended codes, https://www.sqlite.org/rescode.html
 UNUSABLE = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, RuntimeError)
-FORMAT_KEY, FORMAT = "format", 3  # attribute of a study: raise the number with every change of what is stored
+FORMAT_KEY, FORMAT = "format", 3  # attribute of a study: raise the number with every change that older studies do not fit
 VERSION_KEY = "hilo_nas"  # attribute of a study: the version that created it
 FIRST_VERSION = "0.1"  # the one that stored neither
 SUPERNET = "supernet"  # attribute of a study: the file of the weights that its networks are scored with
 WEIGHTS = "weights"  # attribute of a study: their digest
 NORMALISATION = "normalisation"  # attribute of a study: of the images that its networks are trained on
+SEARCH_SECONDS = "search_seconds"  # attribute of a study: time of all runs of its search
 SHARED_SECONDS = "shared_weights_seconds"  # attribute of a study: what training them took, where it trained them itself
 
 

@@ -113,6 +113,12 @@ def finished_trials(study: optuna.Study) -> list[TrialRecord]:
     return [read(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
 
 
+def finished_by_time(study: optuna.Study) -> list[TrialRecord]:
+    """All finished trials of a study, in the order in which they were finished."""
+    trials = [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
+    return [read(trial) for trial in sorted(trials, key=lambda trial: (trial.datetime_complete, trial.number))]
+
+
 def is_finished(trial: FrozenTrial) -> bool:
     """Whether a trial is finished, rather than skipped, failed or running."""
     return trial.state in FINISHED and LATENCIES in trial.user_attrs

@@ -40,7 +40,7 @@ from search.study.trial import (
     constraint_values,
     ended_with_failure,
     evaluated_trials,
-    finished_trials,
+    finished_by_time,
     hidden_attributes,
     is_finished,
     is_skipped,
@@ -261,7 +261,7 @@ class StudyWriter:
         origins = {trial.user_attrs.get(ORIGIN) for trial in [*closed, *waiting]}
         self._baselines = {name: values for name, values in self.space.baselines().items() if name not in origins}
         return Recovered(
-            finished=finished_trials(self.study),
+            finished=finished_by_time(self.study),
             tried={network_of(trial).key for trial in closed},
             num_skipped=sum(map(is_skipped, closed)),
             num_unmeasured=sum(

@@ -20,7 +20,8 @@ from search.study.trial import TrialRecord, finished_trials
 from tests.support.commands import TINY, Command
 
 NAME = "faults"
-SEARCH = ["+search=cpu_latency", f"study.name={NAME}", "accuracy=scratch", "accuracy.num_threads=1"]
+SEARCH = ["+search=cpu_latency", "study.min_expected_gain=null", f"study.name={NAME}"]
+SEARCH += ["accuracy=scratch", "accuracy.num_threads=1"]
 LIMIT_SECONDS = 900.0
 Ledger = dict[int, tuple[str, object, object]]  # of finished trials, by number: network, accuracy and latencies
 

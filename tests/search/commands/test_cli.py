@@ -21,7 +21,6 @@ from tests.support.commands import TINY, Command, call
         (["study.n_trials=many"], "study.n_trials='many'"),
         (["study.timeout_minutes=-1"], "study.timeout_minutes=-1"),
         (["study.min_expected_gain=2"], "study.min_expected_gain=2"),
-        (["study.min_expected_gain=0.1", "sampler=tpe"], "study.min_expected_gain=0.1 needs the predictions of sampler="),
         (["latency.budget_ms=-2"], "latency.budget_ms=-2"),
         (["limits.num_params=0"], "limits.num_params=0 must be"),
         (["limits.num_macs=many"], "limits.num_macs='many'"),

@@ -29,7 +29,7 @@ from search.engine.local import LocalEngine
 from search.results import architecture_file
 from search.study.front import front
 from search.study.locks import folder_lock, study_lock
-from search.study.storage import FORMAT_KEY, VERSION_KEY, open_study
+from search.study.storage import FORMAT_KEY, SEARCH_SECONDS, VERSION_KEY, open_study
 from search.study.targets import FIRST, TARGETS, targets_of
 from search.study.trial import finished_trials
 from search.training import glyphs, sources
@@ -314,7 +314,7 @@ def test_budget_that_nothing_keeps_is_refused_before_anything_is_trained(
     assert "raise it, or add smaller choices to the space" in message
     assert len(message.splitlines()) == 1
     log = (tmp_path / "outputs/tight/run.log").read_text(encoding="utf-8")
-    assert re.search(r"the smallest network of the space takes [\d.]+ ms .*ONNX file.*, the largest [\d.]+ ms", log)
+    assert re.search(r"the smallest network of the space takes [\d.]+ ms .*MB file.*, the largest [\d.]+ ms", log)
     assert not list(tmp_path.glob("outputs/.supernets/*"))
     study = study_of("tight")
     assert study.trials == []
@@ -326,9 +326,9 @@ def test_time_limit_covers_the_training_of_shared_weights(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LocalEngine, "train_shared_weights", lambda *args: asyncio.Event().wait())  # it never ends
     assert call("run", ["+search=cpu_latency", "study.name=short", *TINY, "study.timeout_minutes=0.001"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "time is up" in line]
-    assert len(lines) == 1
-    assert "time is up after 0.001 minutes, while shared weights are trained; finished epochs are kept; run the" in lines[0]
+    printed = capsys.readouterr().out
+    assert "the training of shared weights is cut off; finished epochs are kept" in printed
+    assert "study short has reached its time limit, study.timeout_minutes=0.001" in printed
     assert study_of("short").trials == []
 
 
@@ -339,8 +339,22 @@ def test_time_limit_counts_from_the_start_of_the_command(
     now = itertools.count(step=60)
     monkeypatch.setattr("search.commands.run.time", SimpleNamespace(monotonic=lambda: next(now)))
     assert again("study.n_trials=20", "study.timeout_minutes=0.5") == 0
-    assert "time is up after 0.5 minutes; run the same command again" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "study first has reached its time limit, study.timeout_minutes=0.5" in printed
+    assert "continue:    the same command with study.timeout_minutes above 0.5" in printed
     assert len(finished_trials(study_of("first"))) == 6
+
+
+def test_time_limit_is_that_of_all_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The study has run for some seconds already; what is over is not begun again."""
+    seconds = study_of("first").user_attrs[SEARCH_SECONDS]
+    assert 1 < seconds < 600
+    assert again("study.n_trials=20", f"study.timeout_minutes={seconds / 120}") == 0
+    assert "has reached its time limit" in capsys.readouterr().out
+    assert study_of("first").user_attrs[SEARCH_SECONDS] == seconds
+    assert again("study.n_trials=7") == 0
+    assert "study first is complete: 7 of 7 trials are finished" in capsys.readouterr().out
+    assert study_of("first").user_attrs[SEARCH_SECONDS] > seconds + 1
 
 
 def test_space_that_is_used_up_is_said_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
