@@ -25,6 +25,7 @@ from search.accuracy.base import AccuracyEvaluator, Progress
 from search.engine.base import HERE, TRAINING, TargetSource
 from search.engine.workers import Resource, WorkerEngine, set_up_process
 from search.latency.machine import allowed_cores
+from search.training.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 2.0  # for a process to end by itself
@@ -204,7 +205,7 @@ def _prepare_process(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends this process
     logging.getLogger().addHandler(_ToCoordinator(None))  # type: ignore[arg-type]  # it has a connection instead of a queue
     logging.getLogger("search").setLevel(logging.DEBUG)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _set_up(make: bytes) -> None:
@@ -212,10 +213,3 @@ def _set_up(make: bytes) -> None:
     gc.collect()
     gc.freeze()  # imported modules stay: scanning them twice would take a fifth of a measurement
     atexit.register(gc.unfreeze)  # or extensions report what was frozen as leaks
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()  # returns even if the coordinator was killed
-    os._exit(1)

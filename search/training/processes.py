@@ -104,7 +104,7 @@ def _run(
     rank: int, train: Callable[[Progress], None], num_processes: int, backend: str, store: str, sending: Connection
 ) -> None:
     """Train in one of the processes."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if rank == 0:
         logging.getLogger().addHandler(_ToParent(sending))
         logging.getLogger("search").setLevel(logging.DEBUG)
@@ -117,8 +117,13 @@ def _run(
     distributed.destroy_process_group()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, even if that is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()  # returns even if the parent was killed
-    os._exit(1)
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
