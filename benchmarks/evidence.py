@@ -24,7 +24,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 import hydra
 import lightning
@@ -65,6 +65,7 @@ from search.study.front import front
 from search.study.storage import SHARED_SECONDS, reading
 from search.study.trial import SAMPLED, TrialRecord, finished_trials
 from search.training.data import ImageData
+from search.training.processes import end_with_parent
 from search.training.settings import TrainSettings
 from search.training.task import ImageClassification, fit, predict
 
@@ -164,23 +165,24 @@ class Evidence:
         data: ImageData = build(self.cfg.data)
         contenders = {contender.key: contender for contender in self.contenders(data)}
         latencies = self.measure(list(contenders.values()), data)
-        try:
-            self.train([contender for key, contender in contenders.items() if key in latencies])
-        finally:
-            self.keep_record()
+        self.train([contender for key, contender in contenders.items() if key in latencies])
         measured, account = read(Path())
         show(self.console, measured, account)
         return measured
 
     def begin_with_record(self) -> None:
-        """Unpack the record into an empty folder. Raises: UserError if it cannot be read."""
+        """Unpack what the record has and the folder lacks. Raises: UserError if it cannot be read or is of other options."""
         record = self.options.record
-        if record is None or not record.exists() or Path(OPTIONS_FILE).exists():
+        if record is None or not record.exists():
             return
         try:
             with ZipFile(record) as archive:
-                archive.extractall(self.folder)
-        except (BadZipFile, OSError) as error:
+                if archive.read(OPTIONS_FILE).decode() != self.options_text:
+                    raise UserError(f"{record} has results of other options; choose another --record")
+                for name in archive.namelist():
+                    if not Path(name).exists():
+                        archive.extract(name)
+        except (BadZipFile, KeyError, OSError) as error:
             raise UserError(
                 f"{record} is not a record of this benchmark ({one_line(error)}); choose another --record"
             ) from error
@@ -190,18 +192,22 @@ class Evidence:
         if self.options.record is None:
             return
         files = [Path(name) for name in (OPTIONS_FILE, ARMS_FILE, LATENCIES_FILE)]
-        with replacing(self.options.record) as new, ZipFile(new, "w") as archive:
+        with replacing(self.options.record) as new, ZipFile(new, "w", ZIP_DEFLATED) as archive:
             for file in [*files, *sorted(Path(TRAINED).glob("*.npz"))]:
                 archive.write(file)
 
+    @property
+    def options_text(self) -> str:
+        """The options that results depend on."""
+        may_change = ("folder", "plot", "record", "processes", "seeds")
+        return json.dumps({key: value for key, value in vars(self.options).items() if key not in may_change}, indent=1)
+
     def refuse_other_options(self) -> None:
         """Keep the options that results depend on. Raises: UserError if the folder has results of others."""
-        may_change = ("folder", "plot", "record", "processes", "seeds")
-        depends = {key: value for key, value in vars(self.options).items() if key not in may_change}
-        body, file = json.dumps(depends, indent=1), Path(OPTIONS_FILE)
-        if file.exists() and file.read_text(encoding="utf-8") != body:
+        file = Path(OPTIONS_FILE)
+        if file.exists() and file.read_text(encoding="utf-8") != self.options_text:
             raise UserError(f"{self.folder} has results of other options ({file}); choose another --folder")
-        write_text(file, body)
+        write_text(file, self.options_text)
 
     def contenders(self, data: ImageData) -> list[Contender]:
         """Search, and pick the networks of all arms; what was picked is kept. Raises: UserError as of the steps."""
@@ -223,9 +229,9 @@ class Evidence:
         if done.exists():
             return
         supernet = [f"train.max_epochs={self.options.epochs}"]
-        self.command("run", *supernet, f"study.name={SUPERNET}", "study.n_trials=1")
+        self.command("run", *supernet, f"study.name={SUPERNET}", "study.n_trials=1", "study.timeout_minutes=null")
         shutil.rmtree(Path("outputs") / name, ignore_errors=True)
-        limits = ["study.n_trials=100000", f"study.timeout_minutes={self.options.minutes}"]
+        limits = ["study.n_trials=100000", "study.min_expected_gain=null", f"study.timeout_minutes={self.options.minutes}"]
         self.command("run", *supernet, f"study.name={name}", *limits, *settings)
         write_text(done, "")
 
@@ -304,11 +310,13 @@ class Evidence:
         tasks = [(contender, seed) for seed in range(self.options.seeds) for contender in contenders]
         missing = [(contender, seed) for contender, seed in tasks if not Path(result_file(contender.key, seed)).exists()]
         self.say(f"{len(tasks)} trainings, {len(missing)} to do")
-        pool = ProcessPoolExecutor(self.options.processes, get_context("spawn"))
+        self.keep_record()
+        pool = ProcessPoolExecutor(self.options.processes, get_context("spawn"), initializer=end_with_parent)
         try:
             trainings = [pool.submit(train, cfg, contender, seed) for contender, seed in missing]
             for (contender, seed), training in zip(missing, trainings, strict=True):
                 self.say(f"{contender.key}, seed {seed}: {training.result()}")
+                self.keep_record()
         finally:
             pool.shutdown(cancel_futures=True)
 

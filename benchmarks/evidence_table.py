@@ -98,15 +98,28 @@ def main() -> None:
 
 
 def read(folder: Path | zipfile.Path) -> tuple[dict[str, list[Measured]], list[str]]:
-    """Read the networks of each arm that were measured and trained with at least one seed, and lines about the searches."""
+    """Read the networks of each arm, and lines about the searches.
+
+    All networks count with the seeds that every LITv2 was trained with; a model of timm may lack some.
+    """
     picked, latencies = json.loads((folder / ARMS_FILE).read_text(encoding="utf-8")), read_latencies(folder)
+    networks = {network["key"]: network for of_arm in picked["arms"].values() for network in of_arm}
+    trained = {key: read_trained(folder, key) for key in networks if key in latencies}
+    num_seeds = min(len(seeds) for key, seeds in trained.items() if not networks[key]["model"])
+    measured = {
+        key: Measured(
+            key,
+            networks[key]["name"],
+            latencies[key],
+            np.stack([correct for correct, _ in seeds[:num_seeds]]),
+            statistics.fmean(validation for _, validation in seeds[:num_seeds]),
+        )
+        for key, seeds in trained.items()
+        if seeds[:num_seeds]
+    }
     arms = {
-        arm: [
-            Measured(network["key"], network["name"], latencies[network["key"]], *trained)
-            for network in networks
-            if network["key"] in latencies and (trained := read_trained(folder, network["key"])) is not None
-        ]
-        for arm, networks in picked["arms"].items()
+        arm: [measured[network["key"]] for network in of_arm if network["key"] in measured]
+        for arm, of_arm in picked["arms"].items()
     }
     return arms, picked["account"]
 
@@ -117,15 +130,13 @@ def read_latencies(folder: Path | zipfile.Path) -> dict[str, dict[str, Latency]]
     return {key: {name: Latency.from_summary(each) for name, each in by.items()} for key, by in stored.items()}
 
 
-def read_trained(folder: Path | zipfile.Path, key: str) -> tuple[NDArray[np.bool_], float] | None:
-    """Read what the trainings of a network with seeds 0, 1 and so on gave, as in `Measured`; None without any."""
-    correct: list[NDArray[np.bool_]] = []
-    validation: list[float] = []
-    while (file := folder / result_file(key, len(correct))).exists():
+def read_trained(folder: Path | zipfile.Path, key: str) -> list[tuple[NDArray[np.bool_], float]]:
+    """Read which test images a network classifies correctly, (images,), and its validation accuracy: of seeds 0, 1, ..."""
+    trained: list[tuple[NDArray[np.bool_], float]] = []
+    while (file := folder / result_file(key, len(trained))).exists():
         with file.open("rb") as stream, np.load(io.BytesIO(stream.read())) as result:
-            correct.append(result["correct"])
-            validation.append(float(result["validation"]))
-    return (np.stack(correct), statistics.fmean(validation)) if correct else None
+            trained.append((result["correct"], float(result["validation"])))
+    return trained
 
 
 def result_file(key: str, seed: int) -> str:
