@@ -35,7 +35,9 @@ setup: .venv/installed
 	$(UV) pip install --quiet --python .venv/bin/python --no-deps --editable .
 	touch .venv/installed
 
-# Needs uv on the path; writes versions only, no addresses.
+# Needs uv on the path; writes versions only, no addresses. What only executorch needs is not installed with the rest.
+COMPILE = uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+EXTRAS = openvino tensorboard ray postgresql docs dev
 lock:
-	uv pip compile --quiet --universal --all-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-		--output-file requirements.lock pyproject.toml
+	$(COMPILE) $(EXTRAS:%=--extra %) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra executorch --constraint requirements.lock --output-file requirements-executorch.lock pyproject.toml

@@ -94,8 +94,9 @@ def test_short_enough_to_read() -> None:
     assert len(README.splitlines()) <= 120
 
 
-def test_lock_file_pins_versions_and_names_no_address() -> None:
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-executorch.lock"])
+def test_lock_file_pins_versions_and_names_no_address(name: str) -> None:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     assert all(re.match(r"[\w.-]+(\[[\w,-]+\])?==[^ ]+( ;.*)?$", line) for line in lines)
 
 

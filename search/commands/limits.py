@@ -20,7 +20,7 @@ from search.study.trial import on
 
 SMALLER = "add smaller choices to the space (space.embed_dim, depths)"
 NOT_MEASURED = {
-    "file_mb": "it runs no ONNX file; take latency=onnxruntime or ssh, or limit the weights with limits.num_params",
+    "file_mb": "it runs no file; take latency=onnxruntime, executorch or ssh, or limit the weights with limits.num_params",
     "peak_memory_mb": "its memory is not known; take another latency=, or limit the weights with limits.num_params",
 }
 

@@ -8,12 +8,12 @@ from typing import Any
 from models.deploy.int8 import FLOAT32
 from search import UserError
 from search.commands.cli import construct
-from search.latency import cpu, cpu_compiled, onnxruntime, openvino
+from search.latency import cpu, cpu_compiled, executorch, onnxruntime, openvino
 from search.latency.runtime import Form, Runtime, check_form
 from search.latency.target import PairedTarget
 
 RUNTIMES: dict[str, Runtime[Any]] = {
-    module.RUNTIME.name: module.RUNTIME for module in (cpu, cpu_compiled, onnxruntime, openvino)
+    module.RUNTIME.name: module.RUNTIME for module in (cpu, cpu_compiled, onnxruntime, openvino, executorch)
 }
 
 

@@ -163,6 +163,6 @@ async def calibrate(cfg: DictConfig, name: str, device: Fingerprint, engine: Eng
 
 def size_text(latency: Latency) -> str:
     """A network's latency with its 95 % confidence interval, and its file and memory as far as they are known."""
-    names = {"file_mb": "ONNX file", "peak_memory_mb": "peak memory"}
+    names = {"file_mb": "file", "peak_memory_mb": "peak memory"}
     sizes = [f"{size:.3g} MB {names[name]}" for name, size in latency.resources.items()]
     return ", ".join([f"{latency.latency_ms:.3g} ms [{latency.low_ms:.3g}, {latency.high_ms:.3g}]", *sizes])

@@ -155,7 +155,7 @@ def write_and_measure(
 ) -> dict[str, Any]:
     """Write one format. Returns the facts about it for the card."""
     path = folder / FORMATS[name].file
-    parity = write_checked(deployable, name, path, shape)
+    parity = write_checked(deployable, name, path, shape, target.settings.num_threads)
     latency = measure(name, path, target, calibration, shape)
     log.info("%s: %.3f ms, outputs within %.0e of PyTorch's", path, latency.latency_ms, parity)
     facts = {"file": path.name, "bytes": size_of(path), "parity": parity, "latency": latency.summary()}
@@ -170,11 +170,12 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in [path, *weights])
 
 
-def write_checked(deployable: Deployable, name: str, path: Path, shape: tuple[int, int, int]) -> float:
+def write_checked(deployable: Deployable, name: str, path: Path, shape: tuple[int, int, int], num_threads: int = 1) -> float:
     """Write a file and run it on batches of several sizes.
 
     Args:
         shape: of an input, (C, H, W).
+        num_threads: of its runs.
 
     Returns:
         The greatest relative difference of its outputs from eager PyTorch's.
@@ -190,7 +191,7 @@ def write_checked(deployable: Deployable, name: str, path: Path, shape: tuple[in
             raise UserError(str(error)) from error
     try:
         kind.write(deployable, path)
-        compute = kind.load(path, 1)
+        compute = kind.load(path, num_threads)
         differences = [difference(network, compute, torch.rand(batch, *shape)) for batch in BATCHES]
     except SearchStopped:  # the file cannot be written
         raise

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from models.deploy import prepare
 from search.files import replacing, write_bytes
+from search.latency.executorch import file_of as executorch_file
+from search.latency.executorch import open_file as open_executorch_file
 from search.latency.onnx_session import first_output, open_session
 from search.latency.openvino import open_model
 from search.results import architecture_file
@@ -24,6 +26,7 @@ from search.training.files import write_weights
 
 ARCHITECTURE = "architecture.yaml"  # beside the files
 RUN_ONNX = 'onnxruntime.InferenceSession(FILE).run(None, {"x": images})'
+RUN_EXECUTORCH = 'executorch.runtime.Runtime.get().load_program(FILE).load_method("forward").execute([image])'
 RUN_OPENVINO = 'openvino.Core().compile_model(FILE, "CPU")(images)'
 Compute = Callable[[Tensor], Tensor]
 
@@ -114,6 +117,16 @@ def load_openvino(path: Path, num_threads: int) -> Compute:
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])
 
 
+def write_executorch(deployable: Deployable, path: Path) -> None:
+    """Write a file that takes one image at a time, as an app on a phone does."""
+    write_bytes(path, executorch_file(prepare(deployable.network), deployable.examples[:1]))
+
+
+def load_executorch(path: Path, num_threads: int) -> Compute:
+    run = open_executorch_file(path.read_bytes(), num_threads)
+    return lambda x: torch.cat([run(x[index : index + 1]) for index in range(len(x))])
+
+
 def load_onnx(path: Path, num_threads: int) -> Compute:
     session = open_session(path.read_bytes(), num_threads)
     return lambda x: torch.from_numpy(first_output(session, x.numpy()))
@@ -146,4 +159,5 @@ FORMATS = {
         package="openvino",
     ),
     "openvino_int8": Format("model.int8.xml", write_openvino, load_openvino, RUN_OPENVINO, dtype="int8", package="openvino"),
+    "executorch": Format("model.pte", write_executorch, load_executorch, RUN_EXECUTORCH, package="executorch"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Any
 
 import hydra
@@ -163,6 +164,10 @@ def test_latency(name: str) -> None:
     make = build(config)
     if name == "cuda" and not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+            make(img_size=32, in_chans=1, num_classes=10)
+        return
+    if name == "executorch" and find_spec("executorch") is None:
+        with pytest.raises(ValueError, match=r"latency=executorch needs the package executorch.*hilo-nas\[executorch\]"):
             make(img_size=32, in_chans=1, num_classes=10)
         return
     target: LatencyTarget = make(img_size=32, in_chans=1, num_classes=10)

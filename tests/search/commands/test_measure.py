@@ -102,7 +102,7 @@ def test_file_is_measured_as_it_was_searched_for(tmp_path: Path, exported: Path)
         ),
         (
             ["model=litv2_s", "runtimes=[cpu,tpu]"],
-            "runtimes=tpu is unknown; choose from cpu, cpu_compiled, onnxruntime, openvino",
+            "runtimes=tpu is unknown; choose from cpu, cpu_compiled, onnxruntime, openvino, executorch",
         ),
         (["model=litv2_s", "runtimes=cpu", "latency.dtype=int8"], "latency.dtype=int8 beside runtimes: name it there"),
         (["deployed=somewhere", "runtimes=cpu"], "runtimes= is for models, and deployed= is for files"),

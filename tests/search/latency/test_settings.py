@@ -16,7 +16,7 @@ from search.latency.target import EXECUTION_KEYS, TargetSettings
 NETWORK_KEYS = {"img_size", "in_chans", "num_classes"}  # of the deployed network, from other groups
 SHARED_KEYS = {field.name for field in fields(TargetSettings)} - NETWORK_KEYS
 STUDY_KEYS = {"budget_ms", "budget_on", "devices", "objectives"}
-CHOICES = ["cpu", "cpu_compiled", "cuda", "onnxruntime", "openvino", "ssh"]
+CHOICES = ["cpu", "cpu_compiled", "cuda", "executorch", "onnxruntime", "openvino", "ssh"]
 
 
 def test_choices_are_the_targets_and_nothing_else() -> None:

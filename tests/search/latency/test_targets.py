@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from functools import partial
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from search.latency.cpu import RUNTIME as CPU
 from search.latency.cpu import cpu_target
 from search.latency.cpu_compiled import compiled_cpu_target
 from search.latency.cuda import cuda_target
+from search.latency.executorch import executorch_target
 from search.latency.machine import keep_to
 from search.latency.onnxruntime import onnxruntime_target
 from search.latency.openvino import openvino_target
@@ -39,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "prepared": True, "tolerance": 0.05, "max_seconds": 2.0, "calibration_seconds": 0.5,
 }  # fmt: skip
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+needs_executorch = pytest.mark.skipif(find_spec("executorch") is None, reason="the extra executorch is not installed")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
 
@@ -52,12 +55,14 @@ TARGETS = [
     int8_target,
     pytest.param(openvino_target, marks=pytest.mark.slow),
     pytest.param(compiled_cpu_target, marks=[pytest.mark.slow, needs_compiler]),
+    pytest.param(executorch_target, marks=needs_executorch),
     pytest.param(cuda_target, marks=needs_gpu),
     pytest.param(partial(cuda_target, cuda_graph=True), marks=needs_gpu),
 ]
 CONVERTED = [
     onnxruntime_target,
     openvino_target,
+    pytest.param(executorch_target, marks=needs_executorch),
     pytest.param(compiled_cpu_target, marks=[pytest.mark.slow, needs_compiler]),
 ]
 

@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +124,37 @@ def test_float16_file_has_half_the_size_and_the_same_accuracy(deployed: Path) ->
     assert "`model.float16.onnx` has its weights in float16" in (deployed / "README.md").read_text(encoding="utf-8")
 
 
+def export_elsewhere(folder: Path, formats: str) -> dict[str, Any]:
+    """Export from a copy of the study, in a process of its own: OpenVINO and processes that load images do not get along.
+
+    Returns:
+        Facts of the card about each file.
+    """
+    shutil.copytree("outputs", folder / "outputs")
+    with Command(folder, "search.export", *EXPORT, "pick=knee", f"format={formats}") as command:
+        printed = command.wait(600)
+    assert command.returncode == 0, printed
+    (card,) = (folder / "outputs/first/deploy").glob("*/card.json")
+    files: dict[str, Any] = json.loads(card.read_text(encoding="utf-8"))["files"]
+    return files
+
+
+@pytest.mark.skipif(find_spec("executorch") is None, reason="the extra executorch is not installed")
+@pytest.mark.timeout(900)
+def test_executorch_file_computes_what_was_trained(deployed: Path, tmp_path: Path) -> None:
+    files = export_elsewhere(tmp_path, "[onnx,onnx_int8,executorch]")  # with int8 accuracies are computed
+    assert files["executorch"]["test_accuracy"] == pytest.approx(files["onnx"]["test_accuracy"], abs=0.001)
+    assert files["executorch"]["parity"] < PARITY["float32"]
+    assert files["executorch"]["bytes"] == pytest.approx(files["onnx"]["bytes"], rel=0.2)
+    card = (tmp_path / deployed / "README.md").read_text(encoding="utf-8")
+    assert "any batch size, but one image at a time for `model.pte`" in card
+
+
 @pytest.mark.slow
-def test_openvino_files_compute_what_was_trained(deployed: Path) -> None:
-    """In a process of its own, for OpenVINO and the processes that load images do not get along in one."""
-    with Command(
-        Path.cwd(), "search.export", *EXPORT, "pick=knee", "format=[openvino,openvino_float16,openvino_int8]"
-    ) as export:
-        printed = export.wait()
-    assert export.returncode == 0, printed
-    files = json.loads((deployed / "card.json").read_text(encoding="utf-8"))["files"]
+def test_openvino_files_compute_what_was_trained(deployed: Path, tmp_path: Path) -> None:
+    files = export_elsewhere(tmp_path, "[openvino,openvino_float16,openvino_int8]")
     whole, half, rounded = (
-        (deployed / name).stat().st_size for name in ("model.bin", "model.float16.bin", "model.int8.bin")
+        (tmp_path / deployed / name).stat().st_size for name in ("model.bin", "model.float16.bin", "model.int8.bin")
     )
     assert rounded < 0.9 * whole
     assert half < 0.6 * whole
