@@ -44,12 +44,12 @@ class SearchTrace:
         return next(ends, len(self.shares))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="file that benchmarks.record wrote")
     parser.add_argument("--trials", type=positive, default=150, help="networks of a search (default 150)")
     parser.add_argument("--seeds", type=positive, default=10, help="searches (default 10)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         traces = [trace(options.table, seed, options.trials) for seed in range(options.seeds)]

@@ -94,14 +94,15 @@ def test_transfer_compares_searches_from_weights_and_from_nothing(tmp_path: Path
 @pytest.mark.timeout(1800)
 def test_evidence_compares_a_search_with_what_one_would_take_instead(tmp_path: Path) -> None:
     few = ["--images", "200", "--val-images", "100", "--minutes", "1", "--epochs", "2", "--train-epochs", "1"]
-    fewer = ["--seeds", "2", "--levels", "2", "--peers", "resnet10t", "--max-seconds", "0.5", "--folder", "evidence"]
+    fewer = ["--seeds", "2", "--levels", "2", "--peers", "resnet10t", "--max-seconds", "0.5", "--record", "record.zip"]
     overrides = ["--plot", "plot.png", "data=digits", "space=small", "space.embed_dim=[8,16]", *QUICK]
-    printed = output(tmp_path, "evidence", *few, *fewer, *overrides)
+    printed = output(tmp_path, "evidence", *few, *fewer, "--folder", "evidence", *overrides)
     assert "resnet10t at 32" in printed
     assert "front of the search" in printed
     assert "LITv2 pattern at every width" in printed
     assert (tmp_path / "plot.png").exists()
-    assert " 0 to do" in output(tmp_path, "evidence", *few, *fewer, *overrides)
+    for folder in ("evidence", "another"):
+        assert " 0 to do" in output(tmp_path, "evidence", *few, *fewer, "--folder", folder, *overrides)
     with Command(tmp_path, "benchmarks.evidence", *few, *fewer, "--images", "100", *overrides) as benchmark:
         printed = benchmark.wait(120)
     assert benchmark.returncode == 2

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.evidence_table import ARMS, GRID, Measured, chosen, curve, difference, draw, show, summary
+from benchmarks.evidence_table import (
+    ARMS,
+    ARMS_FILE,
+    GRID,
+    LATENCIES_FILE,
+    TRAINED,
+    Measured,
+    chosen,
+    curve,
+    difference,
+    draw,
+    main,
+    read,
+    result_file,
+    show,
+    summary,
+)
 from search.latency.base import Latency
 from search.latency.estimate import Estimate
 
@@ -98,3 +117,55 @@ def test_table_and_figure_show_all_arms(tmp_path: Path) -> None:
     assert printed.count("interval is above zero at") == len(ARMS) - 1
     draw(arms, tmp_path / "evidence.png")
     assert (tmp_path / "evidence.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A folder of the benchmark: two LITv2 with two and with three seeds, a model of timm with one."""
+    networks = {"a": "", "b": "", "c": "resnet10t"}
+    arms = {arm: [{"key": "a", "name": "A", "model": ""}] for arm in ARMS}
+    arms[ARMS[0]] = [{"key": key, "name": key.upper(), "model": model} for key, model in networks.items()]
+    (tmp_path / ARMS_FILE).write_text(json.dumps({"account": ["supernet: 1 minute"], "arms": arms}))
+    latency = Latency(Estimate(1.0, 0.01, 50.0), 20, 5, True, 1.0)
+    (tmp_path / LATENCIES_FILE).write_text(json.dumps({key: {"float32": latency.summary()} for key in networks}))
+    (tmp_path / TRAINED).mkdir()
+    for key, num_seeds in {"a": 2, "b": 3, "c": 1}.items():
+        for seed in range(num_seeds):
+            np.savez_compressed(tmp_path / result_file(key, seed), correct=np.array([True, seed > 1]), validation=0.1 * seed)
+    return tmp_path
+
+
+def test_networks_count_with_the_seeds_that_all_have(recorded: Path) -> None:
+    arms, account = read(recorded)
+    first = {network.key: network for network in arms[ARMS[0]]}
+    assert {key: len(network.correct) for key, network in first.items()} == {"a": 2, "b": 2, "c": 1}
+    assert first["b"].validation == pytest.approx(0.05)
+    assert first["b"].accuracies == [0.5, 0.5]
+    assert [network.name for network in arms[ARMS[1]]] == ["A"]
+    assert account == ["supernet: 1 minute"]
+
+
+def test_record_is_shown(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "record.zip"
+    with ZipFile(record, "w") as archive:
+        for file in [recorded / ARMS_FILE, recorded / LATENCIES_FILE, *(recorded / TRAINED).iterdir()]:
+            archive.write(file, file.relative_to(recorded))
+    monkeypatch.setattr(sys, "argv", ["evidence_table", str(record), "--plot", str(tmp_path / "evidence.png")])
+    main()
+    assert "supernet: 1 minute" in capsys.readouterr().out
+    assert (tmp_path / "evidence.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("content", [b"no archive", None], ids=["broken", "missing"])
+def test_file_that_is_no_record_is_named(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "record.zip"
+    if content is not None:
+        record.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["evidence_table", str(record)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"{record} is not a record of benchmarks.evidence" in capsys.readouterr().err

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from optuna.samplers import PartialFixedSampler, RandomSampler
 
+from benchmarks.convergence import SearchTrace
+from benchmarks.convergence import main as show_convergence
 from benchmarks.peers import ARMS, MACS, Evaluated, gains, main, read_table, run_sampler, search
 from benchmarks.peers_table import OURS, Curve
 from benchmarks.sampler_models import compare
@@ -284,3 +286,16 @@ def test_models_need_networks_to_learn_from_and_to_predict(
     with pytest.raises(SystemExit, match="2"):
         compare_models([str(table), "--counts", count])
     assert "--counts must be from 8 to 59" in capsys.readouterr().err
+
+
+def test_search_would_have_ended_at_the_first_small_share() -> None:
+    trace = SearchTrace(shares=[None, 0.3, 0.02, 0.1, 0.01], gains=[0.1] * 5, seconds=[1.0] * 5)
+    assert [trace.end(limit) for limit in (0.5, 0.05, 0.02, 0.001)] == [2, 3, 5, 5]
+
+
+def test_ends_of_searches_are_simulated(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_convergence([str(table), "--trials", "46", "--seeds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    ends = [line for line in lines if " to " in line]
+    assert len(ends) == 5
+    assert "46 (46 to 46)" in ends[0]  # at the smallest limit
