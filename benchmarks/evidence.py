@@ -308,6 +308,7 @@ class Evidence:
         """Train all networks with all seeds; those whose training fails are named, and left out of the results."""
         cfg = {"data": plain(self.cfg.data), "training": plain(self.cfg.check.long)}
         tasks = [(contender, seed) for seed in range(self.options.seeds) for contender in contenders]
+        tasks.sort(key=lambda task: bool(task[0].model))  # the arms that are compared first
         missing = [(contender, seed) for contender, seed in tasks if not Path(result_file(contender.key, seed)).exists()]
         self.say(f"{len(tasks)} trainings, {len(missing)} to do")
         self.keep_record()
