@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -264,6 +265,8 @@ def draw(arms: Mapping[str, Sequence[Measured]], path: Path) -> None:
             [network.latency_ms for network in ordered], means, errors, marker=marker, linestyle=line, capsize=2, label=arm
         )
     axes.set_xscale("log")
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("latency, ms")
     axes.set_ylabel("test accuracy")
     axes.grid(alpha=0.2)

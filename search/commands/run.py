@@ -104,12 +104,11 @@ def main(cfg: DictConfig) -> None:
             retry = RetryPolicy(cfg.storage.retry_seconds, lock)
             taken = SearchTime(study, lock, criteria.timeout_minutes, start, time.monotonic)
             asyncio.run(taken.count(search(cfg, study, space, folder, console, retry, criteria, taken)))
-        reason = stop_reason(study, space, criteria)
-        if reason is not None:
-            log.info("study %s %s", folder.name, reason.text)
         conclude(cfg, study, folder, console)
-        if reason is not None and reason.remedy:
-            console.print(f"continue:    the same command with {reason.remedy}", highlight=False, soft_wrap=True)
+        if (reason := stop_reason(study, space, criteria)) is not None:
+            log.info("study %s %s", folder.name, reason.text)
+            if reason.remedy:
+                console.print(f"continue:    the same command with {reason.remedy}", highlight=False, soft_wrap=True)
 
 
 async def search(
