@@ -103,7 +103,7 @@ def test_limits_are_those_of_each_target(storage: str) -> None:
     assert wide
     assert all(trial.result.feasible == (trial.architecture.embed_dim == 8) for trial in trials)
     stored = raw(storage)[wide[0].number].user_attrs
-    assert stored["status"] == "infeasible: an ONNX file of 0.16 MB on phone, over limits.file_mb=0.1"
+    assert stored["status"] == "infeasible: a file of 0.16 MB on phone, over limits.file_mb=0.1"
     assert stored["latencies"]["phone"]["file_bytes"] == 160_000
     study = open_study("test", storage, create=False)
     assert targets_of(study)["phone"].limits == {"file_mb": 0.1}
