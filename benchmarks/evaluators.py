@@ -114,12 +114,7 @@ def run(folder: Path, method: str, repetition: int, minutes: float, overrides: l
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "search.run", "+search=cpu_latency", f"accuracy={method}", f"study.name={name}"]
-    command += [
-        f"study.seed={repetition}",
-        "study.n_trials=100000",
-        "study.min_expected_gain=null",
-    ]
-    command += overrides
+    command += [f"study.seed={repetition}", "study.n_trials=100000", "study.min_expected_gain=null", *overrides]
     if method == "supernet":
         command.append(f"accuracy.cache=outputs/.supernets-{name}")
     for left in (name, f".supernets-{name}"):  # of a search that was cut off: its time is not known

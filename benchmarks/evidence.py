@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="networks that are trained at a time, each on one thread")
     parser.add_argument("--max-seconds", type=float, default=3.0, help="time limit for measuring a network")
     parser.add_argument("--plot", type=Path, help="file for the figure")
-    parser.add_argument("--record", type=Path, help="file for all results, to begin with where the folder is empty")
+    parser.add_argument("--record", type=Path, help="file for all results; the folder gets what it lacks from it")
     parser.add_argument("overrides", nargs="*", help="of the searches, such as data=cifar10 space=fine")
     options = parser.parse_args()
     plot = None if options.plot is None else options.plot.resolve()
@@ -229,7 +229,7 @@ class Evidence:
         if done.exists():
             return
         supernet = [f"train.max_epochs={self.options.epochs}"]
-        self.command("run", *supernet, f"study.name={SUPERNET}", "study.n_trials=1", "study.timeout_minutes=null")
+        self.command("run", *supernet, f"study.name={SUPERNET}", "study.n_trials=1")
         shutil.rmtree(Path("outputs") / name, ignore_errors=True)
         limits = ["study.n_trials=100000", "study.min_expected_gain=null", f"study.timeout_minutes={self.options.minutes}"]
         self.command("run", *supernet, f"study.name={name}", *limits, *settings)

@@ -110,13 +110,16 @@ def metric_of(trials: Iterable[TrialRecord]) -> str:
 
 def finished_trials(study: optuna.Study) -> list[TrialRecord]:
     """All finished trials of a study, by number."""
-    return [read(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
+    return [read(trial) for trial in _finished(study)]
 
 
 def finished_by_time(study: optuna.Study) -> list[TrialRecord]:
     """All finished trials of a study, in the order in which they were finished."""
-    trials = [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
-    return [read(trial) for trial in sorted(trials, key=lambda trial: (trial.datetime_complete, trial.number))]
+    return [read(trial) for trial in sorted(_finished(study), key=lambda trial: (trial.datetime_complete, trial.number))]
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
 
 
 def is_finished(trial: FrozenTrial) -> bool:
