@@ -103,6 +103,12 @@ def test_evidence_compares_a_search_with_what_one_would_take_instead(tmp_path: P
     assert (tmp_path / "plot.png").exists()
     for folder in ("evidence", "another"):
         assert " 0 to do" in output(tmp_path, "evidence", *few, *fewer, "--folder", folder, *overrides)
+    ablated = output(tmp_path, "ablation", "record.zip", "--seeds", "2", "--max-seconds", "0.5", "--record", "ablation.zip")
+    assert "no attention" in ablated
+    assert (
+        ablated.splitlines()[-3:]
+        == output(tmp_path, "ablation", "record.zip", "--show", "--record", "ablation.zip").splitlines()[-3:]
+    )
     with Command(tmp_path, "benchmarks.evidence", *few, *fewer, "--images", "100", *overrides) as benchmark:
         printed = benchmark.wait(120)
     assert benchmark.returncode == 2
