@@ -36,6 +36,7 @@ from search.results.deployable import Deployable
 from search.results.trained import UNTRAINED, Trained
 from search.space.dimensions import describe
 from search.space.space import Space
+from search.training.data import Batches
 from search.training.resizing import resized
 
 BATCH_SIZE = 250
@@ -74,20 +75,29 @@ def compare(architecture: Architecture, int8: SupernetEvaluator, seed: int) -> C
     """Evaluate a network in each form."""
     float32 = dataclasses.replace(int8, dtype="float32")
     scores = [each.evaluate(architecture, seed, lambda share: None).correct_images() for each in (float32, int8)]
+    content, file = files(architecture, int8, seed)
+    is_right = correct_images(file, Batches(int8.data, int8.images, BATCH_SIZE), architecture.img_size)
+    assert scores[0] is not None
+    assert scores[1] is not None
+    return Comparison(architecture, scores[0], scores[1], is_right, len(content), len(file))
+
+
+def files(architecture: Architecture, int8: SupernetEvaluator, seed: int) -> tuple[bytes, bytes]:
+    """Return a network with its share of the supernet as ONNX, in float32 and in int8."""
     supernet = TrainedSupernet.open(Path(int8.weights_file(seed)))
     trained = Trained(supernet.extract(int8.proxy_of(architecture)), UNTRAINED, {}, {})
     examples = resized(supernet.normalised_images(), architecture.img_size)
     content = Deployable(trained.network, examples, trained).onnx
-    file = quantise_onnx(content, calibrated(prepare(trained.network), torch.split(examples, BATCH_SIZE)).ranges)
-    session, batches = open_session(file, torch.get_num_threads()), torch.split(int8.images.images, BATCH_SIZE)
-    outputs = []
-    for images in batches:
-        x = resized(int8.data.normalisation.apply(images), architecture.img_size)
-        outputs.append(first_output(session, x.numpy()))
-    is_right = np.concatenate(outputs).argmax(1) == int8.images.labels.numpy()
-    assert scores[0] is not None
-    assert scores[1] is not None
-    return Comparison(architecture, scores[0], scores[1], is_right, len(content), len(file))
+    return content, quantise_onnx(content, calibrated(prepare(trained.network), torch.split(examples, BATCH_SIZE)).ranges)
+
+
+def correct_images(file: bytes, batches: Batches, img_size: int | None) -> NDArray[np.bool_]:
+    """Return which images an ONNX file classifies correctly in ONNX Runtime, (images,)."""
+    session = open_session(file, torch.get_num_threads())
+    correct = [
+        first_output(session, resized(images, img_size).numpy()).argmax(1) == labels.numpy() for images, labels in batches
+    ]
+    return np.concatenate(correct)
 
 
 def show(console: Console, comparisons: list[Comparison]) -> None:

@@ -113,3 +113,12 @@ def test_evidence_compares_a_search_with_what_one_would_take_instead(tmp_path: P
         printed = benchmark.wait(120)
     assert benchmark.returncode == 2
     assert "has results of other options" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_int8_front_compares_searches_for_both_dtypes(tmp_path: Path) -> None:
+    overrides = ["data=digits", "space=small", "space.embed_dim=[8]", "study.n_trials=4", "train.max_epochs=1", *QUICK]
+    printed = output(tmp_path, "int8_front", "--seeds", "2", "--max-seconds", "0.5", *overrides)
+    assert "search for float32" in printed
+    assert "standard error over 2 pairs" in " ".join(printed.split())
