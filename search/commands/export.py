@@ -27,7 +27,7 @@ from search.study.trial import finished_trials
 log = logging.getLogger(__name__)
 FORMATS = (
     "yaml", "safetensors", "torch_export", "onnx", "onnx_float16", "onnx_int8", "openvino", "openvino_float16",
-    "openvino_int8", "executorch",
+    "openvino_bfloat16", "openvino_int8", "executorch",
 )  # fmt: skip
 
 

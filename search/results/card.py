@@ -40,7 +40,9 @@ def card(
         file_header=FILE_HEADER,
         file_rows=_file_rows(body["files"], uses),
         int8_files=[file for file in body["files"].values() if "float32_layers" in file],
-        float16_files=[file for name, file in body["files"].items() if name.endswith("float16")],
+        float16_files=[file for name, file in body["files"].items() if name.endswith("_float16")],
+        bfloat16_file=body["files"].get("openvino_bfloat16"),
+        has_openvino=any(name.startswith("openvino") for name in body["files"]),
         source=source,
     )
 

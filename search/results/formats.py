@@ -27,7 +27,8 @@ from search.training.files import write_weights
 ARCHITECTURE = "architecture.yaml"  # beside the files
 RUN_ONNX = 'onnxruntime.InferenceSession(FILE).run(None, {"x": images})'
 RUN_EXECUTORCH = 'executorch.runtime.Runtime.get().load_program(FILE).load_method("forward").execute([image])'
-RUN_OPENVINO = 'openvino.Core().compile_model(FILE, "CPU")(images)'
+RUN_OPENVINO = 'openvino.Core().compile_model(FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)'
+RUN_OPENVINO_BFLOAT16 = RUN_OPENVINO.replace("f32", "bf16")
 Compute = Callable[[Tensor], Tensor]
 
 
@@ -41,7 +42,7 @@ class Format:
         load: takes the path and a number of threads.
         use: how to run it, for people.
         runs_code: whether loading a file may run code that is in it.
-        dtype: that the file is for: "float32", "float16" (devices without it compute in float32) or "int8".
+        dtype: that the file is for: "float32", "float16" or "bfloat16" (devices without them compute in float32), or "int8".
         package: that writing and running it needs, if not every installation has it, and the extra that installs it.
     """
 
@@ -110,10 +111,10 @@ def write_openvino(deployable: Deployable, path: Path, compress_to_fp16: bool = 
         write_bytes(path, saved.read_bytes())
 
 
-def load_openvino(path: Path, num_threads: int) -> Compute:
+def load_openvino(path: Path, num_threads: int, dtype: str = "float32") -> Compute:
     import openvino
 
-    compiled = open_model(openvino.Core(), path, "float32", num_threads)  # weights are as the file has them
+    compiled = open_model(openvino.Core(), path, dtype, num_threads)  # weights are as the file has them
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])
 
 
@@ -156,6 +157,14 @@ FORMATS = {
         load_openvino,
         RUN_OPENVINO,
         dtype="float16",
+        package="openvino",
+    ),
+    "openvino_bfloat16": Format(
+        "model.bfloat16.xml",
+        partial(write_openvino, compress_to_fp16=True),
+        partial(load_openvino, dtype="bfloat16"),
+        RUN_OPENVINO_BFLOAT16,
+        dtype="bfloat16",
         package="openvino",
     ),
     "openvino_int8": Format("model.int8.xml", write_openvino, load_openvino, RUN_OPENVINO, dtype="int8", package="openvino"),

@@ -152,14 +152,18 @@ def test_executorch_file_computes_what_was_trained(deployed: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_openvino_files_compute_what_was_trained(deployed: Path, tmp_path: Path) -> None:
-    files = export_elsewhere(tmp_path, "[openvino,openvino_float16,openvino_int8]")
+    files = export_elsewhere(tmp_path, "[openvino,openvino_float16,openvino_bfloat16,openvino_int8]")
     whole, half, rounded = (
         (tmp_path / deployed / name).stat().st_size for name in ("model.bin", "model.float16.bin", "model.int8.bin")
     )
     assert rounded < 0.9 * whole
     assert half < 0.6 * whole
     assert files["openvino_float16"]["test_accuracy"] == pytest.approx(files["openvino"]["test_accuracy"], abs=0.005)
+    assert files["openvino_bfloat16"]["test_accuracy"] == pytest.approx(files["openvino"]["test_accuracy"], abs=0.02)
     assert files["openvino_int8"]["test_accuracy"] == pytest.approx(files["openvino"]["test_accuracy"], abs=0.1)
+    card = (tmp_path / deployed / "README.md").read_text(encoding="utf-8")
+    assert '`openvino.Core().compile_model(FILE, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})(images)`' in card
+    assert "`model.bfloat16.xml` has its weights in float16" in card
 
 
 def build_data(settings: dict[str, Any]) -> ImageData:
