@@ -184,7 +184,8 @@ def measure(
 def train(
     contenders: Sequence[Contender], cfg: DictConfig, num_seeds: int, num_processes: int, results: Results, console: Console
 ) -> None:
-    """Train networks with all seeds, except those whose results are there; all LITv2 before the models of timm.
+    """Train networks with all seeds, except those whose results are there; all LITv2 before the models of timm, and
+    these by the size of their images.
 
     Args:
         contenders: The networks; models of timm whose training fails are named, and left out of the results.
@@ -196,7 +197,7 @@ def train(
     """
     plain_cfg = {"data": plain(cfg.data), "training": plain(cfg.check.long)}
     tasks = [(contender, seed) for seed in range(num_seeds) for contender in contenders]
-    tasks.sort(key=lambda task: bool(task[0].model))  # the arms that are compared first
+    tasks.sort(key=lambda task: task[0].img_size if task[0].model else 0)
     missing = [(contender, seed) for contender, seed in tasks if not Path(result_file(contender.key, seed)).exists()]
     say(console, f"{len(tasks)} trainings, {len(missing)} to do")
     results.pack()

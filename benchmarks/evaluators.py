@@ -1,7 +1,8 @@
 """`python -m benchmarks.evaluators`: which evaluator finds the better front in the same time?
 
-Searches with `accuracy=supernet` and `accuracy=scratch` take turns, each in a process of its own, with a supernet of its
-own, and stopped after the same wall-clock time. What counts is not their own values: members of every front,
+Searches with `accuracy=supernet` and `accuracy=scratch` (or, by --evaluators scratch,halving, with trainings to the end and
+with those that stop early) take turns, each in a process of its own, with a supernet of its own, and stopped after the same
+wall-clock time. What counts is not their own values: members of every front,
 evenly spaced, are trained alone for long and measured again, all by one ruler, and the hypervolumes of these values are
 compared. About three hours on two cores; cut off, the same command goes on.
 """
@@ -41,7 +42,11 @@ from search.study.storage import open_study
 from search.study.targets import FIRST
 from search.study.trial import TrialRecord, finished_trials
 
-METHODS = ("supernet", "scratch")
+METHODS = {
+    "supernet": ["accuracy=supernet"],
+    "scratch": ["accuracy=scratch"],
+    "halving": ["accuracy=scratch", "accuracy.halving=3"],
+}
 GRACE_SECONDS = 60  # for a search that was told to stop
 
 
@@ -84,17 +89,21 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluators", default="supernet,scratch", help=f"two of {', '.join(METHODS)}")
     parser.add_argument("--minutes", type=float, default=10.0, help="wall-clock time of a search")
     parser.add_argument("--repetitions", type=int, default=5, help="searches with each evaluator")
     parser.add_argument("--members", type=int, default=8, help="of a front that are confirmed, at most")
     parser.add_argument("--folder", type=Path, default=Path("outputs/evaluators"), help="where the searches are kept")
     parser.add_argument("overrides", nargs="*", help="of every search, such as data=digits")
     options = parser.parse_args()
+    options.methods = options.evaluators.split(",")
+    if len(options.methods) != 2 or not set(options.methods) <= set(METHODS):
+        parser.error(f"--evaluators {options.evaluators}: name two of {', '.join(METHODS)}, separated by a comma")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a search that is running ends too
     logging.getLogger("optuna").setLevel(logging.WARNING)
     console = Console()
     for repetition in range(options.repetitions):
-        for method in METHODS:
+        for method in options.methods:
             run(options.folder, method, repetition, options.minutes, options.overrides, console)
     with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
         cfg = hydra.compose("confirm", ["+search=cpu_latency", "accuracy=scratch", *options.overrides])
@@ -113,7 +122,7 @@ def run(folder: Path, method: str, repetition: int, minutes: float, overrides: l
     if done.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "search.run", "+search=cpu_latency", f"accuracy={method}", f"study.name={name}"]
+    command = [sys.executable, "-m", "search.run", "+search=cpu_latency", *METHODS[method], f"study.name={name}"]
     command += [f"study.seed={repetition}", "study.n_trials=100000", "study.min_expected_gain=null", *overrides]
     if method == "supernet":
         command.append(f"accuracy.cache=outputs/.supernets-{name}")
@@ -142,7 +151,7 @@ async def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console
                 create=False,
             )
         )
-        for method in METHODS
+        for method in options.methods
         for repetition in range(options.repetitions)
     }
     weights = initial_weights(cfg)
@@ -150,7 +159,7 @@ async def confirm(cfg: DictConfig, options: argparse.Namespace, console: Console
     trainings = standalone_trainings(cfg, cfg.confirm.train, data, options.folder / "standalone.jsonl", weights)
     engine = make_engine(cfg, data, evaluator_factory(cfg, data, weights))
     space: Space = build(cfg.space)
-    results: dict[str, list[Result]] = {method: [] for method in METHODS}
+    results: dict[str, list[Result]] = {method: [] for method in options.methods}
     try:
         calibration = await engine.calibrate(FIRST, space.anchor())
         limit = (await engine.measure(FIRST, space.largest(), calibration)).latency_ms
@@ -189,9 +198,9 @@ def show(console: Console, results: dict[str, list[Result]], options: argparse.N
         cells = [spread(values, "{:.0f}") for values in counts] + [spread(values, "{:.4f}") for values in volumes]
         table.add_row(method, *cells)
     console.print(table)
-    pairs = list(zip(results["supernet"], results["scratch"], strict=True))
+    pairs = list(zip(*results.values(), strict=True))
     console.print(
-        "supernet against scratch, pair by pair: confirmed hypervolume "
+        f"{' against '.join(results)}, pair by pair: confirmed hypervolume "
         + spread([first.confirmed - second.confirmed for first, second in pairs], "{:+.4f}")
         + ", networks evaluated "
         + spread([first.num_evaluated / max(1, second.num_evaluated) for first, second in pairs], "{:.1f}")

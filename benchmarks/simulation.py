@@ -83,7 +83,9 @@ class SimulatedEngine:
             await self._take(latency.prepare_seconds + latency.seconds)
         return latency
 
-    async def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+    async def train(
+        self, architecture: Architecture, seed: int, progress: Progress, num_epochs: int | None = None
+    ) -> Accuracy:
         accuracy = self.accuracy_of(architecture)
         async with self._training:
             self._let_time_pass()

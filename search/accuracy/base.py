@@ -197,6 +197,30 @@ class SharedWeights(Protocol):
         ...
 
 
+@runtime_checkable
+class StopsEarly(Protocol):
+    """Optional role of an `AccuracyEvaluator` whose trainings can stop after some epochs, and continue later.
+
+    Attributes:
+        halving: One in so many trainings continues at each rung; None if all do.
+        rungs: Epochs after which trainings are compared, rising; empty without halving.
+    """
+
+    halving: int | None
+    rungs: tuple[int, ...]
+
+    def evaluate_early(self, architecture: Architecture, seed: int, num_epochs: int, progress: Progress) -> Accuracy:
+        """Evaluate an architecture after some epochs of its training; `evaluate` continues it.
+
+        Args:
+            architecture: The network whose accuracy is wanted.
+            seed: Seed of the training.
+            num_epochs: One of `rungs`.
+            progress: Called with the fraction of the whole training that is done.
+        """
+        ...
+
+
 def digest_of(packed: bytes) -> str:
     """Return a digest of shared weights; scores compare only if they come from the same ones."""
     return hashlib.sha256(packed).hexdigest()[:16]

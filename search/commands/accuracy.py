@@ -49,6 +49,8 @@ def accuracy_settings(cfg: DictConfig) -> dict[str, Any]:
         if not file.is_file():
             raise UserError(f"init={file}: there is no such file; name a .pth or .safetensors file of weights")
         settings["init"] = f"sha256 {sha256(file)[:16]}"
+    if settings.get("halving", "") is None:
+        del settings["halving"]  # as in studies of earlier versions
     if "space" in settings:
         settings["space"] = space_settings(settings["space"])
     return settings

@@ -53,6 +53,7 @@ from search.study.coordinator import Coordinator
 from search.study.drift import drift_notes
 from search.study.evaluate import Rules
 from search.study.front import gain_over_pattern
+from search.study.halving import Halving
 from search.study.limits import save_limits
 from search.study.locks import RetryPolicy, export_lock, folder_lock, study_lock
 from search.study.samplers.surrogate import SurrogateSampler
@@ -156,7 +157,7 @@ async def search(
                 writer=writer,
                 engine=engine,
                 targets=targets,
-                rules=Rules(cfg.study.seed, evaluator.scores_before_measuring, limits),
+                rules=Rules(cfg.study.seed, evaluator.scores_before_measuring, limits, Halving.of(evaluator)),
                 models={name: BlockModel(cfg.deploy.img_size) for name in targets},
                 cost=lambda architecture: cost(architecture, **network),
                 save_samples=partial(save_samples, folder / "latency", targets),

@@ -70,11 +70,14 @@ class Engine(Protocol):
         """Measure a network on a target."""
         ...
 
-    async def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+    async def train(
+        self, architecture: Architecture, seed: int, progress: Progress, num_epochs: int | None = None
+    ) -> Accuracy:
         """Train a network, or score it with shared weights.
 
         Args:
             progress: takes the share that is done, where the engine knows it.
+            num_epochs: one of the evaluator's rungs (`StopsEarly`), to stop there; None to train to the end.
         """
         ...
 

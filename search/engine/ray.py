@@ -22,7 +22,8 @@ from models.architecture import check_int, check_number
 from search import one_line
 from search.accuracy.base import AccuracyEvaluator, Progress
 from search.engine.base import HERE, TRAINING, TargetSource
-from search.engine.workers import Resource, WorkerEngine, set_up_process
+from search.engine.tasks import Resource, set_up_process
+from search.engine.workers import WorkerEngine
 from search.latency.machine import allowed_cores
 
 log = logging.getLogger(__name__)

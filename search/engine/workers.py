@@ -10,30 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import pickle
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from models.architecture import Architecture, check_int, check_number
-from search import SearchStopped, differences, one_line
-from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress, SharedWeights
-from search.engine.base import TRAINING, EngineFailure, Fingerprint, WorkerChanged
+from search import SearchStopped, one_line
+from search.accuracy.base import Accuracy, AccuracyEvaluator, Progress
+from search.engine import tasks
+from search.engine.base import TRAINING, EngineFailure, Fingerprint
 from search.engine.hosts import HostLock
-from search.latency.base import Calibration, Latency, LatencyTarget
+from search.engine.tasks import Resource, Task
+from search.latency.base import Calibration, Latency
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
-
-Resource = Any
-"""A LatencyTarget or an AccuracyEvaluator."""
-Task = Callable[[Resource, Progress], Any]
-"""What a worker does with its resource: a function of this module with its arguments bound, which can be sent elsewhere."""
 
 
 class Worker(Protocol):
@@ -129,27 +125,30 @@ class WorkerEngine:
         return self.num_parallel + self.num_ahead
 
     async def fingerprint(self, role: str) -> Fingerprint:
-        result: Fingerprint = await self._run(role, _fingerprint)
+        result: Fingerprint = await self._run(role, tasks.fingerprint)
         return result
 
     def expect(self, role: str, fingerprint: Fingerprint) -> None:
         self._expected[role] = fingerprint
 
     async def calibrate(self, target: str, anchor: Architecture, repeated: Sequence[Architecture] = ()) -> Calibration:
-        calibration: Calibration = await self._run(target, partial(_calibrate, anchor=anchor, repeated=repeated))
+        calibration: Calibration = await self._run(target, partial(tasks.calibrate, anchor=anchor, repeated=repeated))
         return calibration
 
     async def measure(self, target: str, architecture: Architecture, calibration: Calibration) -> Latency:
-        task = partial(_measure, architecture=architecture, calibration=calibration)
+        task = partial(tasks.measure, architecture=architecture, calibration=calibration)
         latency: Latency = await self._run(target, task)
         return latency
 
-    async def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
-        accuracy: Accuracy = await self._run(TRAINING, partial(_train, architecture=architecture, seed=seed), progress)
+    async def train(
+        self, architecture: Architecture, seed: int, progress: Progress, num_epochs: int | None = None
+    ) -> Accuracy:
+        task = partial(tasks.train, architecture=architecture, seed=seed, num_epochs=num_epochs)
+        accuracy: Accuracy = await self._run(TRAINING, task, progress)
         return accuracy
 
     async def train_shared_weights(self, seed: int, progress: Progress) -> bytes:
-        packed: bytes = await self._run(TRAINING, partial(_train_shared_weights, seed=seed), progress)
+        packed: bytes = await self._run(TRAINING, partial(tasks.train_shared_weights, seed=seed), progress)
         return packed
 
     def use_evaluator(self, make_evaluator: Callable[[], AccuracyEvaluator]) -> None:
@@ -183,7 +182,7 @@ class WorkerEngine:
         async with self._idle_worker(role) as worker, self._hosts_of(worker):
             expected = self._expected.get(role)
             if expected is not None and worker not in self._checked:
-                task = partial(_checked, task=task, role=role, expected=expected)
+                task = partial(tasks.checked, task=task, role=role, expected=expected)
             result = await self._run_in_time(worker, task, progress)
             if expected is not None and worker not in self._checked:
                 self._checked.append(worker)
@@ -269,80 +268,7 @@ class WorkerEngine:
 def _submit(worker: Worker, task: Task) -> Future[Any]:
     """Raises: BrokenExecutor if the process died since its last task, or cannot be started."""
     try:
-        worker.task = worker.executor.submit(run_task, task)
+        worker.task = worker.executor.submit(tasks.run_task, task)
     except (OSError, EOFError) as error:
         raise BrokenExecutor(one_line(error)) from error
     return worker.task
-
-
-def _fingerprint(resource: LatencyTarget | AccuracyEvaluator, progress: Progress) -> Fingerprint:
-    return resource.fingerprint()
-
-
-def _calibrate(
-    target: LatencyTarget, progress: Progress, anchor: Architecture, repeated: Sequence[Architecture]
-) -> Calibration:
-    return target.calibrate(anchor, repeated)
-
-
-def _measure(target: LatencyTarget, progress: Progress, architecture: Architecture, calibration: Calibration) -> Latency:
-    return target.measure(architecture, calibration)
-
-
-def _train(evaluator: AccuracyEvaluator, progress: Progress, architecture: Architecture, seed: int) -> Accuracy:
-    return evaluator.evaluate(architecture, seed, progress)
-
-
-def _train_shared_weights(evaluator: SharedWeights, progress: Progress, seed: int) -> bytes:
-    evaluator.prepare(seed, progress)
-    packed = evaluator.pack(seed)
-    assert packed is not None, "prepared weights cannot be packed"
-    return packed
-
-
-def _checked(resource: Resource, progress: Progress, task: Task, role: str, expected: Mapping[str, str | int]) -> Any:
-    """Run a task after checking that the worker's results compare with those of the worker before it.
-
-    Raises: WorkerChanged naming what differs.
-    """
-    if changed := differences(expected, resource.fingerprint()):
-        raise WorkerChanged(f"the worker for {role} differs from the one before: {changed}; restore it and start again")
-    return task(resource, progress)
-
-
-class ProcessState(NamedTuple):
-    """State of a worker's process: its resource, or the exception that making it raised, and where reports go."""
-
-    resource: Resource
-    report: Progress
-
-
-_state: ProcessState
-
-
-def set_up_process(make: Callable[[], Resource], report: Progress) -> None:
-    """Make the resource of this process."""
-    global _state
-    try:
-        _state = ProcessState(make(), report)
-    except Exception as error:
-        _state = ProcessState(error, report)
-
-
-def run_task(task: Task) -> Any:
-    """Run a task in the process of a worker. Raises: an error that survives the way to another process."""
-    try:
-        if isinstance(_state.resource, Exception):
-            raise _state.resource
-        return task(_state.resource, _state.report)
-    except Exception as error:
-        raise _picklable(error) from None
-
-
-def _picklable(error: Exception) -> Exception:
-    """The error, or its message if it does not survive pickling."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(one_line(error))
-    return error

@@ -11,7 +11,7 @@ from search.accuracy.checked import Checked
 from search.latency.base import Latency
 from search.space.dimensions import describe
 from search.study.front import front, front_probability, probability_name
-from search.study.trial import SAMPLED, TrialRecord, TrialResult, metric_of, on
+from search.study.trial import SAMPLED, TrialRecord, TrialResult, metric_of, on, stopped_text
 
 NETWORK = "width: blocks of each stage"  # header above `describe`
 
@@ -19,6 +19,8 @@ NETWORK = "width: blocks of each stage"  # header above `describe`
 def accuracy_text(trial: TrialRecord) -> str:
     """Accuracy with its standard error."""
     accuracy = trial.result.accuracy
+    if trial.result.stopped_after is not None:
+        return "stopped early"
     return "not trained" if accuracy is None else f"{accuracy.accuracy:.4f} ±{accuracy.standard_error:.4f}"
 
 
@@ -43,6 +45,8 @@ def note_text(trial: TrialRecord) -> str:
         return "over budget"
     if trial.result.reused_accuracy:
         return "same network as an earlier trial, measured again"
+    if trial.result.stopped_after is not None:
+        return stopped_text(trial.result)
     if not trial.result.measured:
         return "dominated, latency predicted"
     return "" if trial.origin == SAMPLED else trial.origin

@@ -8,7 +8,8 @@ is evaluated:
 2. If the accuracy evaluator (search/accuracy) is no slower than a measurement, the network is scored first; if it is then
    probably dominated, its latency is not measured.
 3. Latency, file and memory are measured on each target, until one exceeds its limit.
-4. If all limits are kept, the network is trained, unless it has an accuracy already.
+4. If all limits are kept, the network is trained, unless it has an accuracy already. With halving (halving.py) its training
+   stops early if others dominate it by then.
 
 An engine (search/engine) measures and trains, here or elsewhere; the coordinator writes the result to the study.
 """
@@ -16,13 +17,14 @@ An engine (search/engine) measures and trains, here or elsewhere; the coordinato
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from models.architecture import Architecture
 from search.accuracy.base import Accuracy
 from search.engine.base import Engine
 from search.latency.base import Latency
+from search.study.halving import Halving
 from search.study.known import Known, OverLimits, RuledOut
 from search.study.limits import Limits
 from search.study.targets import Role, Target, objectives
@@ -40,11 +42,13 @@ class Rules:
         seed: of every training.
         scores_before_measuring: whether the evaluator takes no longer than a measurement, and so goes first.
         limits: those of parameters and multiply-accumulates.
+        halving: compares trainings before their end; None to train all to the end.
     """
 
     seed: int
     scores_before_measuring: bool = False
     limits: Limits = field(default_factory=dict)
+    halving: Halving | None = None
 
 
 async def evaluate(
@@ -65,9 +69,9 @@ async def evaluate(
     if (ruled_out := known.ruled_out(targets)) is not None:
         return ruled_out
 
-    async def get_accuracy(text: str) -> Accuracy:
+    async def get_accuracy(text: str, num_epochs: int | None = None) -> Accuracy:
         report(text, 0.0)
-        return await engine.train(architecture, rules.seed, partial(report, text))
+        return await engine.train(architecture, rules.seed, partial(report, text), num_epochs)
 
     accuracy = known.accuracy
     if accuracy is None and rules.scores_before_measuring:
@@ -84,9 +88,17 @@ async def evaluate(
         if not target.keeps_limit(latencies[name]):
             break
 
+    rungs: dict[int, float] = {}
     if accuracy is None and _is_feasible(latencies, targets):
+        if rules.halving is not None:
+            compared_ms = [latencies[name].latency_ms for name in objectives(targets)]
+            for num_epochs in rules.halving.rungs:
+                rungs[num_epochs] = (await get_accuracy("training", num_epochs)).accuracy
+                rules.halving.add(num_epochs, architecture.key, rungs[num_epochs], compared_ms)
+                if not rules.halving.goes_on(num_epochs, architecture.key):
+                    return replace(_result(latencies, None, targets), rungs=rungs)
         accuracy = await get_accuracy("training")
-    return _result(latencies, accuracy, targets, reused_accuracy=known.accuracy is not None)
+    return replace(_result(latencies, accuracy, targets, reused_accuracy=known.accuracy is not None), rungs=rungs)
 
 
 def _combined(name: str, latency: Latency, known: Known) -> Latency:

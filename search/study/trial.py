@@ -27,6 +27,7 @@ INTERRUPTED = "interrupted"  # status of trials that a stopped search left open
 STATUS, ORIGIN, LATENCIES = "status", "origin", "latencies"  # attributes of a trial
 IMAGES = {"correct": "correct_images", "deviations": "image_deviations"}
 """System attributes of a trial, which the dashboard does not show, by the field of `Accuracy` that they hold."""
+RUNGS = "accuracy_after_epochs"  # attribute of a trial whose training was compared before its end
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
 OVER_LIMITS = "over_limits"  # attribute of a skipped trial: the costs that are over their limits
 
@@ -41,6 +42,7 @@ class TrialResult:
         feasible: whether every limit is kept.
         roles: of the targets that are not objectives.
         reused_accuracy: whether the accuracy is that of an earlier trial of the same network.
+        rungs: accuracies after some epochs, by their number, of a training that was compared there (halving.py).
     """
 
     latencies: Mapping[str, Latency]
@@ -48,6 +50,12 @@ class TrialResult:
     feasible: bool
     roles: Mapping[str, Role] = field(default_factory=dict)
     reused_accuracy: bool = False
+    rungs: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def stopped_after(self) -> int | None:
+        """The number of epochs after which the training was not worth continuing; None if that did not happen."""
+        return max(self.rungs) if self.rungs and self.accuracy is None else None
 
     @property
     def objectives(self) -> dict[str, Latency]:
@@ -173,6 +181,7 @@ def read(trial: FrozenTrial) -> TrialRecord:
         feasible=all(value <= 0 for value in trial.system_attrs.get("constraints", [0.0])),
         roles={name: role for name, role in roles.items() if role is not Role.OBJECTIVE},
         reused_accuracy=bool(attrs.get("reused_accuracy", False)),
+        rungs={int(num_epochs): accuracy for num_epochs, accuracy in attrs.get(RUNGS, {}).items()},
     )
     return TrialRecord(
         number=trial.number,
@@ -206,6 +215,8 @@ def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, 
         },
         "predicted_latencies_ms": dict(record.predicted_ms),
     }
+    if result.rungs:
+        described[RUNGS] = {str(num_epochs): accuracy for num_epochs, accuracy in result.rungs.items()}
     if result.accuracy is not None:
         described["accuracy"] = result.accuracy.summary()
         described["accuracy_standard_error"] = result.accuracy.standard_error
@@ -241,9 +252,19 @@ def status(result: TrialResult, targets: Mapping[str, Target]) -> str:
     for name, latency in result.latencies.items():
         if excess := targets[name].excess(latency, on(name, targets)):
             return f"infeasible: {excess}"
+    if result.stopped_after is not None:
+        return f"stopped early: {stopped_text(result)}"
     if not result.measured:
         return "dominated: not measured, its latency is the block model's prediction"
     return "same network as an earlier trial: its accuracy, latency refined" if result.reused_accuracy else "evaluated"
+
+
+def stopped_text(result: TrialResult) -> str:
+    """When the training of a network was stopped, in words."""
+    assert result.stopped_after is not None
+    return (
+        f"accuracy {result.rungs[result.stopped_after]:.4f} after {result.stopped_after} epochs, dominated by others there"
+    )
 
 
 def on(name: str, targets: Mapping[str, Any]) -> str:

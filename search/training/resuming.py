@@ -29,6 +29,15 @@ def seed_epochs(batches: Iterable[Any], seed: int) -> Callback:
     return LambdaCallback(on_train_epoch_start=start_epoch)
 
 
+def stop_after(num_epochs: int) -> Callback:
+    """Stop a training after some epochs of its schedule."""
+
+    def stop(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= num_epochs
+
+    return LambdaCallback(on_train_epoch_end=stop)
+
+
 def epoch_checkpoint(file: Path) -> Callback:
     """Write the state of the training to one file after each epoch."""
     return ModelCheckpoint(file.parent, file.stem, save_on_train_epoch_end=True, enable_version_counter=False)

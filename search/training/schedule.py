@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def num_epochs(max_epochs: int, max_steps: int | None, steps_per_epoch: int) -> int:
+def epochs_within(max_epochs: int, max_steps: int | None, steps_per_epoch: int) -> int:
     """Return the number of epochs of a training: at least one, at most `max_epochs`, and else at most `max_steps` steps."""
     return max_epochs if max_steps is None else max(1, min(max_epochs, max_steps // max(1, steps_per_epoch)))
 

@@ -32,8 +32,8 @@ from search.training.data import Batches
 from search.training.processes import world_size_and_rank
 from search.training.progress import Progress
 from search.training.resizing import resized
-from search.training.resuming import epoch_checkpoint, num_finished_epochs, seed_epochs
-from search.training.schedule import num_epochs, warmup_cosine
+from search.training.resuming import epoch_checkpoint, num_finished_epochs, seed_epochs, stop_after
+from search.training.schedule import epochs_within, warmup_cosine
 from search.training.settings import TrainSettings as TrainSettings
 from search.training.teacher import Teacher
 
@@ -220,6 +220,7 @@ def fit(
     checkpoint: Path | None = None,
     callbacks: Sequence[Callback] = (),
     validation: Iterable[Any] | None = None,
+    num_epochs: int | None = None,
     **options: Any,
 ) -> int:
     """Train a model. Batch order and everything random follow torch's current seed.
@@ -231,6 +232,7 @@ def fit(
         checkpoint: File that holds the state after each epoch; training resumes from it if it exists.
         callbacks: Further callbacks of the Trainer.
         validation: Batches to validate on during the training.
+        num_epochs: Of the schedule's epochs, those to train for; None for all. With a checkpoint, training can continue.
         options: Further arguments of `lightning.Trainer`.
 
     Returns:
@@ -244,17 +246,19 @@ def fit(
     if task.settings.class_weights is not None:
         task.class_weights = balanced_weights(data.class_counts())
     seed, batches = torch.initial_seed(), data.train_dataloader(task.settings.batch_size)
-    settings = task.settings
-    epochs = num_epochs(settings.max_epochs, settings.max_steps, -(-len(batches) // settings.accumulate))
+    epochs = epochs_of(task.settings, len(batches))
+    last = epochs if num_epochs is None else num_epochs
 
     num_finished = num_finished_epochs(checkpoint)
-    if checkpoint is not None and num_finished >= epochs:  # Lightning would ignore averaged weights
+    if checkpoint is not None and num_finished >= last:  # Lightning would ignore averaged weights
         task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-        return epochs
+        return last
     if isinstance(batches, DataLoader):
         batches.sampler.set_epoch(num_finished)  # type: ignore[attr-defined]  # Lightning sets that of later epochs in time
     if checkpoint is not None and world_size_and_rank()[1] == 0:
         callbacks = [*callbacks, epoch_checkpoint(checkpoint)]
+    if last < epochs:
+        callbacks = [*callbacks, stop_after(last)]
     callbacks = [ReportProgress(progress), seed_epochs(batches, seed), *callbacks]
     trainer = make_trainer(task.settings, callbacks, **{"max_epochs": epochs, **options})
     resume_from = str(checkpoint) if num_finished else None
@@ -265,7 +269,17 @@ def fit(
             trainer.fit(task, batches, validation, ckpt_path=resume_from, weights_only=True)
         except SystemExit as stop:  # Lightning turns Ctrl-C into it
             raise KeyboardInterrupt from stop
-    return epochs
+    return last
+
+
+def training_epochs(settings: TrainSettings, data: TrainingData) -> int:
+    """Return the number of epochs of a whole training."""
+    return epochs_of(settings, len(data.train_dataloader(settings.batch_size)))
+
+
+def epochs_of(settings: TrainSettings, num_batches: int) -> int:
+    """Return the number of epochs of a whole training with so many batches an epoch."""
+    return epochs_within(settings.max_epochs, settings.max_steps, -(-num_batches // settings.accumulate))
 
 
 def test_accuracy(task: ImageClassification, batches: Iterable[Batch], settings: TrainSettings) -> float:

@@ -93,6 +93,8 @@ def _reason(trial: FrozenTrial) -> str:
         return f"over {', '.join(f'limits.{name}' for name in trial.user_attrs[OVER_LIMITS])}: neither measured nor trained"
     if status.startswith("infeasible: ") and not status.startswith("infeasible: latency"):
         return f"{OVER_RESOURCES}: {'scored, but infeasible' if 'accuracy' in trial.user_attrs else 'not trained'}"
+    if status.startswith("stopped early"):
+        return "training stopped early: dominated after some epochs"
     if trial.state == TrialState.PRUNED:
         return "over the latency budget: not trained" if "accuracy" not in trial.user_attrs else OVER_BUDGET
     if any(value > 0 for value in trial.system_attrs.get("constraints", ())):

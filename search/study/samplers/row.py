@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
 
@@ -72,6 +73,11 @@ class Row:
         return cls(trial, Features.of(trial.architecture, img_size), accuracy)
 
     @property
+    def last_rung(self) -> int | None:
+        """Epochs of a training that stopped early; None of any other."""
+        return self.trial.result.stopped_after if self.trial.result.feasible else None
+
+    @property
     def is_scored(self) -> bool:
         return not math.isnan(self.accuracy)
 
@@ -86,3 +92,24 @@ class Row:
     def was_measured_on(self, target: str) -> bool:
         latency = self.latency_on(target)
         return latency is not None and latency.measured
+
+
+def with_expected_accuracies(rows: Sequence[Row]) -> list[Row]:
+    """Give networks whose training stopped early the accuracy to be expected of a whole one; leave out what has none.
+
+    That is the accuracy at their last rung and the median of what complete trainings have gained from there.
+    """
+    learned, gains = list[Row](), dict[int, float]()
+    for row in rows:
+        if row.is_scored:
+            learned.append(row)
+        elif (rung := row.last_rung) is not None:
+            if rung not in gains:
+                of_complete = [
+                    each.accuracy - each.trial.result.rungs[rung]
+                    for each in rows
+                    if each.is_scored and rung in each.trial.result.rungs
+                ]
+                gains[rung] = statistics.median(of_complete) if of_complete else 0.0
+            learned.append(replace(row, accuracy=min(1.0, row.trial.result.rungs[rung] + gains[rung])))
+    return learned

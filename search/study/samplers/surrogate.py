@@ -33,7 +33,7 @@ from search.study.samplers import failure_model
 from search.study.samplers.failure_model import FailureModel
 from search.study.samplers.limit_model import StudyLimits
 from search.study.samplers.models import AccuracyModel, LatencyModel
-from search.study.samplers.row import Features, Row, scales
+from search.study.samplers.row import Features, Row, scales, with_expected_accuracies
 from search.study.trial import ended_with_failure, has_failed, is_finished, is_skipped, network_of, read
 
 MAX_DRAWS = 10  # children drawn for each that is wanted: in a space that is nearly used up few are new
@@ -231,7 +231,7 @@ class SurrogateSampler(BaseSampler):
         features = [Features.of(child, self.img_size) for child in children]
         failures = self.failures(children, rows)
         result = scored[0].trial.result
-        accuracy_model = AccuracyModel.fit(scored, self._input_scales)
+        accuracy_model = AccuracyModel.fit(with_expected_accuracies(rows), self._input_scales)
         latency_models = {
             name: LatencyModel.fit([row for row in rows if row.was_measured_on(name)], self._input_scales, name)
             for name in result.latencies

@@ -19,6 +19,7 @@ from models.deploy.int8 import Int8Network
 from models.litv2 import build
 from search.accuracy.base import Accuracy
 from search.accuracy.cache import AccuracyCache
+from search.accuracy.early_stopping import MAX_TRAININGS, PausedTraining, rungs_of
 from search.accuracy.initial_weights import InitialWeights
 from search.accuracy.scratch import ScratchEvaluator
 from search.training import sources
@@ -223,3 +224,74 @@ def test_accuracies_of_a_network_at_two_image_sizes_are_two(data: ImageData, arc
     assert len(correct) == 2
     of_data = evaluator.evaluate(architecture, 0, lambda share: None).correct
     assert of_data in correct  # images have 32 pixels
+
+
+@pytest.fixture
+def halving(data: ImageData, tmp_path: Path) -> ScratchEvaluator:
+    """Trains four epochs, and compares after one and two."""
+    settings = dataclasses.replace(SETTINGS, max_epochs=4)
+    return ScratchEvaluator(data, settings, 1.0, 1, halving=2, cache=str(tmp_path / "trainings"))
+
+
+def test_training_that_stopped_early_continues_as_if_it_had_not(
+    halving: ScratchEvaluator, architecture: Architecture
+) -> None:
+    assert halving.rungs == (1, 2)
+    early = {rung: halving.evaluate_early(architecture, 0, rung, lambda share: None) for rung in halving.rungs}
+    assert halving.evaluate_early(architecture, 0, 1, lambda share: None) == early[1]  # though two epochs are over
+    result = halving.evaluate(architecture, 0, lambda share: None)
+    whole = dataclasses.replace(halving, halving=None).evaluate(architecture, 0, lambda share: None)
+    assert result.correct == whole.correct
+    assert early[1].seconds < early[2].seconds < result.seconds
+    assert not list(Path(halving.cache).iterdir())
+
+
+def test_first_epochs_are_those_of_the_whole_schedule(
+    halving: ScratchEvaluator, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = _Probe()
+    monkeypatch.setattr("search.accuracy.scratch.fit", partial(fit, callbacks=[probe]))
+    halving.evaluate_early(architecture, 0, 2, lambda share: None)
+    steps = len(probe.rates)
+    dataclasses.replace(halving, halving=None).evaluate(architecture, 0, lambda share: None)
+    assert len(probe.rates) == 3 * steps  # two epochs, then all four
+    assert probe.rates[:steps] == probe.rates[steps : 2 * steps]
+
+
+def test_early_results_that_cannot_be_read_are_computed_again(
+    halving: ScratchEvaluator, architecture: Architecture, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = halving.evaluate_early(architecture, 0, 1, lambda share: None)
+    (file,) = Path(halving.cache).glob("*.json")
+    file.write_text("{", encoding="utf-8")
+    assert halving.evaluate_early(architecture, 0, 1, lambda share: None).correct == expected.correct
+    assert "cannot be read" in caplog.text
+
+
+def test_files_of_the_latest_trainings_are_kept(tmp_path: Path) -> None:
+    for number in range(MAX_TRAININGS + 3):
+        paused = PausedTraining(tmp_path, f"{number:03d}")
+        paused.checkpoint.touch()
+        paused.keep(1, Accuracy(0.5, 10, 0, 1.0))
+        os.utime(tmp_path / f"{number:03d}.json", (number, number))
+    for suffix in ("ckpt", "json"):
+        assert sorted(int(file.stem) for file in tmp_path.glob(f"*.{suffix}")) == list(range(3, MAX_TRAININGS + 3))
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "factor", "expected"), [(9, 3, (1, 3)), (27, 3, (1, 3, 9)), (10, 3, (1, 3)), (8, 4, (2,)), (2, 2, (1,))]
+)
+def test_rungs_are_shares_of_the_epochs(num_epochs: int, factor: int, expected: tuple[int, ...]) -> None:
+    assert rungs_of(num_epochs, factor) == expected
+
+
+@pytest.mark.parametrize(
+    ("factor", "problem"),
+    [
+        (1, "accuracy.halving=1 must be a whole number of at least 2"),
+        (3, "accuracy.halving=3 needs trainings of at least 3 epochs, got 2"),
+    ],
+)
+def test_halving_that_makes_no_sense_is_named(data: ImageData, factor: int, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        ScratchEvaluator(data, SETTINGS, 1.0, 1, halving=factor)

@@ -24,7 +24,7 @@ from search.space.space import Space
 from search.study.storage import quiet_experimental
 from search.training.augmentation import ShiftAndFlip
 from search.training.recipe import Recipe
-from search.training.schedule import num_epochs
+from search.training.schedule import epochs_within
 from search.training.task import TrainSettings
 from tests.support.commands import ROOT
 
@@ -100,7 +100,7 @@ def test_search_for_photos_fits_any_number_of_them() -> None:
     train: TrainSettings = build(config.train)
     for num_images, epochs in ((1_000, 40), (10_000, 4), (50_000, 1)):
         num_train = num_images - min(num_images // 5, 5_000)
-        assert num_epochs(train.max_epochs, train.max_steps, num_train // train.batch_size) == epochs
+        assert epochs_within(train.max_epochs, train.max_steps, num_train // train.batch_size) == epochs
 
 
 @pytest.mark.parametrize(

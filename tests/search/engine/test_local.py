@@ -20,7 +20,8 @@ from search.accuracy.base import Progress
 from search.engine.base import HERE, TRAINING, TargetSource
 from search.engine.hosts import HostLock
 from search.engine.local import LocalEngine, check_cores
-from search.engine.workers import Resource, WorkerEngine
+from search.engine.tasks import Resource
+from search.engine.workers import WorkerEngine
 from search.latency.machine import allowed_cores
 from tests.contracts.engine import *  # noqa: F403
 from tests.contracts.engine import measure, runner, together, train

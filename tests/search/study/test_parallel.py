@@ -179,7 +179,9 @@ def test_a_target_after_an_exceeded_limit_is_not_measured(storage: str) -> None:
 
 def test_a_target_whose_block_model_has_no_record_yet_is_left_out() -> None:
     class Scoring(KnownEngine):
-        async def train(self, architecture: Architecture, seed: int, progress: Progress) -> Accuracy:
+        async def train(
+            self, architecture: Architecture, seed: int, progress: Progress, num_epochs: int | None = None
+        ) -> Accuracy:
             return Accuracy(0.5, 1000, seed, 0.1)
 
     engine = Scoring(targets=TWO)

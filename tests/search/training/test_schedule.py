@@ -11,7 +11,7 @@ from models.architecture import Architecture
 from models.litv2 import build
 from search.training import sources
 from search.training.data import ImageData
-from search.training.schedule import duration_text, num_epochs
+from search.training.schedule import duration_text, epochs_within
 from search.training.task import ImageClassification, fit
 from tests.search.training.test_task import SETTINGS
 
@@ -21,7 +21,7 @@ from tests.search.training.test_task import SETTINGS
     [(8, None, 100, 8), (8, 1000, 100, 8), (8, 799, 100, 7), (8, 50, 100, 1), (8, 100, 0, 8)],
 )
 def test_number_of_epochs(max_epochs: int, max_steps: int | None, steps_per_epoch: int, expected: int) -> None:
-    assert num_epochs(max_epochs, max_steps, steps_per_epoch) == expected
+    assert epochs_within(max_epochs, max_steps, steps_per_epoch) == expected
 
 
 def test_duration_is_described_as_it_is_limited() -> None:
