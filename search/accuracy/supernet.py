@@ -38,6 +38,7 @@ from search.space.space import Size, Space
 from search.training.data import Batches
 from search.training.processes import train_together, world_size_and_rank
 from search.training.resizing import resized
+from search.training.resuming import log_resumption
 from search.training.step_memory import log_step_memory
 from search.training.task import check_logits, fit
 
@@ -212,6 +213,8 @@ class SupernetEvaluator(ProxyTraining):
         if rank == 0:
             self._log_memory(task)
         checkpoint = weights.with_name("epoch.ckpt")
+        if rank == 0:
+            log_resumption(checkpoint)
         devices = [rank] if self.device.type == "cuda" and self.devices > 1 else 1
         fit(task, self.data, progress, checkpoint, precision=self.precision, devices=devices)
         if rank == 0:

@@ -42,6 +42,7 @@ from search.training.files import TrainingResult, checkpoint_file, result_file, 
 from search.training.normalisation import Normalisation
 from search.training.recipe import FullTraining, Recipe
 from search.training.resizing import resized
+from search.training.resuming import log_resumption
 from search.training.step_memory import log_step_memory
 from search.training.streamed import StreamedData
 from search.training.task import TrainSettings, fit, make_trainer, predict, test_accuracy
@@ -250,6 +251,7 @@ def train(task: FullTraining, setup: Setup, architecture: Path, checkpoint: Path
     device = make_trainer(setup.settings).strategy.root_device
     log_step_memory([task.model], task.model, batch, device, options["precision"])
     validation = data.val_dataloader() if recipe.validate_every and data.num_val else None
+    log_resumption(checkpoint)
     start = time.perf_counter()
     with progress_of(console, "training") as progress:
         num_epochs = fit(task, data, progress, checkpoint, recipe.callbacks(), validation, **options)

@@ -262,9 +262,8 @@ def status(result: TrialResult, targets: Mapping[str, Target]) -> str:
 def stopped_text(result: TrialResult) -> str:
     """When the training of a network was stopped, in words."""
     assert result.stopped_after is not None
-    return (
-        f"accuracy {result.rungs[result.stopped_after]:.4f} after {result.stopped_after} epochs, dominated by others there"
-    )
+    epochs = "1 epoch" if result.stopped_after == 1 else f"{result.stopped_after} epochs"
+    return f"accuracy {result.rungs[result.stopped_after]:.4f} after {epochs}, dominated by others there"
 
 
 def on(name: str, targets: Mapping[str, Any]) -> str:

@@ -43,6 +43,12 @@ def epoch_checkpoint(file: Path) -> Callback:
     return ModelCheckpoint(file.parent, file.stem, save_on_train_epoch_end=True, enable_version_counter=False)
 
 
+def log_resumption(checkpoint: Path) -> None:
+    """Say that a training which was killed goes on, if it does."""
+    if num_finished_epochs(checkpoint):
+        log.info("resuming the training from %s", checkpoint)
+
+
 def num_finished_epochs(checkpoint: Path | None) -> int:
     """Return the number of epochs before a checkpoint, 0 if there is none. One that cannot be read is removed."""
     if checkpoint is None or not checkpoint.exists():

@@ -37,8 +37,6 @@ from search.training.schedule import epochs_within, warmup_cosine
 from search.training.settings import TrainSettings as TrainSettings
 from search.training.teacher import Teacher
 
-log = logging.getLogger(__name__)
-
 Batch = tuple[Tensor, Tensor]
 REPORT_INTERVAL = 10  # steps between two reports of progress
 
@@ -262,8 +260,6 @@ def fit(
     callbacks = [ReportProgress(progress), seed_epochs(batches, seed), *callbacks]
     trainer = make_trainer(task.settings, callbacks, **{"max_epochs": epochs, **options})
     resume_from = str(checkpoint) if num_finished else None
-    if resume_from:
-        log.info("resuming the training from %s", resume_from)
     with ignore_loader_warnings():
         try:
             trainer.fit(task, batches, validation, ckpt_path=resume_from, weights_only=True)

@@ -75,7 +75,8 @@ def test_search_stops_trainings_early_and_stores_why(storage: str) -> None:
         assert trial.result.accuracy is None
         assert trial.result.feasible
         (*_, last) = trial.result.rungs.items()
-        expected = f"accuracy {last[1]:.4f} after {last[0]} epochs, dominated by others there"
+        epochs = "1 epoch" if last[0] == 1 else "3 epochs"
+        expected = f"accuracy {last[1]:.4f} after {epochs}, dominated by others there"
         assert stored.user_attrs[STATUS] == f"stopped early: {expected}"
         assert (accuracy_text(trial), note_text(trial)) == ("stopped early", expected)
     assert all(tuple(trial.result.rungs) == RUNGS for trial in front(trials) if not trial.result.reused_accuracy)
