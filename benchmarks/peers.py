@@ -7,6 +7,8 @@ see the same scores; each measurement has its own error. Fronts are compared by 
 dominated, and pays for its database and its dashboard. The others are scripts that score and measure what a sampler of
 Optuna proposes, with the settings of conf/sampler; a network that comes again costs nothing. "GP" and "NSGA-II" are asked
 for every dimension, those that do not matter too: they learn nothing of dimensions that only some networks have.
+pymoo's NSGA-II, DeepHyper and Ax (BoTorch's qLogNEHVI) are too; they take part if --arms names them, in an environment of
+their own (peer_process.py).
 "multiply-accumulates" scores nothing: it measures random networks, and its front is that of multiply-accumulates and
 latency. Time is that of scoring, converting and measuring as recorded, and of proposing here, one after the other.
 """
@@ -33,6 +35,7 @@ from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
 from rich.console import Console
 
+from benchmarks.peer_process import PACKAGES, Proposals, package_proposals
 from benchmarks.peers_table import OURS, Curve, plot, show
 from benchmarks.simulation import RecordingView, SimulatedEngine, configuration, coordinator
 from benchmarks.tables import LATENCY_ERROR, Table
@@ -91,10 +94,12 @@ def search(file: Path, arm: str, seed: int, num_trials: int) -> list[Evaluated]:
         return our_search(table, seed, num_trials)
     if arm == MACS:
         return list(itertools.islice(measure_random(table, seed), num_trials))
+    if arm in PACKAGES:
+        with package_proposals(table.space, seed, arm) as proposals:
+            return list(itertools.islice(evaluate(table, seed, proposals), num_trials))
     with quiet_experimental():
         sampler = sampler_of(configuration(f"sampler={SAMPLERS[arm]}", f"study.seed={seed}"))(seed)
-        proposals = run_sampler(table, seed, sampler, is_flat=arm in FLAT)
-        return list(itertools.islice(proposals, num_trials))
+        return list(itertools.islice(run_sampler(table, seed, sampler, is_flat=arm in FLAT), num_trials))
 
 
 def run_sampler(
@@ -110,23 +115,36 @@ def run_sampler(
     for parameters in table.space.baselines().values():
         others = {name: values[0] for name, values in choices.items()} if is_flat else {}
         study.enqueue_trial(others | parameters)
+
+    def proposals() -> Proposals:
+        while True:
+            trial = study.ask()
+            if is_flat:
+                asked = {name: trial.suggest_categorical(name, list(values)) for name, values in choices.items()}
+                architecture = table.space.architecture(asked)
+            else:
+                architecture = table.space.suggest(trial)
+            study.tell(trial, (yield architecture))
+
+    yield from evaluate(table, seed, proposals(), clock)
+
+
+def evaluate(
+    table: Table, seed: int, proposals: Proposals, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Evaluated]:
+    """Score and measure each proposed network, once. A network that comes again costs nothing but the proposal."""
     rng, seconds, start = np.random.default_rng(seed), 0.0, clock()
     results: dict[str, tuple[float, float]] = {}
+    architecture = next(proposals)
     while True:
-        trial = study.ask()
-        if is_flat:
-            asked = {name: trial.suggest_categorical(name, list(values)) for name, values in choices.items()}
-            architecture = table.space.architecture(asked)
-        else:
-            architecture = table.space.suggest(trial)
+        seconds += clock() - start
         if architecture.key not in results:
             results[architecture.key] = table.score(architecture, seed), table.measured_ms(architecture, rng)
             seconds += sum(table.seconds(architecture))
         accuracy, latency_ms = results[architecture.key]
-        study.tell(trial, [accuracy, latency_ms])
-        seconds += clock() - start
         yield Evaluated(architecture.to_dict(), accuracy, latency_ms, seconds)
         start = clock()
+        architecture = proposals.send((accuracy, latency_ms))
 
 
 def measure_random(table: Table, seed: int) -> Iterator[Evaluated]:
@@ -204,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="file that benchmarks.record wrote")
     parser.add_argument("--folder", type=Path, default=Path("outputs/peers"), help="where finished searches are kept")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--arms", nargs="+", choices=(*ARMS, *PACKAGES), default=ARMS)
     parser.add_argument("--trials", type=positive, default=250, help="evaluations of a search (default 250)")
     parser.add_argument("--seeds", type=positive, default=10, help="searches of an arm (default 10)")
     parser.add_argument(

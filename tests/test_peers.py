@@ -136,6 +136,33 @@ def test_time_is_that_of_scores_measurements_and_proposals(table: Path) -> None:
     assert scored[-1].seconds == pytest.approx(10 * (1.0 + 2.0 + 1.0), rel=0.01)
 
 
+@pytest.fixture
+def first_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimiser that proposes the known networks, then always the first choice of each dimension."""
+    script = tmp_path / "peer_packages.py"
+    script.write_text(
+        "import json, sys\n"
+        "problem = json.loads(input())\n"
+        "networks = problem['known'] + [[0] * len(problem['sizes'])] * 3\n"
+        "for network in networks:\n"
+        "    print(json.dumps(network), flush=True)\n"
+        "    accuracy, log_latency = json.loads(input())\n"
+        "    assert 0 <= accuracy <= 1 and abs(log_latency) < 10\n"
+    )
+    monkeypatch.setattr("benchmarks.peer_process.SCRIPT", script)
+    monkeypatch.setattr("benchmarks.peer_process.environment", lambda: sys.executable)
+
+
+@pytest.mark.usefixtures("first_choices")
+def test_optimiser_of_another_package_begins_with_the_known_networks(table: Path) -> None:
+    known = [read_table(table).space.architecture(values) for values in read_table(table).space.baselines().values()]
+    evaluated = search(table, "pymoo", 0, len(known) + 3)
+    assert [network.architecture for network in evaluated[: len(known)]] == [network.to_dict() for network in known]
+    assert evaluated[-1].accuracy == evaluated[-2].accuracy
+    with pytest.raises(RuntimeError, match="pymoo has ended"):
+        search(table, "pymoo", 0, len(known) + 4)
+
+
 def test_network_that_comes_again_costs_nothing(table: Path) -> None:
     read = read_table(table)
     ticks = itertools.count(0, 0)

@@ -10,12 +10,15 @@ Anything else is a bug, and printed with its traceback.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -108,7 +111,12 @@ def main(command: str) -> NoReturn:
 
     def composed() -> None:
         config_name = "config" if command == "run" else command
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)()
+        except HydraException as error:
+            if (mistake := unknown_key(str(error), config_name, sys.argv[1:])) is None:
+                raise
+            raise UserError(mistake) from error
         if errors:
             raise errors[0]
 
@@ -122,6 +130,34 @@ def _start(command: str, cfg: DictConfig) -> None:
 
         start_server()  # takes as long as the import below, on another core
     import_module(f"search.commands.{command}").main(cfg)
+
+
+def unknown_key(message: str, config_name: str, overrides: Sequence[str]) -> str | None:
+    """Say of a key that no configuration has what it may have meant; None if Hydra's message is about something else."""
+    if (match := re.match(r"Could not override '([^']+)'", message)) is None:
+        return None
+    typed = match[1]
+    keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
+    groups = [
+        override
+        for key, override in zip(keys, overrides, strict=True)
+        if key != typed and "." not in key and not key.startswith("-")
+    ]
+    with contextlib.suppress(HydraException), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        near = difflib.get_close_matches(typed, keys_of(hydra.compose(config_name, groups)), 3, cutoff=0.75)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"{typed}: there is no such key{meant or ';'} --help lists all"
+    return None  # another one is wrong too: Hydra's message stays
+
+
+def keys_of(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """The keys of a configuration and of what is in it, dotted."""
+    keys = []
+    for key in (str(key) for key in cfg if not str(key).startswith("_")):
+        keys.append(f"{prefix}{key}")
+        if isinstance(node := cfg._get_node(key), DictConfig) and not node._is_none() and not node._is_interpolation():
+            keys += keys_of(node, f"{prefix}{key}.")
+    return keys
 
 
 def build(node: Any, **kwargs: Any) -> Any:

@@ -44,7 +44,8 @@ from search.latency.base import Latency
 from search.latency.block_model import BlockModel
 from search.results.dashboard import DashboardPublisher
 from search.results.export import export_front, member_name, versions
-from search.results.significance import Monitor, significance_text
+from search.results.picking import knee
+from search.results.significance import Monitor, in_words, significance
 from search.results.tables import front_table
 from search.results.view import LiveView, LogView, make_console, progress_of
 from search.space import Space
@@ -253,12 +254,13 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
     if members:
         checked = read_checked(folder / CHECK_FILE, study.user_attrs["settings"])
         console.print(front_table(f"Front of {len(trials)} finished trials", trials, checked))
-        told_apart = significance_text(trials, references_ms(targets_of(study)))
+        told_apart = significance(trials, references_ms(targets_of(study)))
         gain = gain_over_pattern(trials)
         outlook = Convergence.of(finished_by_time(study), references_ms(targets_of(study))).outlook()
-        texts = [*told_apart, *(f"{each}." for each in (gain, outlook) if each is not None)]
+        texts = [*in_words(told_apart), *(f"{each}." for each in (gain, outlook) if each is not None)]
         console.print("\n".join(texts), highlight=False, markup=False, soft_wrap=True)
-        file = pareto / member_name(members[-1])
+        is_fastest_best = told_apart is not None and told_apart.tells_nothing_apart
+        file = pareto / member_name(members[0] if is_fastest_best else knee(members))
         lines.append(f"train one:   python -m search.train arch={file} {images_overrides(cfg)}")
     else:
         limits = ", ".join(f"{key}={value}" for key, value in limits_of(cfg).items())

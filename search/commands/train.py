@@ -313,7 +313,8 @@ def log_result(result: TrainingResult, architecture: Path, dtype: str) -> None:
     """Log the accuracies, and where weights and figures are."""
     validation = "not measured" if result.validation_accuracy is None else f"{result.validation_accuracy:.4f}"
     log.info(
-        "test accuracy %.4f, validation accuracy %s after %d epochs in %.0f s; weights in %s, figures in %s",
+        "%stest accuracy %.4f, validation accuracy %s after %d epochs in %.0f s; weights in %s, figures in %s",
+        "in 8-bit integers: " if dtype == INT8 else "",
         result.test_accuracy,
         validation,
         result.max_epochs,
@@ -324,4 +325,4 @@ def log_result(result: TrainingResult, architecture: Path, dtype: str) -> None:
     if result.test_metric is not None:
         log.info("test %s %.4f ±%.4f", metric_name(result.metric), *result.test_metric.values())
     if result.gap is not None:
-        log.info("validation accuracy in the search %.4f, a gap of %+.4f", result.search_accuracy, result.gap)
+        log.info("its score in the search was %.4f: %+.4f by this training", result.search_accuracy, result.gap)

@@ -182,13 +182,14 @@ REMEDY = (
 
 
 def significance_text(trials: Sequence[TrialRecord], references_ms: Sequence[float]) -> list[str]:
-    """What the finished trials of a study have told apart, in sentences, and what to do where that is little."""
-    result = significance(trials, references_ms)
-    return [] if result is None else in_words(result)
+    """What the finished trials of a study have told apart, in sentences."""
+    return in_words(significance(trials, references_ms))
 
 
-def in_words(result: Significance) -> list[str]:
-    """What a study has told apart, in sentences."""
+def in_words(result: Significance | None) -> list[str]:
+    """What a study has told apart, in sentences, and what to do where that is little; empty if nothing is known of that."""
+    if result is None:
+        return []
     lines = []
     num_steps = result.num_members - 1
     if num_steps:
