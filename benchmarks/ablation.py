@@ -38,6 +38,7 @@ from benchmarks.evidence_table import (
 from models.architecture import Architecture
 from search import UserError, one_line
 from search.commands.cli import build
+from search.files import write_bytes
 from search.latency.base import Latency
 from search.results.view import make_console
 from search.training.data import ImageData
@@ -48,7 +49,7 @@ HILO_WINDOW, HILO_ALPHA = 2, 0.5  # of a stage that had plain attention
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evidence", type=Path, metavar="RECORD", help="of benchmarks.evidence --record")
+    parser.add_argument("evidence", type=Path, nargs="?", metavar="RECORD", help="of benchmarks.evidence --record")
     parser.add_argument("--folder", type=Path, default=Path("outputs/ablation"), help="where everything is kept")
     parser.add_argument("--record", type=Path, help="file for all results; the folder gets what it lacks from it")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of a network")
@@ -59,16 +60,24 @@ def main() -> None:
     options = parser.parse_args()
     if options.show and options.record is None:
         parser.error("--show needs --record FILE")
+    if not options.show and options.evidence is None:
+        parser.error("name the RECORD of benchmarks.evidence")
     console = make_console()
     try:
         if options.show:
-            show(console, zipfile.Path(options.record), options.img_size)
+            show_record(options.record, options.img_size, console)
         else:
             run(options, console)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
+
+
+def show_record(record: Path, img_size: int, console: Console) -> None:
+    """Show the results of a record. Raises: UserError if it is not one of this benchmark."""
+    try:
+        show(console, zipfile.Path(record), img_size)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        parser.exit(2, f"error: {options.record} is not a record of benchmarks.ablation: {one_line(error)}\n")
+        raise UserError(f"{record} is not a record of benchmarks.ablation: {one_line(error)}") from error
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -83,7 +92,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     cfg = config(settings, overrides)
     data: ImageData = build(cfg.data)
     if results.contenders() is None:
-        results.keep_arms({base.name: [base, *variants(base)] for base in bases(arms)}, [])
+        results.save_arms({base.name: [base, *variants(base)] for base in bases(arms)}, [])
     contenders = results.contenders()
     assert contenders is not None
     copy_trained(evidence, contenders, options.seeds)
@@ -155,7 +164,7 @@ def copy_trained(evidence: zipfile.Path, contenders: Sequence[Contender], num_se
     Path(TRAINED).mkdir(exist_ok=True)
     for name in (result_file(contender.key, seed) for contender in contenders for seed in range(num_seeds)):
         if (evidence / name).exists() and not Path(name).exists():
-            Path(name).write_bytes((evidence / name).read_bytes())
+            write_bytes(Path(name), (evidence / name).read_bytes())
 
 
 def show(console: Console, folder: Path | zipfile.Path, img_size: int) -> None:

@@ -93,8 +93,8 @@ class Results:
             raise UserError(f"{Path.cwd()} has results of other options ({file}); choose another --folder")
         write_text(file, text)
 
-    def keep_arms(self, arms: Mapping[str, Sequence[Contender]], account: Sequence[str]) -> None:
-        """Keep which networks are compared, and lines about how they were found."""
+    def save_arms(self, arms: Mapping[str, Sequence[Contender]], account: Sequence[str]) -> None:
+        """Store which networks are compared, and lines about how they were found."""
         of_arms = {arm: [{"key": each.key, **asdict(each)} for each in of_arm] for arm, of_arm in arms.items()}
         write_text(Path(ARMS_FILE), json.dumps({"account": account, "arms": of_arms}, indent=1))
 
@@ -117,7 +117,7 @@ class Results:
 
 
 def arms_of(stored: Mapping[str, Any]) -> dict[str, list[Contender]]:
-    """Return the networks of each arm, as `Results.keep_arms` stored them."""
+    """Return the networks of each arm, as `Results.save_arms` stored them."""
     return {
         arm: [Contender(**{name: value for name, value in each.items() if name != "key"}) for each in of_arm]
         for arm, of_arm in stored["arms"].items()

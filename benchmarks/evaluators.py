@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of every search, such as data=digits")
     options = parser.parse_args()
     options.methods = options.evaluators.split(",")
-    if len(options.methods) != 2 or not set(options.methods) <= set(METHODS):
+    if len(options.methods) != 2 or len(set(options.methods) & set(METHODS)) != 2:
         parser.error(f"--evaluators {options.evaluators}: name two of {', '.join(METHODS)}, separated by a comma")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a search that is running ends too
     logging.getLogger("optuna").setLevel(logging.WARNING)
@@ -124,9 +124,8 @@ def run(folder: Path, method: str, repetition: int, minutes: float, overrides: l
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "search.run", "+search=cpu_latency", *METHODS[method], f"study.name={name}"]
     command += [f"study.seed={repetition}", "study.n_trials=100000", "study.min_expected_gain=null", *overrides]
-    if method == "supernet":
-        command.append(f"accuracy.cache=outputs/.supernets-{name}")
-    for left in (name, f".supernets-{name}"):  # of a search that was cut off: its time is not known
+    command.append(f"accuracy.cache=outputs/.cache-{name}")
+    for left in (name, f".cache-{name}"):  # of a search that was cut off: its time is not known
         shutil.rmtree(folder / "outputs" / left, ignore_errors=True)
     console.print(f"{name}: searching for {minutes:g} minutes")
     with (folder / f"{name}.log").open("w") as log:

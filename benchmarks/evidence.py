@@ -121,7 +121,7 @@ class Evidence:
             for name, settings in SEARCHES.items():
                 self.search(name, settings)
             arms = dict(zip(ARMS, [*self.of_searches(), peers], strict=True))
-            self.results.keep_arms(arms, self.account())
+            self.results.save_arms(arms, self.account())
             contenders = self.results.contenders()
             assert contenders is not None
         return contenders

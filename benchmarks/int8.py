@@ -75,14 +75,14 @@ def compare(architecture: Architecture, int8: SupernetEvaluator, seed: int) -> C
     """Evaluate a network in each form."""
     float32 = dataclasses.replace(int8, dtype="float32")
     scores = [each.evaluate(architecture, seed, lambda share: None).correct_images() for each in (float32, int8)]
-    content, file = files(architecture, int8, seed)
+    content, file = onnx_files(architecture, int8, seed)
     is_right = correct_images(file, Batches(int8.data, int8.images, BATCH_SIZE), architecture.img_size)
     assert scores[0] is not None
     assert scores[1] is not None
     return Comparison(architecture, scores[0], scores[1], is_right, len(content), len(file))
 
 
-def files(architecture: Architecture, int8: SupernetEvaluator, seed: int) -> tuple[bytes, bytes]:
+def onnx_files(architecture: Architecture, int8: SupernetEvaluator, seed: int) -> tuple[bytes, bytes]:
     """Return a network with its share of the supernet as ONNX, in float32 and in int8."""
     supernet = TrainedSupernet.open(Path(int8.weights_file(seed)))
     trained = Trained(supernet.extract(int8.proxy_of(architecture)), UNTRAINED, {}, {})

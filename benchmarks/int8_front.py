@@ -23,7 +23,8 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.commands import run_command
-from benchmarks.int8 import correct_images, files
+from benchmarks.evidence import absolute
+from benchmarks.int8 import correct_images, onnx_files
 from models.architecture import Architecture
 from models.litv2 import build as build_network
 from search import UserError
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--max-seconds", type=float, default=3.0, help="time limit for measuring a network")
     parser.add_argument("overrides", nargs="*", help="of the searches, such as data=digits")
     options = parser.parse_args()
+    options.overrides = [absolute(override) for override in options.overrides]  # before the folder changes
     options.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(options.folder)
     console = make_console()
@@ -80,6 +82,8 @@ def compare(seed: int, options: argparse.Namespace, console: Console) -> dict[st
         run_command("run", settings, Path.cwd(), console)
         with reading(name, f"sqlite:///{Path.cwd()}/outputs/{name}/study.db") as study:
             fronts[dtype] = front(finished_trials(study))
+        if not fronts[dtype]:
+            raise UserError(f"the search {name} found no network; raise study.n_trials")
     networks = {trial.architecture.key: trial.architecture for members in fronts.values() for trial in members}
     confirmed = confirm(list(networks.values()), seed, options, console)
     return {dtype: [confirmed[trial.architecture.key] for trial in members] for dtype, members in fronts.items()}
@@ -96,7 +100,7 @@ def confirm(
     batches = evaluator.data.test_dataloader()
     accuracies = {
         architecture.key: float(
-            correct_images(files(architecture, evaluator, seed)[1], batches, architecture.img_size).mean()
+            correct_images(onnx_files(architecture, evaluator, seed)[1], batches, architecture.img_size).mean()
         )
         for architecture in track(architectures, "classifying the test images", console=console)
     }
@@ -123,10 +127,7 @@ def show(pairs: Sequence[Mapping[str, Sequence[Confirmed]]], console: Console) -
     differences = []
     for seed, fronts in enumerate(pairs):
         low, high = shared_range(fronts)
-        means = {
-            dtype: mean_accuracy([each.accuracy for each in members], [each.latency_ms for each in members], [low], [high])
-            for dtype, members in fronts.items()
-        }
+        means = {dtype: mean_of(members, low, high) for dtype, members in fronts.items()}
         differences.append(means["int8"] - means["float32"])
         sizes = " and ".join(str(len(members)) for members in fronts.values())
         cells = [f"{value:.4f}" for value in means.values()]
@@ -137,6 +138,13 @@ def show(pairs: Sequence[Mapping[str, Sequence[Confirmed]]], console: Console) -
         "test accuracy of the best int8 file within a latency, in the mean over latencies at equal ratios: the search for "
         f"int8 has {statistics.fmean(differences):+.4f} ±{error:.4f} (standard error over {len(differences)} pairs)"
     )
+
+
+def mean_of(members: Sequence[Confirmed], low_ms: float, high_ms: float) -> float:
+    """Return the accuracy of the best network within a latency, in the mean over latencies at equal ratios."""
+    if low_ms == high_ms:  # a single network, in both fronts
+        return max(each.accuracy for each in members)
+    return mean_accuracy([each.accuracy for each in members], [each.latency_ms for each in members], [low_ms], [high_ms])
 
 
 def shared_range(fronts: Mapping[str, Sequence[Confirmed]]) -> tuple[float, float]:

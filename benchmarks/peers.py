@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
 from rich.console import Console
 
-from benchmarks.peer_process import PACKAGES, Proposals, package_proposals
+from benchmarks.peer_process import PACKAGES, REQUIREMENTS, Proposals, environment, package_proposals
 from benchmarks.peers_table import OURS, Curve, plot, show
 from benchmarks.simulation import RecordingView, SimulatedEngine, configuration, coordinator
 from benchmarks.tables import LATENCY_ERROR, Table
@@ -255,14 +255,18 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Curve]:
     folder = options.folder / options.table.name.removesuffix(".json.gz")
     folder.mkdir(parents=True, exist_ok=True)
     made_with = {"table": sha256(options.table), "processes": options.processes, "versions": versions()}
+    if packages := set(options.arms) & set(PACKAGES):
+        environment()  # made here: searches may run in several processes
+    made_with_packages = {**made_with, "packages": sha256(REQUIREMENTS)}
     tasks = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
     files = {task: folder / f"{task[0]}-{task[1]}-{options.trials}.json" for task in tasks}
-    for file in files.values():
-        if file.exists() and read_search(file)[0] != made_with:
+    made = {arm: made_with_packages if arm in packages else made_with for arm in options.arms}
+    for (arm, _), file in files.items():
+        if file.exists() and read_search(file)[0] != made[arm]:
             raise UserError(OTHER_RESULTS.format(file=file))
     missing = [task for task in tasks if not files[task].exists()]
     for (arm, seed), evaluated in search_all(missing, options):
-        body = {"made_with": made_with, "networks": [asdict(network) for network in evaluated]}
+        body = {"made_with": made[arm], "networks": [asdict(network) for network in evaluated]}
         write_text(files[arm, seed], json.dumps(body))
         console.print(f"{arm}, seed {seed}: {evaluated[-1].seconds:.0f} s of simulated time", highlight=False)
     table = read_table(options.table)

@@ -94,7 +94,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     results = Results({}, record)
     base = contender(ATTENTION)
     networks = [base, *variants(base)]
-    results.keep_arms({base.name: networks}, [])
+    results.save_arms({base.name: networks}, [])
     keys = [replace(each, img_size=size).key for each in networks for size in (64, 224)]
     Path(LATENCIES_FILE).write_text(json.dumps({key: {DTYPE: latency(2.0).summary()} for key in keys}))
     Path(TRAINED).mkdir()

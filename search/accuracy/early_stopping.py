@@ -19,7 +19,7 @@ MAX_TRAININGS = 32  # whose files are kept; that of a network that was stopped f
 
 
 def rungs_of(num_epochs: int, factor: int) -> tuple[int, ...]:
-    """Return after how many epochs trainings are compared.
+    """Return the numbers of epochs after which trainings are compared.
 
     Args:
         num_epochs: Of a whole training.
@@ -36,7 +36,10 @@ def rungs_of(num_epochs: int, factor: int) -> tuple[int, ...]:
         rungs.append(epochs)
         epochs //= factor
     if not rungs:
-        raise ValueError(f"accuracy.halving={factor} needs trainings of at least {factor} epochs, got {num_epochs}")
+        raise ValueError(
+            f"accuracy.halving={factor} needs trainings of at least {factor} epochs, and these have {num_epochs}; raise "
+            "train.max_epochs (and train.max_steps), or lower accuracy.halving"
+        )
     return tuple(reversed(rungs))
 
 
@@ -44,8 +47,8 @@ class PausedTraining:
     """The files of a training that stopped: its state, and its accuracies so far.
 
     Args:
-        folder: Of all paused trainings; it is created.
-        name: Of the training.
+        folder: Where the files of all such trainings are; it is created.
+        name: Identifies the training.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -63,18 +66,19 @@ class PausedTraining:
         """Duration of the training so far."""
         return max((accuracy.seconds for accuracy in self._results.values()), default=0.0)
 
-    def keep(self, num_epochs: int, accuracy: Accuracy) -> None:
-        """Store an accuracy, and remove what the oldest trainings left."""
+    def save(self, num_epochs: int, accuracy: Accuracy) -> None:
+        """Store an accuracy, and remove the files of the oldest trainings."""
         self._results[num_epochs] = accuracy
         body = {str(epochs): result.to_dict() for epochs, result in self._results.items()}
         write_text(self._results_file, json.dumps(body))
-        files = sorted(self._results_file.parent.glob("*.json"), key=lambda file: (_modified(file), file.name))
-        for file in files[:-MAX_TRAININGS]:
-            _remove(file, file.with_suffix(".ckpt"))
+        checkpoints = self.checkpoint.parent.glob("*.ckpt")
+        oldest_first = sorted(checkpoints, key=lambda file: (_modified(file), file.name))
+        for file in oldest_first[:-MAX_TRAININGS]:
+            _remove(file)
 
     def remove(self) -> None:
         """Remove the files of a training that is complete."""
-        _remove(self._results_file, self.checkpoint)
+        _remove(self.checkpoint)
 
     def _read(self) -> dict[int, Accuracy]:
         try:
@@ -96,7 +100,8 @@ def _modified(file: Path) -> float:
         return 0.0
 
 
-def _remove(*files: Path) -> None:
-    for file in files:
-        with contextlib.suppress(OSError):  # of another process, which may be reading or removing it
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, then its accuracies: without them, a checkpoint would count for any number of epochs."""
+    for file in (checkpoint, checkpoint.with_suffix(".json")):
+        with contextlib.suppress(OSError):  # another process may read or remove it
             file.unlink(missing_ok=True)

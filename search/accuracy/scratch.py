@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -71,23 +71,26 @@ class ScratchEvaluator(ProxyTraining):
         accuracy = paused.result(num_epochs)
         if accuracy is None:
             accuracy = self._evaluate(architecture, seed, progress, paused, num_epochs)
-            paused.keep(num_epochs, accuracy)
+            paused.save(num_epochs, accuracy)
         return accuracy
 
     def _paused(self, architecture: Architecture, seed: int) -> PausedTraining:
         """The files of a training, named by everything that it depends on."""
+        digest = hashlib.sha256(f"{architecture.key} {seed} {self._settings}".encode()).hexdigest()
+        return PausedTraining(Path(self.cache), digest[:16])
+
+    @cached_property
+    def _settings(self) -> str:
+        """Everything that trainings depend on beside architecture and seed."""
         settings = {
-            "architecture": architecture.key,
             "width_multiplier": self.width_multiplier,
             "train": self.train.to_dict(),
             "metric": self.metric,
-            "seed": seed,
             "data": self.data.fingerprint(),
             "images": self.data.contents(),
             **self.fingerprint(),
         }
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return PausedTraining(Path(self.cache), digest[:16])
+        return json.dumps(settings, sort_keys=True)
 
     def _evaluate(
         self,

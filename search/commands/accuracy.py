@@ -49,8 +49,8 @@ def accuracy_settings(cfg: DictConfig) -> dict[str, Any]:
         if not file.is_file():
             raise UserError(f"init={file}: there is no such file; name a .pth or .safetensors file of weights")
         settings["init"] = f"sha256 {sha256(file)[:16]}"
-    if settings.get("halving", "") is None:
-        del settings["halving"]  # as in studies of earlier versions
+    if settings.get("halving", "") is None:  # as in studies of earlier versions
+        del settings["halving"], settings["cache"]
     if "space" in settings:
         settings["space"] = space_settings(settings["space"])
     return settings
@@ -99,7 +99,10 @@ def scores_int8(cfg: DictConfig) -> bool:
 def cached_evaluator(cfg: DictConfig, data: ImageData, file: Path, weights: InitialWeights | None) -> AccuracyCache:
     """Make the evaluator of a search, whose accuracies are kept in a file."""
     evaluator: AccuracyEvaluator = construct(evaluator_factory(cfg, data, weights))
-    return cached(evaluator, {"train": plain(cfg.train), "accuracy": accuracy_settings(cfg)}, data, file)
+    settings = accuracy_settings(cfg)
+    if settings.pop("halving", None) is not None:  # whole trainings do not depend on it
+        del settings["cache"]
+    return cached(evaluator, {"train": plain(cfg.train), "accuracy": settings}, data, file)
 
 
 def standalone_trainings(

@@ -133,8 +133,8 @@ def _start(command: str, cfg: DictConfig) -> None:
 
 
 def unknown_key(message: str, config_name: str, overrides: Sequence[str]) -> str | None:
-    """Say of a key that no configuration has what it may have meant; None if Hydra's message is about something else."""
-    if (match := re.match(r"Could not override '([^']+)'", message)) is None:
+    """Suggest existing keys for a mistyped one; None if Hydra's message is about something else, or has a better hint."""
+    if "Did you mean" in message or (match := re.match(r"Could not override '([^']+)'", message)) is None:
         return None
     typed = match[1]
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
@@ -146,7 +146,7 @@ def unknown_key(message: str, config_name: str, overrides: Sequence[str]) -> str
     with contextlib.suppress(HydraException), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         near = difflib.get_close_matches(typed, keys_of(hydra.compose(config_name, groups)), 3, cutoff=0.75)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        return f"{typed}: there is no such key{meant or ';'} --help lists all"
+        return f"{typed}: there is no such key with these choices{meant or ';'} --help lists all"
     return None  # another one is wrong too: Hydra's message stays
 
 

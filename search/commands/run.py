@@ -259,8 +259,8 @@ def conclude(cfg: DictConfig, study: optuna.Study, folder: Path, console: Consol
         outlook = Convergence.of(finished_by_time(study), references_ms(targets_of(study))).outlook()
         texts = [*in_words(told_apart), *(f"{each}." for each in (gain, outlook) if each is not None)]
         console.print("\n".join(texts), highlight=False, markup=False, soft_wrap=True)
-        is_fastest_best = told_apart is not None and told_apart.tells_nothing_apart
-        file = pareto / member_name(members[0] if is_fastest_best else knee(members))
+        tells_nothing_apart = told_apart is not None and told_apart.tells_nothing_apart
+        file = pareto / member_name(members[0] if tells_nothing_apart else knee(members))
         lines.append(f"train one:   python -m search.train arch={file} {images_overrides(cfg)}")
     else:
         limits = ", ".join(f"{key}={value}" for key, value in limits_of(cfg).items())

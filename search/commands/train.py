@@ -325,4 +325,4 @@ def log_result(result: TrainingResult, architecture: Path, dtype: str) -> None:
     if result.test_metric is not None:
         log.info("test %s %.4f ±%.4f", metric_name(result.metric), *result.test_metric.values())
     if result.gap is not None:
-        log.info("its score in the search was %.4f: %+.4f by this training", result.search_accuracy, result.gap)
+        log.info("score in the search %.4f, by this training %+.4f", result.search_accuracy, result.gap)

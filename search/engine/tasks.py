@@ -1,4 +1,4 @@
-"""What the process of a worker does with its resource: functions that an engine binds arguments to and sends there."""
+"""Tasks of workers: functions of a resource, which an engine binds arguments to and sends to the worker's process."""
 
 from __future__ import annotations
 

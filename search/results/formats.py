@@ -42,7 +42,7 @@ class Format:
         load: takes the path and a number of threads.
         use: how to run it, for people.
         runs_code: whether loading a file may run code that is in it.
-        dtype: that the file is for: "float32", "float16" or "bfloat16" (devices without them compute in float32), or "int8".
+        dtype: what the file computes in: "float32", "int8", or "float16" and "bfloat16" on devices that have them.
         package: that writing and running it needs, if not every installation has it, and the extra that installs it.
     """
 

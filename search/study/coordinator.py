@@ -230,6 +230,7 @@ class Coordinator:
             trial.predictions if trial.may_skip else {},
             [member.result for member in self._front],
             costs,
+            trial.origin != SAMPLED,
         )
 
         def report(text: str, share: float) -> None:

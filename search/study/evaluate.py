@@ -9,7 +9,7 @@ is evaluated:
    probably dominated, its latency is not measured.
 3. Latency, file and memory are measured on each target, until one exceeds its limit.
 4. If all limits are kept, the network is trained, unless it has an accuracy already. With halving (halving.py) its training
-   stops early if others dominate it by then.
+   stops early if other networks dominate it by then.
 
 An engine (search/engine) measures and trains, here or elsewhere; the coordinator writes the result to the study.
 """
@@ -93,10 +93,11 @@ async def evaluate(
         if rules.halving is not None:
             compared_ms = [latencies[name].latency_ms for name in objectives(targets)]
             for num_epochs in rules.halving.rungs:
-                rungs[num_epochs] = (await get_accuracy("training", num_epochs)).accuracy
-                rules.halving.add(num_epochs, architecture.key, rungs[num_epochs], compared_ms)
-                if not rules.halving.goes_on(num_epochs, architecture.key):
-                    return replace(_result(latencies, None, targets), rungs=rungs)
+                early = await get_accuracy("training", num_epochs)
+                rungs[num_epochs] = early.accuracy
+                rules.halving.add(num_epochs, architecture.key, early.accuracy, compared_ms)
+                if not known.is_baseline and not rules.halving.should_continue(num_epochs, architecture.key):
+                    return replace(_result(latencies, None, targets), rungs=rungs, stopped_seconds=early.seconds)
         accuracy = await get_accuracy("training")
     return replace(_result(latencies, accuracy, targets, reused_accuracy=known.accuracy is not None), rungs=rungs)
 

@@ -1,8 +1,8 @@
 """Asynchronous successive halving of trainings by accuracy and latency (accuracy.halving).
 
-A network whose training has come to a rung is compared at once with all that came there before, so nobody waits. It goes on
-if the fronts that dominate its own have less than a share of them, 1 / factor; so whole fronts go on, and the first
-networks, fewer than the factor, all do.
+A network whose training has come to a rung (a number of epochs) is compared at once with all that came there before, so
+nobody waits. They are sorted into fronts of non-dominated networks. The training continues if less than a share of the
+networks, 1 / factor, are in better fronts than its own. While there are fewer networks than the factor, all continue.
 
 Sources: Li et al., "A System for Massively Parallel Hyperparameter Tuning", arXiv 1810.05934; with several objectives:
 Schmucker et al., "Multi-objective Asynchronous Successive Halving", arXiv 2106.12639.
@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-import numpy as np
-
 from search.accuracy.base import AccuracyEvaluator, StopsEarly
-from search.study.pareto import front_indices
+from search.study.pareto import nondominated_fronts
 
 
 @dataclass
@@ -35,7 +33,7 @@ class Halving:
 
     @classmethod
     def of(cls, evaluator: AccuracyEvaluator) -> Self | None:
-        """That of an evaluator; None if it trains all networks to the end."""
+        """Make it for an evaluator; None if that trains all networks to the end."""
         if not isinstance(evaluator, StopsEarly) or evaluator.halving is None:
             return None
         return cls(evaluator.rungs, evaluator.halving)
@@ -51,17 +49,17 @@ class Halving:
         """
         self._points.setdefault(rung, {})[key] = accuracy, tuple(latencies_ms)
 
-    def goes_on(self, rung: int, key: str) -> bool:
-        """Whether the training of a network that has come to a rung is worth continuing."""
+    def should_continue(self, rung: int, key: str) -> bool:
+        """Decide whether the training of a network that has come to a rung is worth continuing."""
         points = self._points[rung]
         if len(points) < self.factor:
             return True
-        keys = list(points)
-        accuracies, latencies = np.array([points[each][0] for each in keys]), np.array([points[each][1] for each in keys])
-        left, num_better = np.arange(len(keys)), 0
-        while num_better * self.factor < len(keys):
-            members = left[front_indices(accuracies[left], latencies[left])]
-            if key in {keys[index] for index in members}:
+        number, num_better = list(points).index(key), 0
+        accuracies, latencies = zip(*points.values(), strict=True)
+        for members in nondominated_fronts(accuracies, latencies):
+            if num_better * self.factor >= len(points):
+                return False
+            if number in members:
                 return True
-            left, num_better = np.setdiff1d(left, members), num_better + len(members)
-        return False
+            num_better += len(members)
+        raise AssertionError("every network is in a front")

@@ -48,12 +48,14 @@ class Known:
         predictions: its latencies by the block models, by target; empty if nothing may be ruled out by prediction.
         front: results that no other one dominates so far.
         costs: parameters and multiply-accumulates, by quantity.
+        is_baseline: whether the space knows it; comparisons need its accuracy, so its training does not stop early.
     """
 
     result: TrialResult | None = None
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     front: Sequence[TrialResult] = ()
     costs: Values = field(default_factory=dict)
+    is_baseline: bool = False
 
     @property
     def accuracy(self) -> Accuracy | None:

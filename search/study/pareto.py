@@ -6,7 +6,7 @@ hypervolume are computed by moocore (https://multi-objective.github.io/moocore).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import moocore
 import numpy as np
@@ -33,6 +33,24 @@ def front_indices(accuracies: Sequence[float] | NDArray[np.float64], latencies: 
         return []
     is_member = moocore.is_nondominated(_costs(accuracies, table))
     return sorted((int(index) for index in np.flatnonzero(is_member)), key=lambda index: float(table[index, 0]))
+
+
+def nondominated_fronts(accuracies: Sequence[float] | NDArray[np.float64], latencies: Numbers) -> Iterator[list[int]]:
+    """Sort points into fronts: those that no other one dominates, then those that no other one of the rest does, and so on.
+
+    Args:
+        accuracies: (points,).
+        latencies: (points,) or (points, targets).
+
+    Yields:
+        Indices of a front, as `front_indices` returns them.
+    """
+    values, table = np.asarray(accuracies, float), _table(latencies)
+    left = np.arange(len(values))
+    while len(left):
+        members = left[front_indices(values[left], table[left])]
+        yield [int(index) for index in members]
+        left = np.setdiff1d(left, members)
 
 
 def front_probabilities(

@@ -28,6 +28,7 @@ STATUS, ORIGIN, LATENCIES = "status", "origin", "latencies"  # attributes of a t
 IMAGES = {"correct": "correct_images", "deviations": "image_deviations"}
 """System attributes of a trial, which the dashboard does not show, by the field of `Accuracy` that they hold."""
 RUNGS = "accuracy_after_epochs"  # attribute of a trial whose training was compared before its end
+STOPPED_SECONDS = "stopped_training_seconds"  # attribute of a trial whose training stopped early
 SKIPPED = "skipped_at_ms"  # attribute of a skipped trial: the prediction that ruled it out
 OVER_LIMITS = "over_limits"  # attribute of a skipped trial: the costs that are over their limits
 
@@ -38,11 +39,12 @@ class TrialResult:
 
     Attributes:
         latencies: by target; targets after one whose limit is exceeded are left out.
-        accuracy: None if a limit ruled the network out before training.
+        accuracy: None if a limit ruled the network out before training, or its training stopped early.
         feasible: whether every limit is kept.
         roles: of the targets that are not objectives.
         reused_accuracy: whether the accuracy is that of an earlier trial of the same network.
         rungs: accuracies after some epochs, by their number, of a training that was compared there (halving.py).
+        stopped_seconds: duration of a training that stopped early.
     """
 
     latencies: Mapping[str, Latency]
@@ -51,10 +53,11 @@ class TrialResult:
     roles: Mapping[str, Role] = field(default_factory=dict)
     reused_accuracy: bool = False
     rungs: Mapping[int, float] = field(default_factory=dict)
+    stopped_seconds: float = 0.0
 
     @property
     def stopped_after(self) -> int | None:
-        """The number of epochs after which the training was not worth continuing; None if that did not happen."""
+        """Number of epochs of a training that stopped early; None if it did not."""
         return max(self.rungs) if self.rungs and self.accuracy is None else None
 
     @property
@@ -182,6 +185,7 @@ def read(trial: FrozenTrial) -> TrialRecord:
         roles={name: role for name, role in roles.items() if role is not Role.OBJECTIVE},
         reused_accuracy=bool(attrs.get("reused_accuracy", False)),
         rungs={int(num_epochs): accuracy for num_epochs, accuracy in attrs.get(RUNGS, {}).items()},
+        stopped_seconds=attrs.get(STOPPED_SECONDS, 0.0),
     )
     return TrialRecord(
         number=trial.number,
@@ -217,6 +221,8 @@ def attributes(record: TrialRecord, targets: Mapping[str, Target]) -> dict[str, 
     }
     if result.rungs:
         described[RUNGS] = {str(num_epochs): accuracy for num_epochs, accuracy in result.rungs.items()}
+    if result.stopped_after is not None:
+        described[STOPPED_SECONDS] = result.stopped_seconds
     if result.accuracy is not None:
         described["accuracy"] = result.accuracy.summary()
         described["accuracy_standard_error"] = result.accuracy.standard_error
@@ -263,7 +269,7 @@ def stopped_text(result: TrialResult) -> str:
     """When the training of a network was stopped, in words."""
     assert result.stopped_after is not None
     epochs = "1 epoch" if result.stopped_after == 1 else f"{result.stopped_after} epochs"
-    return f"accuracy {result.rungs[result.stopped_after]:.4f} after {epochs}, dominated by others there"
+    return f"accuracy {result.rungs[result.stopped_after]:.4f} after {epochs}, dominated by other networks there"
 
 
 def on(name: str, targets: Mapping[str, Any]) -> str:

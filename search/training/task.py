@@ -248,6 +248,9 @@ def fit(
     last = epochs if num_epochs is None else num_epochs
 
     num_finished = num_finished_epochs(checkpoint)
+    if checkpoint is not None and num_epochs is not None and num_finished > num_epochs:  # too far for a comparison there
+        checkpoint.unlink()
+        num_finished = 0
     if checkpoint is not None and num_finished >= last:  # Lightning would ignore averaged weights
         task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
         return last

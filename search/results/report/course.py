@@ -130,7 +130,9 @@ def _seconds_of_parts(study: StudyData) -> dict[str, float]:
     return {
         "timing": sum(latency.seconds for latency in latencies if latency.measured),
         "preparing to time": sum(latency.prepare_seconds for latency in latencies),
-        "scoring or training": sum(accuracy.seconds for accuracy in accuracies),
+        "scoring or training": sum(
+            [*(accuracy.seconds for accuracy in accuracies), *(result.stopped_seconds for result in results)]
+        ),
     }
 
 

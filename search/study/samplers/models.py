@@ -2,7 +2,7 @@
 
 A kernel takes longer to fit than a process with a given kernel, so it is fitted to the first networks of a study only, and
 again whenever there are a fifth more of them. It depends on these networks alone, so that an interrupted study goes on as it
-would have.
+would have; with trainings that stop early, on the accuracies that are expected of them by then, too.
 """
 
 from __future__ import annotations

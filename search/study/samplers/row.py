@@ -73,11 +73,6 @@ class Row:
         return cls(trial, Features.of(trial.architecture, img_size), accuracy)
 
     @property
-    def last_rung(self) -> int | None:
-        """Epochs of a training that stopped early; None of any other."""
-        return self.trial.result.stopped_after if self.trial.result.feasible else None
-
-    @property
     def is_scored(self) -> bool:
         return not math.isnan(self.accuracy)
 
@@ -103,7 +98,7 @@ def with_expected_accuracies(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if row.is_scored:
             learned.append(row)
-        elif (rung := row.last_rung) is not None:
+        elif (rung := row.trial.result.stopped_after) is not None:
             if rung not in gains:
                 of_complete = [
                     each.accuracy - each.trial.result.rungs[rung]

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from models.architecture import Architecture, check_int, check_number
 from search.latency import block_model
 from search.space.space import Parameters, Space
-from search.study.pareto import front_indices, gain
+from search.study.pareto import gain, nondominated_fronts
 from search.study.samplers import failure_model
 from search.study.samplers.failure_model import FailureModel
 from search.study.samplers.limit_model import StudyLimits
@@ -210,14 +210,13 @@ class SurrogateSampler(BaseSampler):
 
     def fronts(self, scored: Sequence[Row]) -> list[list[Row]]:
         """The front, then the front of the rest, and so on until there are enough to breed from."""
-        accuracies, latencies = np.array([row.accuracy for row in scored]), np.array([row.latencies_ms for row in scored])
-        left, fronts, count = np.arange(len(scored)), list[list[Row]](), 0
-        while len(left) and count < self.population_size:
-            members = left[front_indices(accuracies[left], latencies[left])]
-            fronts.append([scored[index] for index in members])
+        parents, count = list[list[Row]](), 0
+        for members in nondominated_fronts([row.accuracy for row in scored], [row.latencies_ms for row in scored]):
+            parents.append([scored[index] for index in members])
             count += len(members)
-            left = np.setdiff1d(left, members)
-        return fronts
+            if count >= self.population_size:
+                break
+        return parents
 
     def best(
         self,

@@ -246,6 +246,16 @@ def test_training_that_stopped_early_continues_as_if_it_had_not(
     assert not list(Path(halving.cache).iterdir())
 
 
+def test_state_of_a_later_epoch_does_not_count_for_an_earlier_one(
+    halving: ScratchEvaluator, architecture: Architecture
+) -> None:
+    early = halving.evaluate_early(architecture, 0, 1, lambda share: None)
+    halving.evaluate_early(architecture, 0, 2, lambda share: None)
+    (results,) = Path(halving.cache).glob("*.json")
+    results.unlink()
+    assert halving.evaluate_early(architecture, 0, 1, lambda share: None).correct == early.correct
+
+
 def test_first_epochs_are_those_of_the_whole_schedule(
     halving: ScratchEvaluator, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,8 +282,8 @@ def test_files_of_the_latest_trainings_are_kept(tmp_path: Path) -> None:
     for number in range(MAX_TRAININGS + 3):
         paused = PausedTraining(tmp_path, f"{number:03d}")
         paused.checkpoint.touch()
-        paused.keep(1, Accuracy(0.5, 10, 0, 1.0))
-        os.utime(tmp_path / f"{number:03d}.json", (number, number))
+        os.utime(paused.checkpoint, (number, number))
+        paused.save(1, Accuracy(0.5, 10, 0, 1.0))
     for suffix in ("ckpt", "json"):
         assert sorted(int(file.stem) for file in tmp_path.glob(f"*.{suffix}")) == list(range(3, MAX_TRAININGS + 3))
 
@@ -289,7 +299,7 @@ def test_rungs_are_shares_of_the_epochs(num_epochs: int, factor: int, expected: 
     ("factor", "problem"),
     [
         (1, "accuracy.halving=1 must be a whole number of at least 2"),
-        (3, "accuracy.halving=3 needs trainings of at least 3 epochs, got 2"),
+        (3, "accuracy.halving=3 needs trainings of at least 3 epochs, and these have 2; raise train.max_epochs"),
     ],
 )
 def test_halving_that_makes_no_sense_is_named(data: ImageData, factor: int, problem: str) -> None:

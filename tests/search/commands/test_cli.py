@@ -62,10 +62,16 @@ from tests.support.commands import TINY, Command, call
         (["accuracy.num_threads=-1"], "accuracy.num_threads=-1"),
         (["train.accelerator=abacus"], "train.accelerator=abacus"),
         (["sampler.population=3"], "population"),
-        (["latency.buget_ms=4"], "latency.buget_ms: there is no such key; did you mean latency.budget_ms or"),
-        (["latency.buget_ms=4", "studdy.name=x"], "latency.buget_ms: there is no such key; did you mean latency.budget_ms"),
-        (["dat=glyphs"], "dat: there is no such key; did you mean data?"),
-        (["unlike=1"], "unlike: there is no such key; --help lists all"),
+        (
+            ["latency.buget_ms=4"],
+            "latency.buget_ms: there is no such key with these choices; did you mean latency.budget_ms or",
+        ),
+        (
+            ["latency.buget_ms=4", "studdy.name=x"],
+            "latency.buget_ms: there is no such key with these choices; did you mean latency.budget_ms",
+        ),
+        (["dat=glyphs"], "dat: there is no such key with these choices; did you mean data?"),
+        (["unlike=1"], "unlike: there is no such key with these choices; --help lists all"),
         (["engine.num_parallel=0"], "engine.num_parallel=0"),
         (["engine.num_parallel=2"], "needs accuracy.num_threads"),
         (

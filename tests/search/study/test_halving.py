@@ -35,8 +35,8 @@ def test_first_trainings_go_on() -> None:
     halving = Halving(RUNGS, 3)
     for number in range(4):  # each worse than the one before
         halving.add(1, str(number), 0.5 - 0.1 * number, [1.0 + number])
-        assert halving.goes_on(1, str(number)) == (number < 2)
-    assert halving.goes_on(1, "0")
+        assert halving.should_continue(1, str(number)) == (number < 2)
+    assert halving.should_continue(1, "0")
 
 
 def test_whole_fronts_go_on_and_nothing_below_the_share() -> None:
@@ -44,7 +44,7 @@ def test_whole_fronts_go_on_and_nothing_below_the_share() -> None:
     points = {str(number): (rng.random(), rng.random()) for number in range(60)}
     for key, (accuracy, latency_ms) in points.items():
         halving.add(3, key, accuracy, [latency_ms])
-    going = {key for key in points if halving.goes_on(3, key)}
+    going = {key for key in points if halving.should_continue(3, key)}
     assert 20 <= len(going) <= 40
     for key in points.keys() - going:
         accuracy, latency_ms = points[key]
@@ -56,8 +56,8 @@ def test_network_that_comes_to_a_rung_again_counts_once() -> None:
     for _ in range(5):
         halving.add(1, "good", 0.5, [1.0])
     halving.add(1, "bad", 0.4, [2.0])
-    assert not halving.goes_on(1, "bad")
-    assert halving.goes_on(1, "good")
+    assert not halving.should_continue(1, "bad")
+    assert halving.should_continue(1, "good")
 
 
 def test_search_stops_trainings_early_and_stores_why(storage: str) -> None:
@@ -67,6 +67,8 @@ def test_search_stops_trainings_early_and_stores_why(storage: str) -> None:
     assert len(trials) == 40
     assert 10 < len(stopped) < 40
     assert len(engine.trained) == len(set(engine.trained)) < 40
+    assert {trial.origin for trial in stopped} == {"sampled"}
+    assert all(trial.result.stopped_seconds == 0.1 for trial in stopped)
     assert not {trial.architecture.key for trial in stopped} & {trial.architecture.key for trial in front(trials)}
     study = open_study("test", storage, create=False)
     for trial in stopped:
@@ -76,7 +78,7 @@ def test_search_stops_trainings_early_and_stores_why(storage: str) -> None:
         assert trial.result.feasible
         (*_, last) = trial.result.rungs.items()
         epochs = "1 epoch" if last[0] == 1 else "3 epochs"
-        expected = f"accuracy {last[1]:.4f} after {epochs}, dominated by others there"
+        expected = f"accuracy {last[1]:.4f} after {epochs}, dominated by other networks there"
         assert stored.user_attrs[STATUS] == f"stopped early: {expected}"
         assert (accuracy_text(trial), note_text(trial)) == ("stopped early", expected)
     assert all(tuple(trial.result.rungs) == RUNGS for trial in front(trials) if not trial.result.reused_accuracy)
