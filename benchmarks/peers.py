@@ -260,13 +260,13 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Curve]:
     made_with_packages = {**made_with, "packages": sha256(REQUIREMENTS)}
     tasks = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
     files = {task: folder / f"{task[0]}-{task[1]}-{options.trials}.json" for task in tasks}
-    made = {arm: made_with_packages if arm in packages else made_with for arm in options.arms}
+    provenance = {arm: made_with_packages if arm in packages else made_with for arm in options.arms}
     for (arm, _), file in files.items():
-        if file.exists() and read_search(file)[0] != made[arm]:
+        if file.exists() and read_search(file)[0] != provenance[arm]:
             raise UserError(OTHER_RESULTS.format(file=file))
     missing = [task for task in tasks if not files[task].exists()]
     for (arm, seed), evaluated in search_all(missing, options):
-        body = {"made_with": made[arm], "networks": [asdict(network) for network in evaluated]}
+        body = {"made_with": provenance[arm], "networks": [asdict(network) for network in evaluated]}
         write_text(files[arm, seed], json.dumps(body))
         console.print(f"{arm}, seed {seed}: {evaluated[-1].seconds:.0f} s of simulated time", highlight=False)
     table = read_table(options.table)

@@ -292,8 +292,7 @@ class Coordinator:
             self.convergence.observe(record)
         self._latest_results[record.architecture.key] = record.result
         if self.rules.halving is not None:
-            for num_epochs, accuracy in record.result.rungs.items():
-                self.rules.halving.add(num_epochs, record.architecture.key, accuracy, record.result.latencies_ms)
+            self.rules.halving.observe(record)
         for name, latency in record.result.latencies.items():
             if latency.measured:
                 self.models[name].observe(record.architecture, latency.latency_ms, record.predicted_ms.get(name))

@@ -16,6 +16,7 @@ from typing import Self
 
 from search.accuracy.base import AccuracyEvaluator, StopsEarly
 from search.study.pareto import nondominated_fronts
+from search.study.trial import TrialRecord
 
 
 @dataclass
@@ -48,6 +49,11 @@ class Halving:
             latencies_ms: on the targets that are objectives.
         """
         self._points.setdefault(rung, {})[key] = accuracy, tuple(latencies_ms)
+
+    def observe(self, trial: TrialRecord) -> None:
+        """Add a finished trial."""
+        for rung, accuracy in trial.result.rungs.items():
+            self.add(rung, trial.architecture.key, accuracy, trial.result.latencies_ms)
 
     def should_continue(self, rung: int, key: str) -> bool:
         """Decide whether the training of a network that has come to a rung is worth continuing."""
