@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contenders import OPTIONS_FILE, Contender, Results, arms_of, measure, train
+from benchmarks.contenders import OPTIONS_FILE, Contender, Results, arms_of, each_once, measure, train
 from benchmarks.evidence import absolute, config, search_overrides
 from benchmarks.evidence_table import (
     ARMS,
@@ -91,14 +91,14 @@ def run(options: argparse.Namespace, console: Console) -> None:
     results = Results({"img_size": options.img_size, "max_seconds": options.max_seconds, "evidence": settings}, record)
     cfg = config(settings, overrides)
     data: ImageData = build(cfg.data)
-    if results.contenders() is None:
+    if not results.arms():
         results.save_arms({base.name: [base, *variants(base)] for base in bases(arms)}, [])
-    contenders = results.contenders()
-    assert contenders is not None
+    contenders = each_once(results.arms())
     copy_trained(evidence, contenders, options.seeds)
     larger = [replace(contender, img_size=options.img_size) for contender in contenders]
     measure([(each, DTYPE) for each in [*contenders, *larger]], cfg, data, options.max_seconds, console)
-    train(contenders, cfg, options.seeds, options.processes, results, console)
+    for of_base in results.arms().values():  # one after the other: what is finished can be shown
+        train(of_base, cfg, options.seeds, options.processes, results, console)
     show(console, Path(), options.img_size)
 
 
@@ -172,6 +172,8 @@ def show(console: Console, folder: Path | zipfile.Path, img_size: int) -> None:
     arms, _ = read(folder)
     latencies = read_latencies(folder)
     for base_name, (base, *others) in arms.items():
+        if not others:  # not trained yet
+            continue
         table = Table("network", "latency, ms", f"at {img_size} pixels, ms", "test accuracy", "difference", title=base_name)
         larger = {each.key: latencies[f"{each.key.rpartition('@')[0]}@{img_size}"][DTYPE] for each in [base, *others]}
         for network in [base, *others]:

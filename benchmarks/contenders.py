@@ -98,13 +98,10 @@ class Results:
         of_arms = {arm: [{"key": each.key, **asdict(each)} for each in of_arm] for arm, of_arm in arms.items()}
         write_text(Path(ARMS_FILE), json.dumps({"account": account, "arms": of_arms}, indent=1))
 
-    def contenders(self) -> list[Contender] | None:
-        """Return the networks of all arms, each once; None if they were not kept yet."""
+    def arms(self) -> dict[str, list[Contender]]:
+        """Return the networks of each arm; none if they were not stored yet."""
         file = Path(ARMS_FILE)
-        if not file.exists():
-            return None
-        of_arms = arms_of(json.loads(file.read_text(encoding="utf-8")))
-        return list({contender.key: contender for of_arm in of_arms.values() for contender in of_arm}.values())
+        return arms_of(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
     def pack(self) -> None:
         """Write all results into the record."""
@@ -114,6 +111,11 @@ class Results:
         with replacing(self.record) as new, ZipFile(new, "w", ZIP_DEFLATED) as archive:
             for file in [*files, *sorted(Path(TRAINED).glob("*.npz"))]:
                 archive.write(file)
+
+
+def each_once(arms: Mapping[str, Sequence[Contender]]) -> list[Contender]:
+    """Return the networks of all arms, each once."""
+    return list({contender.key: contender for of_arm in arms.values() for contender in of_arm}.values())
 
 
 def arms_of(stored: Mapping[str, Any]) -> dict[str, list[Contender]]:

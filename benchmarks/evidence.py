@@ -26,7 +26,7 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks.commands import run_command
-from benchmarks.contenders import Contender, Results, measure, train
+from benchmarks.contenders import Contender, Results, each_once, measure, train
 from benchmarks.evidence_table import ARMS, DTYPE, Measured, draw, read, show
 from search import UserError
 from search.commands.cli import build, conf_dir
@@ -115,16 +115,13 @@ class Evidence:
 
     def contenders(self, data: ImageData) -> list[Contender]:
         """Search, and pick the networks of all arms; what was picked is kept. Raises: UserError as of the steps."""
-        contenders = self.results.contenders()
-        if contenders is None:
+        if not self.results.arms():
             peers = self.peers(data)
             for name, settings in SEARCHES.items():
                 self.search(name, settings)
             arms = dict(zip(ARMS, [*self.of_searches(), peers], strict=True))
             self.results.save_arms(arms, self.account())
-            contenders = self.results.contenders()
-            assert contenders is not None
-        return contenders
+        return each_once(self.results.arms())
 
     def search(self, name: str, settings: Sequence[str]) -> None:
         """Search for some minutes with the shared supernet; a search that was cut off starts again."""

@@ -101,12 +101,13 @@ def main() -> None:
 def read(folder: Path | zipfile.Path) -> tuple[dict[str, list[Measured]], list[str]]:
     """Read the networks of each arm, and lines about the searches.
 
-    All networks count with the seeds that every LITv2 was trained with; a model of timm may lack some.
+    All networks count with the seeds that every LITv2 was trained with; a model of timm may lack some. Networks without any
+    training are left out.
     """
     picked, latencies = json.loads((folder / ARMS_FILE).read_text(encoding="utf-8")), read_latencies(folder)
     networks = {network["key"]: network for of_arm in picked["arms"].values() for network in of_arm}
     trained = {key: read_trained(folder, key) for key in networks if key in latencies}
-    num_seeds = min(len(seeds) for key, seeds in trained.items() if not networks[key]["model"])
+    num_seeds = min(len(seeds) for key, seeds in trained.items() if seeds and not networks[key]["model"])
     measured = {
         key: Measured(
             key,
