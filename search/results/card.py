@@ -13,6 +13,7 @@ from search.space import dimensions
 from search.space.dimensions import describe
 
 FILE_HEADER = ("file", "MB", "ms", "95 % CI", "test accuracy", "max. difference from PyTorch's outputs", "use")
+DEFAULTS = {"dtype": "float32", "num_threads": 1, "batch_size": 1}  # of latency, which measurements compare by
 
 
 def card(
@@ -44,7 +45,13 @@ def card(
         bfloat16_file=body["files"].get("openvino_bfloat16"),
         has_openvino=any(name.startswith("openvino") for name in body["files"]),
         source=source,
+        settings=measured_with(body["device"]),
     )
+
+
+def measured_with(device: Mapping[str, Any]) -> str:
+    """The settings of a measurement that are not the default, as overrides."""
+    return "".join(f" latency.{name}={device[name]}" for name, value in DEFAULTS.items() if device.get(name, value) != value)
 
 
 def stage_header() -> list[str]:

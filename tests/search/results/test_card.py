@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from models.architecture import Architecture
-from search.results.card import card
+from search.results.card import card, measured_with
 
 BODY: dict[str, Any] = {
     "weights": "trained by search.train",
@@ -29,3 +29,15 @@ def test_card_names_the_teacher(architecture: Architecture, teacher: str | None)
     assert "test accuracy 0.8125.\n" in text
     assert (f"- Learned from labels and from a teacher: {TEACHER}.\n" in text) == (teacher is not None)
     assert ("teacher" in text) == (teacher is not None)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ({"dtype": "float32", "num_threads": 1, "batch_size": 1}, ""),
+        ({"dtype": "int8", "num_threads": 2, "batch_size": 1}, " latency.dtype=int8 latency.num_threads=2"),
+        ({}, ""),
+    ],
+)
+def test_card_repeats_the_settings_of_its_measurement(device: dict[str, Any], expected: str) -> None:
+    assert measured_with(device) == expected
