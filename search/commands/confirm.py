@@ -21,7 +21,7 @@ from search.commands.cli import build, construct, set_up_logging
 from search.commands.settings import IMAGES_REMEDY, REMEDY, check_study, study_settings
 from search.commands.targets import make_engine, prepare_targets
 from search.results import architecture_file
-from search.results.export import member_facts, member_name, remove_stale, write_shared_weights
+from search.results.export import member_facts, member_name, remove_stale, train_command, write_shared_weights
 from search.results.tables import latency_cells, latency_headers, latency_text
 from search.results.view import make_console, progress_of
 from search.space import Space
@@ -149,7 +149,7 @@ def export(study: optuna.Study, cases: Sequence[Case], checked: Checked | None, 
     remove_stale(folder, trials)
     for member in members:
         path = folder / member_name(member.trial)
-        comment = f"Confirmed: on the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
+        comment = f"Confirmed: on the front of study {study.study_name}.\nTrain it: {train_command(study, path)}"
         facts = member_facts(study, member.trial, member.front_probability, checked)
         facts["confirmed"] = case_facts(member, noise, probabilities[member.trial.number])["confirmed"]
         architecture_file.write(path, comment, member.trial.architecture, facts)

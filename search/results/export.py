@@ -50,7 +50,7 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
     remove_stale(pareto, members)
     for member in members:
         path = pareto / member_name(member)
-        comment = f"A network of the front of study {study.study_name}.\nTrain it: python -m search.train arch={path}"
+        comment = f"A network of the front of study {study.study_name}.\nTrain it: {train_command(study, path)}"
         facts = member_facts(study, member, probability[member.architecture.key], checked, slowdowns)
         architecture_file.write(path, comment, member.architecture, facts)
     write_shared_weights(study, members, pareto)
@@ -58,6 +58,11 @@ def export_front(study: optuna.Study, folder: Path) -> list[TrialRecord]:
     write_text(folder / "pareto.csv", table)
     _save_plot(study, trials, targets, folder / "pareto.png")
     return members
+
+
+def train_command(study: optuna.Study, path: Path) -> str:
+    """The command that trains an exported network on data of the study's name; where files are is not known here."""
+    return f"python -m search.train arch={path} data={study.user_attrs['settings']['data']['name']}"
 
 
 def member_name(member: TrialRecord) -> str:
