@@ -40,6 +40,7 @@ from search import UserError, one_line
 from search.commands.cli import build
 from search.files import write_bytes
 from search.latency.base import Latency
+from search.results.significance import Z_95
 from search.results.view import make_console
 from search.training.data import ImageData
 
@@ -185,6 +186,7 @@ def show(console: Console, folder: Path | zipfile.Path, img_size: int) -> None:
                 "" if network is base else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*gain(network, base)).replace("[", r"\["),
             )
         console.print(table)
+        console.print(f"seeds: {len(base.correct)}", highlight=False)
 
 
 def times(latency: Latency, base: Latency) -> str:
@@ -194,7 +196,15 @@ def times(latency: Latency, base: Latency) -> str:
 
 
 def gain(network: Measured, base: Measured) -> tuple[float, float, float]:
-    """Difference of test accuracies, with the ends of its 95 % interval by a bootstrap over seeds and test images."""
+    """Difference of test accuracies, with the ends of its 95 % interval by a bootstrap over seeds and test images.
+
+    With a single seed the interval is that of the test images alone, which both classify.
+    """
+    if len(network.correct) == 1:
+        differences = network.correct[0].astype(float) - base.correct[0]
+        error = float(differences.std(ddof=1)) / len(differences) ** 0.5
+        value = float(differences.mean())
+        return value, value - Z_95 * error, value + Z_95 * error
     rng, both = np.random.default_rng(0), {"network": network, "base": base}
     draws = [drawn["network"] - drawn["base"] for drawn in (resampled(both, rng) for _ in range(NUM_RESAMPLES))]
     low, high = np.quantile(draws, (0.025, 0.975))

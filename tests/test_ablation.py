@@ -85,6 +85,16 @@ def test_gain_is_the_difference_with_its_interval() -> None:
     assert gain(base, base)[0] == 0
 
 
+def test_gain_of_a_single_seed_has_the_interval_of_its_images() -> None:
+    rng = np.random.default_rng(0)
+    base, better = (
+        Measured("", "", {DTYPE: latency(1.0)}, rng.random((1, 4000)) < accuracy, accuracy) for accuracy in (0.5, 0.6)
+    )
+    value, low, high = gain(better, base)
+    assert low < value < high
+    assert high - low == pytest.approx(2 * 1.96 * (0.49 / 4000) ** 0.5, rel=0.1)
+
+
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A record of a network and its variants, all with two seeds."""
