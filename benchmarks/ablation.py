@@ -37,6 +37,8 @@ from benchmarks.evidence_table import (
 )
 from models.architecture import Architecture
 from search import UserError, one_line
+from search.accuracy.base import Accuracy
+from search.accuracy.paired import paired_difference
 from search.commands.cli import build
 from search.files import write_bytes
 from search.latency.base import Latency
@@ -201,9 +203,7 @@ def gain(network: Measured, base: Measured) -> tuple[float, float, float]:
     With a single seed the interval is that of the test images alone, which both classify.
     """
     if len(network.correct) == 1:
-        differences = network.correct[0].astype(float) - base.correct[0]
-        error = float(differences.std(ddof=1)) / len(differences) ** 0.5
-        value = float(differences.mean())
+        value, error = paired_difference(*(Accuracy.of(each.correct[0], seed=0, seconds=0.0) for each in (network, base)))
         return value, value - Z_95 * error, value + Z_95 * error
     rng, both = np.random.default_rng(0), {"network": network, "base": base}
     draws = [drawn["network"] - drawn["base"] for drawn in (resampled(both, rng) for _ in range(NUM_RESAMPLES))]

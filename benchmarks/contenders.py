@@ -34,7 +34,7 @@ from search.files import replacing, write_text
 from search.latency.base import Latency
 from search.latency.onnxruntime import RUNTIME, onnxruntime_target
 from search.latency.runtime import Form
-from search.latency.target import Network
+from search.latency.target import Network, PairedTarget
 from search.training.data import ImageData
 from search.training.processes import end_with_parent
 from search.training.settings import TrainSettings
@@ -141,6 +141,20 @@ def unpack(record: Path, options: str) -> None:
         ) from error
 
 
+def target_for(data: ImageData, dtype: str, max_seconds: float) -> PairedTarget:
+    """Make the target that networks are measured on: ONNX Runtime on one thread, one image at a time.
+
+    Args:
+        data: Its images give the input and the number of classes.
+        dtype: What networks compute in.
+        max_seconds: Time limit for a network.
+    """
+    return onnxruntime_target(
+        img_size=data.img_size, in_chans=data.in_chans, num_classes=data.num_classes, batch_size=1, num_threads=1,
+        dtype=dtype, prepared=True, tolerance=0.025, max_seconds=max_seconds, calibration_seconds=5.0,
+    )  # fmt: skip
+
+
 def measure(
     forms: Iterable[tuple[Contender, str]], cfg: DictConfig, data: ImageData, max_seconds: float, console: Console
 ) -> dict[str, dict[str, Latency]]:
@@ -159,10 +173,7 @@ def measure(
     file = Path(LATENCIES_FILE)
     if file.exists():
         return read_latencies(Path())
-    target = onnxruntime_target(
-        img_size=data.img_size, in_chans=data.in_chans, num_classes=data.num_classes, batch_size=1, num_threads=1,
-        dtype=DTYPE, prepared=True, tolerance=0.025, max_seconds=max_seconds, calibration_seconds=5.0,
-    )  # fmt: skip
+    target = target_for(data, DTYPE, max_seconds)
     calibration, ready = target.calibrate(build(cfg.space).anchor()), {}
     for contender, dtype in forms:
         shape = (data.in_chans, contender.img_size, contender.img_size)

@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.commands import run_command
+from benchmarks.contenders import target_for
 from benchmarks.evidence import absolute
 from benchmarks.int8 import correct_images, onnx_files
 from models.architecture import Architecture
@@ -31,7 +32,6 @@ from search import UserError
 from search.accuracy.supernet import SupernetEvaluator
 from search.commands.accuracy import evaluator_factory, training_images
 from search.commands.cli import build, conf_dir
-from search.latency.onnxruntime import onnxruntime_target
 from search.latency.target import Network
 from search.results.view import make_console
 from search.study.front import front
@@ -104,10 +104,7 @@ def confirm(
         )
         for architecture in track(architectures, "classifying the test images", console=console)
     }
-    target = onnxruntime_target(
-        img_size=data.img_size, in_chans=data.in_chans, num_classes=data.num_classes, batch_size=1, num_threads=1,
-        dtype="int8", prepared=True, tolerance=0.025, max_seconds=options.max_seconds, calibration_seconds=5.0,
-    )  # fmt: skip
+    target = target_for(data, "int8", options.max_seconds)
     calibration = target.calibrate(build(cfg.space).anchor())
     ready = []
     for architecture in track(architectures, "converting", console=console):

@@ -73,11 +73,13 @@ def test_networks_without_attention_have_no_variants() -> None:
         bases({ARMS[0]: [without], ARMS[1]: [without]})
 
 
+def trained(accuracy: float, num_seeds: int, rng: np.random.Generator) -> Measured:
+    return Measured("", "", {DTYPE: latency(1.0)}, rng.random((num_seeds, 4000)) < accuracy, accuracy)
+
+
 def test_gain_is_the_difference_with_its_interval() -> None:
     rng = np.random.default_rng(0)
-    base, better = (
-        Measured("", "", {DTYPE: latency(1.0)}, rng.random((3, 4000)) < accuracy, accuracy) for accuracy in (0.5, 0.6)
-    )
+    base, better = (trained(accuracy, 3, rng) for accuracy in (0.5, 0.6))
     value, low, high = gain(better, base)
     assert low < value < high
     assert low > 0.05
@@ -87,9 +89,7 @@ def test_gain_is_the_difference_with_its_interval() -> None:
 
 def test_gain_of_a_single_seed_has_the_interval_of_its_images() -> None:
     rng = np.random.default_rng(0)
-    base, better = (
-        Measured("", "", {DTYPE: latency(1.0)}, rng.random((1, 4000)) < accuracy, accuracy) for accuracy in (0.5, 0.6)
-    )
+    base, better = (trained(accuracy, 1, rng) for accuracy in (0.5, 0.6))
     value, low, high = gain(better, base)
     assert low < value < high
     assert high - low == pytest.approx(2 * 1.96 * (0.49 / 4000) ** 0.5, rel=0.1)

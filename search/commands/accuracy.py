@@ -49,8 +49,10 @@ def accuracy_settings(cfg: DictConfig) -> dict[str, Any]:
         if not file.is_file():
             raise UserError(f"init={file}: there is no such file; name a .pth or .safetensors file of weights")
         settings["init"] = f"sha256 {sha256(file)[:16]}"
-    if settings.get("halving", "") is None:  # as in studies of earlier versions
-        del settings["halving"], settings["cache"]
+    if "halving" in settings:
+        del settings["cache"]
+        if settings["halving"] is None:  # as in studies of earlier versions
+            del settings["halving"]
     if "space" in settings:
         settings["space"] = space_settings(settings["space"])
     return settings
@@ -100,8 +102,7 @@ def cached_evaluator(cfg: DictConfig, data: ImageData, file: Path, weights: Init
     """Make the evaluator of a search, whose accuracies are kept in a file."""
     evaluator: AccuracyEvaluator = construct(evaluator_factory(cfg, data, weights))
     settings = accuracy_settings(cfg)
-    if settings.pop("halving", None) is not None:  # whole trainings do not depend on it
-        del settings["cache"]
+    settings.pop("halving", None)  # whole trainings do not depend on it
     return cached(evaluator, {"train": plain(cfg.train), "accuracy": settings}, data, file)
 
 

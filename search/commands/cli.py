@@ -144,20 +144,19 @@ def unknown_key(message: str, config_name: str, overrides: Sequence[str]) -> str
         if key != typed and "." not in key and not key.startswith("-")
     ]
     with contextlib.suppress(HydraException), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        near = difflib.get_close_matches(typed, keys_of(hydra.compose(config_name, groups)), 3, cutoff=0.75)
+        cfg = OmegaConf.to_container(hydra.compose(config_name, groups), resolve=False)
+        near = difflib.get_close_matches(typed, keys_of(cfg), 3, cutoff=0.75)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"{typed}: there is no such key with these choices{meant or ';'} --help lists all"
     return None  # another one is wrong too: Hydra's message stays
 
 
-def keys_of(cfg: DictConfig, prefix: str = "") -> list[str]:
-    """The keys of a configuration and of what is in it, dotted."""
-    keys = []
-    for key in (str(key) for key in cfg if not str(key).startswith("_")):
-        keys.append(f"{prefix}{key}")
-        if isinstance(node := cfg._get_node(key), DictConfig) and not node._is_none() and not node._is_interpolation():
-            keys += keys_of(node, f"{prefix}{key}.")
-    return keys
+def keys_of(node: Any, prefix: str = "") -> list[str]:
+    """The keys of a configuration as plain data and of what is in it, dotted; none of anything else."""
+    if not isinstance(node, dict):
+        return []
+    public = {f"{prefix}{key}": value for key, value in node.items() if not str(key).startswith("_")}
+    return [name for key, value in public.items() for name in (key, *keys_of(value, f"{key}."))]
 
 
 def build(node: Any, **kwargs: Any) -> Any:
